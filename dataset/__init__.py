@@ -1,0 +1,1 @@
+"""Images, labels and the published splits."""

@@ -1,0 +1,1 @@
+"""Geometry, losses, metrics, options and records; nothing here imports from models or dataset."""
