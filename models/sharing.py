@@ -1,0 +1,51 @@
+"""How the branches exchange maps: crops of global maps, and local maps merged into the global frame.
+
+The two are each other's inverse up to resizing and to the released way of counting overlaps.
+"""
+
+import torch
+from torch import Tensor
+
+from models.fpn import resize
+from models.pyramid import Pyramid
+from utils.tiling import PatchGrid
+
+
+def crop_global(x: Tensor, grid: PatchGrid, patches: slice) -> Tensor:
+    """What `patches` of `grid` cover on a global map `x` (1, C, H, W): (n, C, h, w), at the map's own scale."""
+    return torch.cat([box.of(x) for box in grid.feature_boxes(x.shape[-2:])[patches]])
+
+
+class Mosaic:
+    """The local maps of one image's patches, merged into the frame of its global pyramid as they come.
+
+    Each patch's map is resized to the cells that it covers and added; `merged` divides by the patch counts.
+    Made for one image and dropped with it.
+    """
+
+    def __init__(self, grid: PatchGrid, frame: Pyramid) -> None:
+        """`frame`: the image's global pyramid, (1, C, H, W) maps; only its sizes are read."""
+        self.grid = grid
+        self.frame = frame
+        self.sums: Pyramid | None = None
+
+    def add(self, pyramid: Pyramid, patches: slice) -> None:
+        """Add the local `pyramid` of `patches`, maps of (n, C, h, w)."""
+        if self.sums is None:
+            self.sums = pyramid.map(lambda x, like: x.new_zeros(1, x.shape[1], *like.shape[-2:]), self.frame)
+
+        def add(total: Tensor, x: Tensor) -> Tensor:
+            boxes = self.grid.feature_boxes(total.shape[-2:])[patches]
+            for box, patch in zip(boxes, resize(x, boxes[0][2:]), strict=True):
+                box.of(total)[0].add_(patch)
+            return total
+
+        self.sums.map(add, pyramid)
+
+    def merged(self) -> Pyramid:
+        """The merged maps, (1, C, H, W) each.
+
+        As released, sums are divided by the per-pixel patch counts *resized bilinearly* to the map, not by the true
+        count of covered cells; the published weights were trained with that.
+        """
+        return self.sums.map(lambda x: x / self.grid.shrunk_counts(x.shape[-2:]).to(x))
