@@ -4,8 +4,8 @@ It neither parses options nor touches files; what must be saved or shown goes to
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,77 +16,15 @@ from dataset.base import Sample
 from models.fpn import resize
 from models.glnet import GLNet
 from models.pyramid import Pyramid
-from models.sharing import Mosaic, crop_global
+from models.sharing import Mosaic, crop_global, crop_pyramid
 from utils.canvas import Ids, ScoreCanvas, Sink, enlarge
 from utils.loss import focal_loss
 from utils.metrics import ConfusionMatrix
-from utils.resize import shrink_label
+from utils.patches import ImagePatches, Settings
 from utils.stages import Stage
-from utils.tiling import MIN_OVERLAP, PatchGrid, Size
-
-STATISTICS = {
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-"""Mean and standard deviation by `--normalize`. The released code uses none."""
 
 Terms = dict[str, Tensor]
 """The terms of one step's loss by name, each the sum over the step, detached."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are cut, scaled and weighed; sizes in pixels."""
-
-    size_p: int = 508
-    sub_batch_size: int = 6
-    min_overlap: int = MIN_OVERLAP
-    lamb_fmreg: float = 0.15
-    normalize: str = "none"
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def to_input(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 as the network reads it: float32 in [0, 1], normalised, on the device."""
-        x = image.to(self.device).float().div_(255)
-        mean, std = STATISTICS[self.normalize]
-        if self.normalize == "none":
-            return x
-        return (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
-
-
-class ImagePatches:
-    """One image on the device, cut into sub-batches of patches. `image` (3, H, W) uint8, `label` (H, W) uint8."""
-
-    def __init__(self, image: Tensor, label: Tensor | None, settings: Settings) -> None:
-        self.settings = settings
-        self.image = image.to(settings.device, non_blocking=True)
-        self.label = None if label is None else label.to(settings.device, non_blocking=True)
-        self.grid = PatchGrid.cover(tuple(image.shape[-2:]), settings.size_p, settings.min_overlap)
-        self.boxes = self.grid.boxes()
-
-    @property
-    def size(self) -> Size:
-        return self.grid.image
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the grid, each with its patches (n, 3, h, w) as the network reads them."""
-        for patches in self.grid.sub_batches(self.settings.sub_batch_size):
-            cut = torch.stack([box.of(self.image) for box in self.boxes[patches]])
-            yield patches, self.settings.to_input(cut)
-
-    def crops(self, pyramid: Pyramid, patches: slice) -> Pyramid:
-        """What `patches` cover of the image's global `pyramid`."""
-        return pyramid.map(lambda x: crop_global(x, self.grid, patches))
-
-    def targets(self, patches: slice, logits: Tensor) -> Tensor:
-        """Labels (n, h, w) of `patches` at the size of their `logits`: cropped first, then shrunk."""
-        cut = torch.stack([box.of(self.label) for box in self.boxes[patches]])
-        return shrink_label(cut, tuple(logits.shape[-2:]))
-
-    def ids(self) -> Ids:
-        """A sink for this image's class ids, on the device."""
-        return Ids(self.size, self.settings.device)
 
 
 class Tally:
@@ -142,7 +80,7 @@ def step_global2local(model: GLNet, batch: list[Sample], settings: Settings, tal
         found = {name: image.ids() for name in tally.matrices}
         canvases = {name: ScoreCanvas(image.grid, found[name]) for name in ("local", "ensemble")}
         for patches, x in image:
-            logits, pyramid = model.local(x, image.crops(context, patches))
+            logits, pyramid = model.local(x, crop_pyramid(context, image.grid, patches))
             crop = crop_global(context.ps3, image.grid, patches)
             ensemble = model.ensemble(pyramid.ps3, crop)
             target = image.targets(patches, logits)
@@ -203,7 +141,7 @@ def _local_maps(model: GLNet, x: Tensor, image: ImagePatches, local: Ids) -> tup
     canvas = ScoreCanvas(image.grid, local)
     kept = []
     for patches, x_p in image:
-        logits, pyramid = model.local(x_p, image.crops(context, patches))
+        logits, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
         mosaic.add(pyramid, patches)
         canvas.add(logits, patches)
         kept.append(pyramid.ps3.cpu())
@@ -268,7 +206,7 @@ def segment(
     else:
         logits_g, context = model.global_(x)
         for patches, x_p in whole if canvases else ():
-            logits, pyramid = model.local(x_p, whole.crops(context, patches))
+            logits, pyramid = model.local(x_p, crop_pyramid(context, whole.grid, patches))
             if "local" in canvases:
                 canvases["local"].add(logits, patches)
             if "ensemble" in canvases:
@@ -287,7 +225,7 @@ def _segment_refined(model: GLNet, x: Tensor, whole: ImagePatches, canvases: Map
     mosaic = Mosaic(whole.grid, context)
     halves = []
     for patches, x_p in whole:
-        logits, pyramid = model.local(x_p, whole.crops(context, patches))
+        logits, pyramid = model.local(x_p, crop_pyramid(context, whole.grid, patches))
         mosaic.add(pyramid, patches)
         if "local" in canvases:
             canvases["local"].add(logits, patches)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.glnet import GLNet
 from utils.classes import Classes
@@ -159,7 +159,7 @@ def _only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def load(model: GLNet, tensors: Mapping[str, Tensor], path: Path, parts: Iterable[str]) -> None:
+def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Iterable[str]) -> None:
     """Copy the tensors whose names start with one of `parts` (as `local.`) into `model`, strictly.
 
     Raises InputError that names a missing, unexpected or misshaped tensor. A missing `num_batches_tracked` (files

@@ -16,6 +16,11 @@ def crop_global(x: Tensor, grid: PatchGrid, patches: slice) -> Tensor:
     return torch.cat([box.of(x) for box in grid.feature_boxes(x.shape[-2:])[patches]])
 
 
+def crop_pyramid(pyramid: Pyramid, grid: PatchGrid, patches: slice) -> Pyramid:
+    """What `patches` cover of an image's global pyramid, ps3 left out."""
+    return pyramid.map(lambda x: crop_global(x, grid, patches))
+
+
 class Mosaic:
     """The local maps of one image's patches, merged into the frame of its global pyramid as they come.
 

@@ -1,0 +1,128 @@
+"""DeepGlobe land cover (Demir et al. 2018): 2448 x 2448 satellite images, seven classes, in either of its layouts."""
+
+import csv
+import logging
+from pathlib import Path
+
+from dataset.base import Item, SegmentationDataset
+from utils.classes import Classes
+from utils.errors import InputError
+
+DEEP_GLOBE = Classes(
+    names=("unknown", "urban", "agriculture", "rangeland", "forest", "water", "barren"),
+    palette=((0, 0, 0), (0, 255, 255), (255, 255, 0), (255, 0, 255), (0, 255, 0), (0, 0, 255), (255, 255, 255)),
+    left_out=(0,),
+)
+
+UNLABELLED = "offical_crossvali"
+"""The unlabelled split, spelt as in the prepared layout."""
+
+SPLITS = ("train", "crossvali", "test", UNLABELLED)
+
+_LISTS = Path(__file__).parent / "splits" / "deep_globe.csv"
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+_LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_LAYOUTS = (
+    "prepared (train/Sat/ID_sat.jpg, train/Label/ID_mask.png, crossvali/Sat, crossvali/Label) "
+    "or distributed (all ID_sat.jpg and ID_mask.png in the folder itself, in land-train or in train)"
+)
+_SOURCE = (
+    "DeepGlobe is handed out at http://deepglobe.org; `python -m dataset.synthetic --help` tells how to make a stand-in"
+)
+
+_log = logging.getLogger(__name__)
+
+
+def published_splits() -> dict[str, str]:
+    """The split (train, crossvali or test) of every published id, in the order of the lists."""
+    with _LISTS.open(newline="") as file:
+        return {row["id"]: row["split"] for row in csv.DictReader(file)}
+
+
+class DeepGlobe(SegmentationDataset):
+    """One split of DeepGlobe, ids in numeric order.
+
+    Raises InputError when `root` has neither layout, the split is empty, or a labelled split lacks labels.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        size_g: int,
+        classes: Classes = DEEP_GLOBE,
+        augment: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if split not in SPLITS:
+            raise InputError(f"split={split} is none of {', '.join(SPLITS)}")
+        super().__init__(_find_items(Path(root), split), classes, size_g, augment, seed)
+
+
+def _find_items(root: Path, split: str) -> list[Item]:
+    """Images and labels of `split`, in whichever layout `root` has."""
+    if any((root / name / "Sat").is_dir() for name in SPLITS):
+        folder, label_folder = root / split / "Sat", root / split / "Label"
+        images = _files(folder, "_sat", _IMAGE_SUFFIXES)
+    else:
+        folder = label_folder = _distributed_folder(root)
+        images = _listed(folder, _files(folder, "_sat", _IMAGE_SUFFIXES), split)
+    if not images:
+        raise InputError(f"split {split} is empty: no ID_sat.jpg of it in {folder}; {_SOURCE}")
+    ids = sorted(images, key=_numeric)
+    if split == UNLABELLED:
+        return [Item(id_, images[id_], None) for id_ in ids]
+    labels = _files(label_folder, "_mask", _LABEL_SUFFIXES)
+    bare = [images[id_].name for id_ in ids if id_ not in labels]
+    if bare:
+        names = ", ".join(bare[:3]) + (", ..." if len(bare) > 3 else "")
+        raise InputError(
+            f"{len(bare)} of {len(ids)} images of split {split} have no ID_mask.png in {label_folder} ({names}); "
+            "add the labels or take the images away"
+        )
+    return [Item(id_, images[id_], labels[id_]) for id_ in ids]
+
+
+def _distributed_folder(root: Path) -> Path:
+    """The folder that holds all images; InputError where there is none."""
+    for folder in (root, root / "land-train", root / "train"):
+        if _files(folder, "_sat", _IMAGE_SUFFIXES):
+            return folder
+    state = "has no DeepGlobe images" if root.is_dir() else "is no folder"
+    raise InputError(f"{root} {state}; expected is either layout: {_LAYOUTS}. {_SOURCE}")
+
+
+def _listed(folder: Path, images: dict[str, Path], split: str) -> dict[str, Path]:
+    """Those of `images` that the published lists put into `split`; how many are unlisted or missing is told once."""
+    lists = published_splits()
+    wanted = [id_ for id_, name in lists.items() if name == split]
+    found = {id_: images[id_] for id_ in wanted if id_ in images}
+    unlisted, missing = len(images.keys() - lists.keys()), len(wanted) - len(found)
+    if found and (unlisted or missing):
+        _log.warning(
+            "%s: %d of the %d images listed for %s are not there, and %d images there are in no list; going on without",
+            folder,
+            missing,
+            len(wanted),
+            split,
+            unlisted,
+        )
+    return found
+
+
+def _files(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """The files ID + `ending` + one of `suffixes` in `folder`, by ID; hidden files are passed over."""
+    found: dict[str, Path] = {}
+    for path in folder.glob(f"*{ending}.*"):
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
+            continue
+        id_ = path.stem.removesuffix(ending)
+        if id_ in found:
+            raise InputError(f"{path} and {found[id_].name} are both {id_}'s; keep one of them")
+        found[id_] = path
+    return found
+
+
+def _numeric(id_: str) -> tuple[bool, int, str]:
+    """Sorts numbers by value, then all other ids by name."""
+    return not id_.isdecimal(), int(id_) if id_.isdecimal() else 0, id_

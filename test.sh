@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The linter and all tests. Further arguments go to pytest.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/venv.sh"
+cd "$root"
+
+use_venv requirements-dev.txt
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m pytest "$@"

@@ -1,0 +1,295 @@
+"""Images and labels are read right or refused by name; samples are drawn, turned and shrunk as they should be."""
+
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+from dataset import base
+from dataset.base import EpochSampler, Item, Sample, SampleLoader, SegmentationDataset, read_image, read_label
+from dataset.deep_globe import DEEP_GLOBE
+from utils.errors import InputError
+from utils.resize import shrink_label
+
+PALETTE = np.array(DEEP_GLOBE.palette, np.uint8)
+RNG = np.random.default_rng(0)
+
+
+def write_pair(folder: Path, id_: str, size: tuple[int, int] = (24, 24)) -> None:
+    """A random label in class colours, and an image that looks the same (losslessly, though named .jpg)."""
+    colors = Image.fromarray(PALETTE[np.random.default_rng(int(id_)).integers(0, 7, size)])
+    colors.save(folder / f"{id_}_sat.jpg", "PNG")
+    colors.save(folder / f"{id_}_mask.png")
+
+
+def with_palette(ids: np.ndarray, colors: np.ndarray) -> Image.Image:
+    image = Image.fromarray(ids)
+    image.putpalette(colors.astype(np.uint8).tobytes())
+    assert image.mode == "P"
+    return image
+
+
+def label_forms(ids: np.ndarray) -> dict[str, Image.Image]:
+    """The same `ids`, none 255, in every way in which a file may hold them."""
+    order = np.array([3, 6, 0, 5, 1, 4, 2])
+    rgb = PALETTE[ids]
+    return {
+        "rgb": Image.fromarray(rgb),
+        "rgba": Image.fromarray(rgb).convert("RGBA"),
+        "grey ids": Image.fromarray(ids),
+        "grey ids of 16 bits": Image.fromarray(ids.astype(np.uint16)),
+        "ids in three channels": Image.fromarray(np.repeat(ids[..., None], 3, axis=2)),
+        "palette of other colours": with_palette(ids, RNG.integers(1, 200, (7, 3))),
+        "palette in the classes' order": with_palette(ids, PALETTE),
+        "palette in another order": with_palette(np.argsort(order).astype(np.uint8)[ids], PALETTE[order]),
+    }
+
+
+@pytest.mark.parametrize("form", label_forms(np.zeros((1, 1), np.uint8)))
+def test_every_form_of_a_label_gives_the_same_ids(tmp_path: Path, form: str) -> None:
+    ids = RNG.integers(0, 7, (9, 13), np.uint8)
+    path = tmp_path / "7_mask.png"
+    label_forms(ids)[form].save(path)
+    read = read_label(path, DEEP_GLOBE, (9, 13))
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, ids)
+
+
+@pytest.mark.parametrize("form", ["grey", "three channels", "palette of other colours", "palette of class colours"])
+def test_id_255_is_kept_in_every_form_of_ids(tmp_path: Path, form: str) -> None:
+    ids = RNG.choice(np.array([0, 1, 6, 255], np.uint8), (9, 13))
+    image = {
+        "grey": Image.fromarray(ids),
+        "three channels": Image.fromarray(np.repeat(ids[..., None], 3, axis=2)),
+        "palette of other colours": with_palette(ids, RNG.integers(1, 200, (256, 3))),
+        "palette of class colours": with_palette(ids, np.pad(PALETTE, ((0, 249), (0, 0)))),
+    }[form]
+    image.save(tmp_path / "7_mask.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13)), ids)
+
+
+def test_black_and_white_colours_are_classes_not_ids(tmp_path: Path) -> None:
+    ids = RNG.choice(np.array([0, 6], np.uint8), (9, 13))
+    Image.fromarray(PALETTE[ids]).save(tmp_path / "7_mask.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13)), ids)
+
+
+def test_one_bit_labels_hold_ids_0_and_1(tmp_path: Path) -> None:
+    ids = RNG.integers(0, 2, (9, 13), np.uint8)
+    Image.fromarray(ids.astype(bool)).save(tmp_path / "7_mask.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13)), ids)
+
+
+def test_a_foreign_colour_is_refused_with_its_place_and_count(tmp_path: Path) -> None:
+    pixels = PALETTE[RNG.integers(0, 7, (9, 13))]
+    pixels[4, 5:8] = (9, 8, 7)
+    Image.fromarray(pixels).save(tmp_path / "7_mask.png")
+    expected = r"7_mask\.png: colour \(9, 8, 7\) at row 4, column 5 .* \(3 such pixels\)"
+    with pytest.raises(InputError, match=expected):
+        read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_foreign_id_is_refused_with_its_place_and_count(tmp_path: Path, kind: type) -> None:
+    ids = RNG.integers(0, 7, (9, 13)).astype(kind)
+    ids[4, 5:7] = 7
+    Image.fromarray(ids).save(tmp_path / "7_mask.png")
+    with pytest.raises(InputError, match=r"7_mask\.png: id 7 at row 4, column 5 \(2 such pixels\).*0\.\.6, or 255"):
+        read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13))
+
+
+def test_an_index_outside_the_palette_is_refused_not_taken_for_black(tmp_path: Path) -> None:
+    # Pillow fits the bits per pixel to the palette, so 255 is written as 15
+    with_palette(RNG.choice(np.array([0, 1, 255], np.uint8), (9, 13)), PALETTE).save(tmp_path / "7_mask.png")
+    with pytest.raises(InputError, match=r"7_mask\.png: index 15 is neither a class nor in the palette of 7 colours"):
+        read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13))
+
+
+def test_a_label_of_another_size_than_its_image_is_refused(tmp_path: Path) -> None:
+    write_pair(tmp_path, "119", (24, 20))
+    with pytest.raises(InputError, match=r"119_mask\.png is 24 x 20 pixels, but its image is 20 x 24"):
+        read_label(tmp_path / "119_mask.png", DEEP_GLOBE, (20, 24))
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("name", ["7_sat.jpg", "7_sat.png"])
+def test_truncated_files_are_refused_by_name_whatever_pillow_is_set_to(
+    tmp_path: Path, name: str, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    path = tmp_path / name
+    Image.fromarray(RNG.integers(0, 256, (80, 80, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(InputError, match=f"{name} cannot be read: .*copy it again"):
+        read_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES, "the setting is put back"
+
+
+def test_a_png_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    write_pair(tmp_path, "119")
+    data = bytearray((tmp_path / "119_mask.png").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "119_mask.png").write_bytes(data)
+    with pytest.raises(InputError, match=r"119_mask\.png cannot be read"):
+        read_label(tmp_path / "119_mask.png", DEEP_GLOBE, (24, 24))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image at all"])
+def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "7_sat.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"7_sat\.jpg cannot be read: (No such file|not an image)"):
+        read_image(tmp_path / "7_sat.jpg")
+
+
+def test_the_pixel_limit_is_ours_not_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path, "119")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_image(tmp_path / "119_sat.jpg").size == (24, 24)
+    monkeypatch.setattr(base, "MAX_PIXELS", 575)
+    with pytest.raises(InputError, match=r"119_sat\.jpg has 576 pixels, more than the 575 allowed"):
+        read_image(tmp_path / "119_sat.jpg")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
+def test_images_of_every_8_bit_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+    grey = Image.fromarray(RNG.choice(np.array([0, 255], np.uint8), (9, 13)))
+    grey.convert(mode).save(tmp_path / "7_sat.png")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "7_sat.png")), np.asarray(grey.convert("RGB")))
+
+
+def test_images_of_16_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((9, 13), np.uint16)).save(tmp_path / "7_sat.png")
+    with pytest.raises(InputError, match=r"7_sat\.png has grey values of more than 8 bits"):
+        read_image(tmp_path / "7_sat.png")
+
+
+def painted(tmp_path: Path, size: tuple[int, int], augment: bool = True, seed: int = 0) -> SegmentationDataset:
+    """A data set of one image that shows its label's colours."""
+    write_pair(tmp_path, "119", size)
+    item = Item("119", tmp_path / "119_sat.jpg", tmp_path / "119_mask.png")
+    return SegmentationDataset([item], DEEP_GLOBE, 8, augment, seed)
+
+
+def drawn(dataset: SegmentationDataset, epochs: int) -> list[bytes]:
+    return [dataset[epoch, 0].image.numpy().tobytes() for epoch in range(epochs)]
+
+
+def test_a_sample_holds_image_and_label_at_both_sizes_as_pillow_shrinks_them(tmp_path: Path) -> None:
+    dataset = painted(tmp_path, (30, 50), augment=False)
+    sample = dataset[0]
+    image, label = Image.open(tmp_path / "119_sat.jpg"), Image.fromarray(sample.label.numpy())
+    assert sample.image.dtype == sample.label.dtype == torch.uint8
+    np.testing.assert_array_equal(sample.image.permute(1, 2, 0), np.asarray(image))
+    np.testing.assert_array_equal(
+        sample.global_image.permute(1, 2, 0), np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR))
+    )
+    np.testing.assert_array_equal(sample.global_label, np.asarray(label.resize((2, 2), Image.Resampling.NEAREST)))
+
+
+def test_a_turned_sample_is_turned_whole_with_its_label_and_its_shrunk_image(tmp_path: Path) -> None:
+    dataset = painted(tmp_path, (30, 50))
+    for epoch in range(20):
+        sample = dataset[epoch, 0]
+        pixels = sample.image.permute(1, 2, 0).numpy()
+        assert sorted(sample.label.shape) == [30, 50]
+        np.testing.assert_array_equal(pixels, PALETTE[sample.label.numpy()])
+        shrunk = np.asarray(Image.fromarray(pixels).resize((8, 8), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(sample.global_image.permute(1, 2, 0), shrunk)
+        torch.testing.assert_close(sample.global_label, shrink_label(sample.label, (2, 2)))
+
+
+def test_all_eight_turns_and_no_others_occur_as_often_as_they_should(tmp_path: Path) -> None:
+    dataset = painted(tmp_path, (6, 9))
+    original = np.asarray(Image.open(tmp_path / "119_sat.jpg"))
+    turns = {}
+    for mirrored in (False, True):
+        source = np.fliplr(original) if mirrored else original
+        turns |= {np.rot90(source, k).transpose(2, 0, 1).tobytes(): (mirrored, k) for k in range(4)}
+    counts = Counter(turns[image] for image in drawn(dataset, 600))
+    assert len(counts) == 8
+    for (_, quarters), count in counts.items():
+        assert count == pytest.approx(600 / (4 if quarters == 0 else 12), rel=0.4)
+
+
+def test_augmentation_depends_on_seed_epoch_and_id_only(tmp_path: Path) -> None:
+    first = painted(tmp_path, (6, 9), seed=1)
+    assert drawn(first, 30) == drawn(painted(tmp_path, (6, 9), seed=1), 30)
+    assert drawn(first, 30) != drawn(painted(tmp_path, (6, 9), seed=2), 30)
+    assert len(set(drawn(first, 30))) > 1
+    item = first.items[0]
+    moved = SegmentationDataset([item._replace(id="other"), item], DEEP_GLOBE, 8, augment=True, seed=1)
+    assert [moved[epoch, 1].image.numpy().tobytes() for epoch in range(30)] == drawn(first, 30)
+    assert drawn(moved, 30) != drawn(first, 30)
+
+
+def test_an_image_without_label_gives_none(tmp_path: Path) -> None:
+    dataset = painted(tmp_path, (6, 9))
+    sample = SegmentationDataset([dataset.items[0]._replace(label=None)], DEEP_GLOBE, 8, augment=True)[3, 0]
+    assert sample.label is None and sample.global_label is None
+
+
+@pytest.mark.parametrize(
+    "source", [1, 2, 5, 7, 29, 31, 124, 127, 253, 500, 508, 512, 719, 1000, 1023, 2448, 2449, 5000]
+)
+def test_shrunk_labels_equal_pillows(source: int) -> None:
+    line = np.arange(source)
+    for target in (1, 2, 3, 8, 21, 31, 63, 126, 127, 128, 134, 250, 375, 508):
+        for label in (line >> 8, line & 255):  # two bytes tell every index
+            label = label.astype(np.uint8)[None]
+            expected = np.asarray(Image.fromarray(label).resize((target, 1), Image.Resampling.NEAREST))
+            np.testing.assert_array_equal(shrink_label(torch.from_numpy(label), (1, target)), expected)
+            np.testing.assert_array_equal(shrink_label(torch.from_numpy(label.T), (target, 1)), expected.T)
+
+
+def test_the_sampler_visits_every_index_once_in_an_order_of_seed_and_epoch() -> None:
+    sampler = EpochSampler(50, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        assert {key[0] for key in keys} == {epoch}
+        assert sorted(key[1] for key in keys) == list(range(50))
+        orders.append(keys)
+    assert orders[0] == orders[2]
+    assert [key[1] for key in orders[0]] != [key[1] for key in orders[1]]
+    assert list(EpochSampler(50, seed=4)) != orders[0]
+
+
+def small_set(folder: Path) -> SegmentationDataset:
+    """Four images of several sizes."""
+    for k in range(4):
+        write_pair(folder, str(k), (20 + k, 30 - 2 * k))
+    items = [Item(str(k), folder / f"{k}_sat.jpg", folder / f"{k}_mask.png") for k in range(4)]
+    return SegmentationDataset(items, DEEP_GLOBE, 8, augment=True, seed=5)
+
+
+def assert_same(a: Sample, b: Sample) -> None:
+    assert a.id == b.id
+    for x, y in zip(a[1:], b[1:], strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_two_workers_load_what_one_process_loads_in_lists_of_any_sizes(tmp_path: Path) -> None:
+    dataset = small_set(tmp_path)
+    sampler = EpochSampler(len(dataset), seed=5)
+    sampler.set_epoch(7)
+    batches = list(SampleLoader(dataset, batch_size=3, sampler=sampler, num_workers=2))
+    assert [len(batch) for batch in batches] == [3, 1]
+    for key, sample in zip(sampler, chain(*batches), strict=True):
+        assert_same(sample, dataset[key])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path: Path, workers: int) -> None:
+    dataset = small_set(tmp_path)
+    (tmp_path / "2_sat.jpg").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        list(SampleLoader(dataset, num_workers=workers))
+    assert str(caught.value).startswith(str(tmp_path / "2_sat.jpg"))
+    assert "\n" not in str(caught.value)

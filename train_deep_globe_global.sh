@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Stage 1: the global branch, on whole images shrunk to 508 x 508. Further arguments are passed on and win.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
+
+glnet --mode 1 --task_name "$stage1" --n_class 7 --size_g 508 --size_p 508 "$@"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Stage 2: the local branch, fed by stage 1's global branch. Further arguments are passed on and win.
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
+
+glnet --mode 2 --task_name "$stage2" --path_g "$stage1.pth" --lamb_fmreg 0.15 "$@"

@@ -1,0 +1,122 @@
+"""The result of an evaluation: as a record for JSON and as a table for people."""
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.classes import Classes
+from utils.files import replacing
+from utils.metrics import ConfusionMatrix
+
+PREDICTIONS = ("global", "local", "ensemble")
+"""The predictions that may exist, in the order of every table; mode 1 has the first only."""
+
+MB = 2**20
+"""Bytes."""
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory in use so far, in MB of 2**20 bytes.
+
+    On CUDA: of `device`, what tensors occupied at once since the start of the process or the last
+    `torch.cuda.reset_peak_memory_stats`; the CUDA context and unused cached blocks are not in it.
+    On any other device: the largest resident size that the whole process ever had, interpreter and libraries included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MB
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident / MB if sys.platform == "darwin" else resident / 1024
+
+
+def _number(value: float) -> float | None:
+    """`value`, or None where it is NaN, which JSON does not know."""
+    return None if math.isnan(value) else float(value)
+
+
+def evaluation_record(
+    mode: int,
+    classes: Classes,
+    matrices: Mapping[str, ConfusionMatrix],
+    images: int,
+    seconds_per_image: float,
+    peak_memory_mb: float,
+) -> dict[str, Any]:
+    """What an evaluation found, in types that JSON knows.
+
+    `matrices` maps "global", "local" and "ensemble", as far as they exist, to confusion matrices that counted the same
+    pixels. Each gives `iou`, one number in 0..1 per class and None for a class that is neither true nor predicted;
+    `mIoU`, their mean without `classes.left_out`, where None counts 0; and `mIoU_all`, the mean with every class.
+    `share` is each class's part of the labelled pixels.
+    """
+    truth = next(iter(matrices.values())).counts.sum(1).tolist()
+    record: dict[str, Any] = {
+        "mode": mode,
+        "classes": list(classes.names),
+        "left_out": [classes.names[k] for k in classes.left_out],
+        "share": [count / max(1, sum(truth)) for count in truth],
+        "images": images,
+        "seconds_per_image": seconds_per_image,
+        "peak_memory_mb": peak_memory_mb,
+    }
+    for name in PREDICTIONS:
+        if name in matrices:
+            record[name] = {
+                "iou": [_number(value) for value in matrices[name].iou()],
+                "mIoU": _number(matrices[name].mean_iou(classes.left_out)),
+                "mIoU_all": _number(matrices[name].mean_iou(())),
+            }
+    return record
+
+
+def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Write `record` as indented JSON. Raises InputError, naming `path`, when the file cannot be written."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _per_cent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The table's cells: the first is a row's name, the second a share, then one per prediction."""
+    found = [record[name] for name in PREDICTIONS if name in record]
+    yield ("class", "share", *(name for name in PREDICTIONS if name in record))
+    for k, name in enumerate(record["classes"]):
+        yield (name, _per_cent(record["share"][k]), *(_per_cent(scores["iou"][k]) for scores in found))
+    left_out = ", ".join(record["left_out"])
+    yield (f"mIoU (without {left_out})" if left_out else "mIoU", "", *(_per_cent(s["mIoU"]) for s in found))
+    if left_out:
+        yield (f"mIoU with {left_out}", "", *(_per_cent(s["mIoU_all"]) for s in found))
+
+
+def evaluation_table(record: Mapping[str, Any]) -> str:
+    """`record`, made by `evaluation_record`, as lines of text with columns of fixed width; no newline at the end."""
+    rows = list(_rows(record))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    rule = "-" * len(lines[0])
+    n = len(record["classes"])
+    return "\n".join(
+        [
+            f"Mode {record['mode']}, {record['images']} images. Share of labelled pixels and IoU in per cent; "
+            "-: neither labelled nor predicted, counts 0.",
+            lines[0],
+            rule,
+            *lines[1 : n + 1],
+            rule,
+            *lines[n + 1 :],
+            rule,
+            f"seconds per image  {record['seconds_per_image']:.3f}",
+            f"peak memory        {record['peak_memory_mb']:.0f} MB",
+        ]
+    )
