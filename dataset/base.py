@@ -1,34 +1,25 @@
-"""An image, its label and its id, read safely, and the data set that all others build on.
+"""An image, its label and its id, and the data set that all others build on.
 
 Sizes are (height, width) everywhere; Pillow's (width, height) is turned here, at the door.
 """
 
-import struct
+import signal
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.classes import IGNORED, Classes
+from dataset.reading import MAX_PIXELS, read_image, read_label
+from utils.classes import Classes
 from utils.errors import InputError
 from utils.resize import shrink_label
-from utils.tiling import Size
-
-MAX_PIXELS = 1_000_000_000
-"""Larger images are refused: decoded, each thousand million pixels take 4 GB."""
-
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-"""What Pillow's decoders raise on files that are missing, truncated or damaged."""
-
-_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B")
 
 _TURNS = (
     (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270),
@@ -63,136 +54,6 @@ class Sample(NamedTuple):
     global_label: Tensor | None  # (size_g // 4, size_g // 4)
 
 
-@contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Truncated files fail, whatever other code has set, and `MAX_PIXELS` replaces Pillow's limit of 0.18e9 pixels."""
-    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def _decode(path: Path) -> Image.Image:
-    """The fully decoded image, in the mode it is stored in; InputError where that cannot be done."""
-    try:
-        with _strict_pillow():
-            with Image.open(path) as image:
-                # compares checksums where the format has them (PNG), which decoding does not; spends the object
-                image.verify()
-            with Image.open(path) as image:
-                pixels = image.width * image.height
-                if pixels <= MAX_PIXELS:
-                    image.load()
-    except _DECODING_ERRORS as error:
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not an image, or of an unknown format" if unknown else getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read: {reason}; copy it again from its source or leave it out") from error
-    if pixels > MAX_PIXELS:
-        raise InputError(f"{path} has {pixels} pixels, more than the {MAX_PIXELS} allowed; cut it into smaller images")
-    return image
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """The image as 8-bit RGB; grey is repeated, transparency dropped.
-
-    Raises InputError, naming the file: missing, truncated, damaged, too large, or more than 8 bits of grey.
-    """
-    image = _decode(Path(path))
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"{path} has grey values of more than 8 bits (mode {image.mode}); save it with 8 bits")
-    # convert() copies even where there is nothing to convert
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def read_label(path: str | Path, classes: Classes, size: Size) -> np.ndarray:
-    """(H, W) uint8 class ids of a label of `size`, 255 where left out.
-
-    A file holds either colours of `classes.palette` or ids; which, is decided for each file:
-    - grey of any depth: ids;
-    - colours (RGB, RGBA, ...): class colours, or, where some are not and the channels are all equal, ids;
-    - palette: class colours where all that occur are; else, and wherever index 255 occurs, its indices are the ids.
-
-    Raises InputError, naming the file: unreadable, of another size, a colour or an id that no class has.
-    """
-    path = Path(path)
-    image = _decode(path)
-    if (image.height, image.width) != tuple(size):
-        raise InputError(
-            f"{path} is {image.height} x {image.width} pixels, but its image is {size[0]} x {size[1]}; "
-            "a label must have its image's size"
-        )
-    if image.mode in _GREY_MODES:
-        ids = np.asarray(image.getchannel(0) if image.mode == "LA" else image)
-        return _checked_ids(path, ids, len(classes))
-    if image.mode == "P":
-        return _ids_of_palette(path, image, classes)
-    return _ids_of_colors(path, np.asarray(image.convert("RGB")), classes)
-
-
-def _unknown_ids(ids: np.ndarray, n_class: int) -> np.ndarray:
-    """Where `ids` are neither classes nor left out."""
-    return (ids < 0) | (ids >= n_class) & (ids != IGNORED)
-
-
-def _checked_ids(path: Path, ids: np.ndarray, n_class: int) -> np.ndarray:
-    """`ids` as uint8; InputError where one is unknown."""
-    unknown = _unknown_ids(ids, n_class)
-    if unknown.any():
-        row, column = np.unravel_index(unknown.argmax(), unknown.shape)
-        raise InputError(
-            f"{path}: id {ids[row, column]} at row {row}, column {column} ({unknown.sum()} such pixels) is no class; "
-            f"ids must be 0..{n_class - 1}, or {IGNORED} to leave a pixel out"
-        )
-    return ids.astype(np.uint8)
-
-
-def _ids_of_palette(path: Path, image: Image.Image, classes: Classes) -> np.ndarray:
-    """(H, W) uint8 ids of a palette image: its indices, or what its colours tell.
-
-    Tools that compress files turn RGB into a palette in an order of their own, so class colours win. But no
-    class has a colour for index 255, so whoever wrote that wrote ids.
-    """
-    used = np.flatnonzero(image.histogram())
-    colors = np.reshape(image.getpalette("RGB"), (-1, 3)).tolist()
-    colored = all(k < len(colors) and tuple(colors[k]) in classes.palette for k in used)
-    if not _unknown_ids(used, len(classes)).any() and (IGNORED in used or not colored):
-        return np.asarray(image)
-    if used[-1] >= len(colors):
-        # Pillow would show it as black; it comes from writing id 255 with a palette too short for it
-        raise InputError(
-            f"{path}: index {used[-1]} is neither a class nor in the palette of {len(colors)} colours; "
-            "save the ids as a grey image"
-        )
-    return _ids_of_colors(path, np.asarray(image.convert("RGB")), classes)
-
-
-def _ids_of_colors(path: Path, pixels: np.ndarray, classes: Classes) -> np.ndarray:
-    """(H, W) uint8 ids of `pixels` (H, W, 3) uint8: class colours, or ids in three equal channels."""
-    # one table of all 2**24 colours is read in the time of a few comparisons, however many classes there are
-    table = np.full(1 << 24, IGNORED, np.uint8)
-    for k, (red, green, blue) in enumerate(classes.palette):
-        table[red << 16 | green << 8 | blue] = k
-    codes = pixels[..., 0].astype(np.uint32)
-    for channel in (1, 2):
-        codes <<= 8
-        codes |= pixels[..., channel]
-    ids = table[codes]
-    unknown = ids == IGNORED
-    if not unknown.any():
-        return ids
-    first = pixels[..., 0]
-    if (pixels == first[..., None]).all() and not _unknown_ids(first, len(classes)).any():
-        return first.copy()
-    row, column = np.unravel_index(unknown.argmax(), unknown.shape)
-    color = tuple(pixels[row, column].tolist())
-    raise InputError(
-        f"{path}: colour {color} at row {row}, column {column} is no class's ({unknown.sum()} such pixels); "
-        f"use {', '.join(map(str, classes.palette))}, or class ids in a grey image"
-    )
-
-
 def image_tensor(image: Image.Image) -> Tensor:
     """(3, H, W) uint8 of an RGB image."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
@@ -214,7 +75,8 @@ class SegmentationDataset(Dataset[Sample]):
     """Images, with or without labels, each of its own size.
 
     `classes` tells colours and ids of the labels; `size_g`, divisible by 4, is the side of what the global branch
-    sees. With `augment` samples are mirrored and rotated, whole, so a rectangle's sides may change places.
+    sees. With `augment` samples are mirrored and rotated, whole, so a rectangle's sides may change places. Images of
+    more than `max_pixels`, an attribute, are refused.
     """
 
     def __init__(
@@ -225,20 +87,35 @@ class SegmentationDataset(Dataset[Sample]):
         self.size_g = size_g
         self.augment = augment
         self.seed = seed
+        self.max_pixels = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def fingerprint(self) -> str:
+        """A line that is another where the images, by their ids and in their order, are others."""
+        return f"{len(self)} images, checksum {zlib.crc32(chr(10).join(item.id for item in self.items).encode()):08x}"
+
+    def read(self, index: int) -> tuple[Image.Image, np.ndarray | None]:
+        """The RGB image of `index` and its label, (H, W) uint8 ids, None where there is none, as they are on disk.
+
+        Raises InputError, naming the file, as `read_image` and `read_label` do.
+        """
+        item = self.items[index]
+        image = read_image(item.image, self.max_pixels)
+        if item.label is None:
+            return image, None
+        return image, read_label(item.label, self.classes, (image.height, image.width), self.max_pixels)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """The sample of `key`: an index, or (epoch, index); without an epoch it is 0.
 
         The augmentation is drawn from seed, epoch and id only: workers need no state, and a resumed run draws the same.
-        Raises InputError, naming the file, as `read_image` and `read_label` do.
+        Raises InputError as `read` does.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item = self.items[index]
-        image = read_image(item.image)
-        ids = None if item.label is None else read_label(item.label, self.classes, (image.height, image.width))
+        image, ids = self.read(index)
         if self.augment:
             turn = draw_turn(np.random.default_rng([self.seed, epoch, zlib.crc32(item.id.encode())]))
             if turn is not None:
@@ -281,22 +158,81 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return self.length
 
 
+class BatchPart(Sampler[list[tuple[int, int]]]):
+    """This process's part of each batch of an epoch: every `world`-th key from the `rank`-th on.
+
+    `batch_size` is that of all processes together. All get as many batches; in a short last one, parts may be empty.
+    No key is left out or comes twice. Iteration starts at batch `start`, for a run that goes on inside an epoch.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world = world
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The epoch, and the batch in it, both counted from 0, that the next iteration starts with."""
+        self.sampler.set_epoch(epoch)
+        self.start = start
+
+    def batch(self, number: int) -> list[int]:
+        """The indices of a whole batch of the epoch, all processes' parts."""
+        return self.sampler.order()[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        keys = list(self.sampler)
+        for first in range(self.start * self.batch_size, len(keys), self.batch_size):
+            yield keys[first : first + self.batch_size][self.rank :: self.world]
+
+    @property
+    def batches(self) -> int:
+        """In a whole epoch."""
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.batches - self.start
+
+
 def collate(samples: list[Sample]) -> list[Sample]:
     """A batch is a list: every sample has its own size."""
     return samples
 
 
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C, and batch systems, send signals to every process; the parent has still use for its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class SampleLoader(DataLoader[Sample]):
-    """Batches, as lists of samples, of a data set; in the sampler's order, or its own where there is none."""
+    """Batches, as lists of samples, of a data set.
+
+    In the order of `sampler`, whose items are keys of the data set or, of a `BatchPart`, lists of them; else in the
+    data set's own.
+    """
 
     def __init__(
         self,
         dataset: SegmentationDataset,
         batch_size: int = 1,
-        sampler: Sampler[tuple[int, int]] | None = None,
+        sampler: Iterable | None = None,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate)
+        if isinstance(sampler, BatchPart):
+            order = {"batch_sampler": sampler}
+        else:
+            order = {"batch_size": batch_size, "sampler": sampler}
+        super().__init__(
+            dataset,
+            **order,
+            num_workers=num_workers,
+            collate_fn=collate,
+            worker_init_fn=leave_signals_to_the_parent,
+            # torch would draw the workers' seeds from the generator that initial weights come from
+            generator=torch.Generator(),
+        )
 
     def __iter__(self) -> Iterator[list[Sample]]:
         """Raises InputError as the data set does: torch would bury its message in a worker's stack trace."""

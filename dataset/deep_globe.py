@@ -68,7 +68,7 @@ def _find_items(root: Path, split: str) -> list[Item]:
         folder = label_folder = _distributed_folder(root)
         images = _listed(folder, _files(folder, "_sat", _IMAGE_SUFFIXES), split)
     if not images:
-        raise InputError(f"split {split} is empty: no ID_sat.jpg of it in {folder}; {_SOURCE}")
+        raise InputError(f"split {split} is empty: no ID_sat.jpg of it in {folder}; {_SOURCE}", "empty split")
     ids = sorted(images, key=_numeric)
     if split == UNLABELLED:
         return [Item(id_, images[id_], None) for id_ in ids]

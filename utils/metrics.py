@@ -1,8 +1,15 @@
 """The confusion matrix and the scores read from it."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from utils.classes import Classes
+
+JACCARD_THRESHOLD = 0.65
+"""Below it an image counts as failed in the ISIC challenge's thresholded Jaccard."""
 
 
 class ConfusionMatrix:
@@ -15,14 +22,23 @@ class ConfusionMatrix:
         self.n_class = n_class
         self.counts = torch.zeros(n_class, n_class, dtype=torch.int64)
 
-    def update(self, truth: Tensor, guess: Tensor) -> None:
-        """Count `truth` and `guess`, integer ids of one shape (guess in 0..n_class-1), on one device."""
+    def update(self, truth: Tensor, guess: Tensor) -> Tensor:
+        """Count `truth` and `guess`, integer ids of one shape (guess in 0..n_class-1), on one device.
+
+        Returns the counts of this call alone, (n_class, n_class) int64.
+        """
         self.counts = self.counts.to(truth.device)
         known = (truth >= 0) & (truth < self.n_class)
         # int16 holds n_class**2 up to 181 classes and halves the memory that int32 would move
         kind = torch.int16 if self.n_class <= 181 else torch.int64
         pairs = truth[known].to(kind) * self.n_class + guess[known].to(kind)
-        self.counts += torch.bincount(pairs, minlength=self.n_class**2).view(self.n_class, self.n_class)
+        counts = torch.bincount(pairs, minlength=self.n_class**2).view(self.n_class, self.n_class)
+        self.counts += counts
+        return counts
+
+    def sums(self) -> list[Tensor]:
+        """All that was counted: what adds up over images and processes, and what a saved matrix is copied into."""
+        return [self.counts]
 
     def iou(self) -> np.ndarray:
         """(n_class,) float64 intersection over union; NaN for a class that is neither true nor predicted."""
@@ -41,3 +57,70 @@ class ConfusionMatrix:
         """Mean IoU over all classes but `left_out`; a class without union counts 0, as in the released code."""
         kept = [k for k in range(self.n_class) if k not in left_out]
         return float(np.nan_to_num(self.iou())[kept].mean())
+
+    def overall_accuracy(self) -> float:
+        """Share of the counted pixels that are predicted right; NaN where none is counted."""
+        counts = self.counts.cpu().numpy()
+        return float(np.trace(counts) / counts.sum()) if counts.any() else float("nan")
+
+
+class Scores(ConfusionMatrix):
+    """A confusion matrix that also keeps what the measures of `classes` need of every single image.
+
+    `jaccards` is (3,) float64: the sums over images of the Jaccard index of the foreground, and of its thresholded
+    form, and the number of images. Like `counts` it is a plain sum: several processes add theirs.
+    """
+
+    def __init__(self, classes: Classes) -> None:
+        super().__init__(len(classes))
+        self.classes = classes
+        self.jaccards = torch.zeros(3, dtype=torch.float64)
+        self._foreground = torch.tensor([k in classes.foreground for k in range(len(classes))])
+
+    def update(self, truth: Tensor, guess: Tensor) -> Tensor:
+        """Count one whole image, as ConfusionMatrix does."""
+        counts = super().update(truth, guess)
+        self._foreground = self._foreground.to(counts.device)
+        jaccard = foreground_jaccard(counts, self._foreground)
+        passed = torch.where(jaccard >= JACCARD_THRESHOLD, jaccard, 0)
+        self.jaccards = self.jaccards.to(counts.device) + torch.stack([jaccard, passed, torch.ones_like(jaccard)])
+        return counts
+
+    def sums(self) -> list[Tensor]:
+        return [self.counts, self.jaccards]
+
+    def measures(self) -> dict[str, float]:
+        """The value, 0..1, of each of the classes' measures; NaN where nothing was counted."""
+        return {name: MEASURES[name](self) for name in self.classes.measures}
+
+    def mean_jaccard(self, thresholded: bool = False) -> float:
+        """Mean over the images of the foreground's Jaccard index; NaN without images.
+
+        `thresholded`: an image below 0.65 counts 0.
+        """
+        total, passed, images = self.jaccards.tolist()
+        return (passed if thresholded else total) / images if images else float("nan")
+
+
+def foreground_jaccard(counts: Tensor, foreground: Tensor) -> Tensor:
+    """Jaccard index, a float64 scalar, of the foreground classes taken as one in the confusion matrix `counts`.
+
+    `foreground` is (n_class,) bool, on the device of `counts`. Where there is no foreground and none is predicted,
+    the index is 1: nothing was missed.
+    """
+    rows, columns = foreground[:, None], foreground[None]
+    # masks, not indices: what they select need not be known on the host
+    hit = (counts * (rows & columns)).sum().double()
+    union = (counts * (rows | columns)).sum()
+    return torch.where(union > 0, hit / union.clamp(min=1), 1.0)
+
+
+MEASURES: dict[str, Callable[[Scores], float]] = {
+    "accuracy": Scores.overall_accuracy,
+    "jaccard": Scores.mean_jaccard,
+    "thresholded_jaccard": lambda scores: scores.mean_jaccard(thresholded=True),
+}
+"""What may be reported beside IoU, by the names that `Classes.measures` and data set files use."""
+
+PER_IMAGE_MEASURES = ("jaccard", "thresholded_jaccard")
+"""Those that need the classes' foreground."""

@@ -1,0 +1,281 @@
+"""Writes the JSON file of a data set of one's own from looking at its labels.
+
+    python -m dataset.describe pictures --images '{id}.jpg' --labels '{id}_mask.png'
+
+finds which grey values or colours the labels hold, makes each a class, and writes pictures/dataset.json. Names, and
+what counts in the metric, can be given here or edited there.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.base import Item
+from dataset.folder import find_files
+from dataset.folder_file import NAME, SPLITS, FolderFile
+from dataset.layout import TEST, TRAIN, VAL, hashed_split, lists_in, paired
+from dataset.reading import decode, read_size
+from utils.classes import IGNORED, Color
+from utils.errors import InputError
+from utils.metrics import MEASURES
+from utils.report import write_json
+
+MAX_KINDS = 64
+"""Labels with more different values were saved or resized with smoothing: no set of one's own has so many classes."""
+
+FEW_KINDS, MOSTLY = 8, 0.9
+"""More than so many grey values, two of which fill more than this part, are two classes that were resized."""
+
+SEEDS = 1000
+"""How many seeds are tried to make the parts of a split by hash as large as asked for."""
+
+_SMOOTHED = (
+    "they were resized with smoothing, or saved as JPEG: save labels losslessly and resize them with nearest "
+    "neighbour (two classes can be mended by a threshold)"
+)
+
+Value = int | Color
+"""A grey value or a colour."""
+
+
+def spellings(path: Path) -> Counter[Value]:
+    """Pixels of each grey value, or colour where not all are grey, in the label `path`; 1-bit white is -1.
+
+    Raises InputError when it cannot be read, and for more than `MAX_KINDS` values, as smoothing leaves them.
+    """
+    image = decode(path)
+    found: Counter[Value] = Counter()
+    if image.mode in ("1", "L", "LA"):
+        histogram = (image.getchannel(0) if image.mode == "LA" else image).histogram()
+        found.update({value: count for value, count in enumerate(histogram[:256]) if count})
+        if image.mode == "1":
+            found[-1] = found.pop(255, 0)
+            found = +found
+    elif image.mode.startswith("I"):
+        values, counts = np.unique(np.asarray(image), return_counts=True)
+        found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    else:
+        colors = image.convert("RGB").getcolors(image.width * image.height)
+        grey = all(len(set(color)) == 1 for _, color in colors)
+        found.update({color[0] if grey else color: count for count, color in colors})
+    if len(found) > MAX_KINDS:
+        raise InputError(f"{path} holds {len(found)} different values, at most {MAX_KINDS} make classes; {_SMOOTHED}")
+    return found
+
+
+class Census:
+    """The values that all labels of a data set hold: pixels and files of each."""
+
+    def __init__(self, labels: Iterable[Path]) -> None:
+        self.pixels: Counter[Value] = Counter()
+        self.files: Counter[Value] = Counter()
+        for path in labels:
+            found = spellings(path)
+            self.pixels.update(found)
+            self.files.update(found.keys())
+        self._unite()
+        if len(self.pixels) > MAX_KINDS:
+            raise InputError(f"the labels hold {len(self.pixels)} different values together; {_SMOOTHED}")
+
+    def _unite(self) -> None:
+        """Spell everything one way: 1-bit white as 255 or 1, and greys as colours where any file has colours."""
+        white = 1 if 1 in self.pixels else 255
+        colored = any(isinstance(value, tuple) for value in self.pixels)
+        for counts in (self.pixels, self.files):
+            for value in [value for value in counts if isinstance(value, int)]:
+                grey = white if value == -1 else value
+                if colored and grey > 255:
+                    raise InputError(f"some labels hold colours, others grey values such as {grey}; save all one way")
+                united = (grey,) * 3 if colored else grey
+                if united != value:
+                    counts[united] += counts.pop(value)
+
+    def refuse_smoothed(self) -> None:
+        """InputError where the values look like two classes and the shades between them, not like classes."""
+        if len(self.pixels) <= FEW_KINDS or isinstance(next(iter(self.pixels)), tuple):
+            return
+        common = sorted(value for value, _ in self.pixels.most_common(2))
+        share = sum(self.pixels[value] for value in common) / self.pixels.total()
+        values = sorted(self.pixels)
+        counted = values[:-1] == list(range(len(values) - 1))  # ids, the last perhaps 255
+        if share > MOSTLY and not counted:
+            raise InputError(
+                f"the labels hold {len(values)} grey values, but {common[0]} and {common[1]} make {100 * share:.1f} % "
+                f"of the pixels; {_SMOOTHED}. If all are classes after all, name them by --names"
+            )
+
+    def ignored(self) -> list[Value]:
+        """255, where it occurs and the other values are ids: 0, 1, ... without a gap. Elsewhere it is a class."""
+        ids = sorted(value for value in self.pixels if isinstance(value, int) and value != IGNORED)
+        counted = len(ids) > 1 and ids == list(range(len(ids)))
+        return [IGNORED] if counted and IGNORED in self.pixels else []
+
+
+def class_records(census: Census, ignored: Sequence[Value], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A class for each value that is not `ignored`, in ascending order, as the file's entry `classes`.
+
+    Of two classes the second is taken for the foreground, which alone counts, unless options say otherwise.
+    Raises InputError where the names do not fit.
+    """
+    values = sorted(value for value in census.pixels if value not in ignored)
+    binary = len(values) == 2
+    names = options.names or (["background", "foreground"] if binary else [f"class {k}" for k in range(len(values))])
+    if len(names) != len(values):
+        raise InputError(
+            f"--names gives {len(names)} names, but the labels hold {len(values)} classes: "
+            f"{', '.join(map(str, values))}"
+        )
+    left_out = options.left_out if options.left_out is not None else names[:1] if binary else []
+    foreground = options.foreground if options.foreground is not None else names[1:] if binary else []
+    for option, chosen in (("left_out", left_out), ("foreground", foreground)):
+        unknown = [name for name in chosen if name not in names]
+        if unknown:
+            raise InputError(f"--{option} {unknown[0]} is no class; there are {', '.join(names)}")
+    return [
+        {
+            "name": name,
+            **({"value": value} if isinstance(value, int) else {"color": list(value)}),
+            "counts": name not in left_out,
+            "foreground": name in foreground,
+        }
+        for name, value in zip(names, values, strict=True)
+    ]
+
+
+def split_record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The file's entry `splits`, the file lying in `folder`; its seed is not chosen yet."""
+    if "{split}" in options.images:
+        given = dict(pair.split("=", 1) for pair in options.folders) if options.folders else {}
+        place = options.root / options.images.partition("{split}")[0]
+        return {"folders": given or {name: name for name in SPLITS if (place / name).is_dir()}}
+    if options.lists:
+        return {"lists": {name: relative(path, folder) for name, path in lists_in(options.lists, SPLITS).items()}}
+    return {"fractions": {name: part for name, part in ((VAL, options.val), (TEST, options.test)) if part}}
+
+
+def relative(path: Path, folder: Path) -> str:
+    """`path` as seen from `folder` where it lies in it, else absolute."""
+    path, folder = path.resolve(), folder.resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+
+
+def best_seed(ids: Sequence[str], fractions: Mapping[str, float]) -> int:
+    """The seed whose split by hash comes closest to `fractions` of `ids`, each split getting one image at least."""
+    wanted = {name: max(1, round(part * len(ids))) for name, part in fractions.items()}
+
+    def distance(seed: int) -> int:
+        counts = Counter(hashed_split(id_, fractions, seed) for id_ in ids)
+        return sum(abs(counts[name] - count) for name, count in wanted.items())
+
+    # sets of many images come close with any
+    return min(range(SEEDS if len(ids) <= 100 else SEEDS // 50), key=distance)
+
+
+def describe(options: argparse.Namespace) -> str:
+    """Write the file that `options` ask for; returns what was found, as lines of text.
+
+    Raises InputError where images and labels do not fit together, and where the labels hold no classes.
+    """
+    output = options.output or options.root / NAME
+    if output.exists() and not options.overwrite:
+        raise InputError(f"{output} exists; name another by --output, or add --overwrite")
+    record = {
+        "root": relative(options.root, output.parent),
+        "images": options.images,
+        "labels": options.labels,
+        "classes": [{"name": "unknown"}, {"name": "yet"}],
+        "splits": split_record(options, output.parent),
+    }
+    # what can be wrong with patterns and splits is told before all labels are read
+    plan = FolderFile.from_record(record, output.parent)
+    items = [item for name in (plan.splits.folders or ("",)) for item in _items(plan, name)]
+    for item in items:
+        sizes = read_size(item.image), read_size(item.label)
+        if sizes[0] != sizes[1]:
+            raise InputError(f"{item.label} is {sizes[1]} (height, width), but its image is {sizes[0]}; mend either")
+    census = Census(tqdm([item.label for item in items], desc="labels", unit="file", disable=options.quiet))
+    if not options.names:
+        census.refuse_smoothed()
+    ignored = census.ignored() if options.ignore is None else options.ignore
+    record |= {"classes": class_records(census, ignored, options), "ignored": ignored}
+    binary = any(entry["foreground"] for entry in record["classes"])
+    record["measures"] = options.measures or (["jaccard", "accuracy"] if binary else ["accuracy"])
+    if "fractions" in record["splits"]:
+        record["splits"]["seed"] = best_seed([item.id for item in items], record["splits"]["fractions"])
+    file = FolderFile.from_record(record, output.parent)
+    write_json(output, file.to_record())
+    return report(file, census, len(items), output)
+
+
+def _items(plan: FolderFile, split: str) -> list[Item]:
+    images, labels = find_files(plan, split)
+    return paired(images, images, labels, f"{plan.labels} for each {plan.images}")
+
+
+def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
+    """What was found, a value a line, and how to go on."""
+    classes = file.classes
+    kinds: dict[Value, str] = dict.fromkeys(classes.ignored, "(ignored)")
+    kinds |= dict(zip(classes.palette, classes.names, strict=True))
+    kinds |= dict(zip(classes.values, classes.names, strict=True))
+    lines = [f"{images} images; the labels hold", f"{'value':>15}  {'pixels':>13}  {'share':>8}  {'files':>6}  class"]
+    for value, count in sorted(census.pixels.items()):
+        share = f"{100 * count / census.pixels.total():.2f} %"
+        lines.append(f"{value!s:>15}  {count:>13}  {share:>8}  {census.files[value]:>6}  {kinds[value]}")
+    splits = ", ".join(file.splits.names())
+    return "\n".join(
+        [*lines, f"Splits: {splits}", f"Written: {output}", f"Next: --dataset folder --data_path {output}"]
+    )
+
+
+def _value(text: str) -> Value:
+    """The argument of --ignore: 255, or 224,224,192."""
+    numbers = tuple(int(part) for part in text.split(","))
+    if len(numbers) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text} is neither a grey value nor a colour such as 224,224,192")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset.describe",
+        description="Writes the JSON file of a data set of one's own from looking at its labels.",
+    )
+    add = parser.add_argument
+    add("root", type=Path, help="the folder that the patterns start from")
+    add("--images", required=True, help="pattern such as 'images/{id}.jpg'; .* stands for any image's suffix")
+    add("--labels", required=True, help="pattern such as 'masks/{id}_mask.png'")
+    add("--output", type=Path, help=f"file to write (default: {NAME} in root)")
+    add("--overwrite", action="store_true", help="replace the file where it exists")
+    add("--names", nargs="+", help="of the classes, by ascending grey value or colour")
+    add("--ignore", nargs="*", type=_value, help="values that are no class: 255, or 224,224,192 (default: guessed)")
+    add("--left_out", nargs="*", help="classes that the mIoU leaves out (default: of two classes the first)")
+    add("--foreground", nargs="*", help="classes of objects, not background (default: of two classes the second)")
+    add("--measures", nargs="*", choices=tuple(MEASURES), help="reported beside IoU (default: by the classes)")
+    add("--val", type=float, default=0.2, help="part of the images for validation (default: %(default)s)")
+    add("--test", type=float, default=0.0, help="part of the images for testing (default: %(default)s)")
+    add("--lists", type=Path, help=f"folder of {TRAIN}.txt, {VAL}.txt, {TEST}.txt that give the splits instead")
+    add("--folders", nargs="+", metavar="SPLIT=FOLDER", help="what stands for {split} in the patterns")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 after one line that says what is wrong."""
+    try:
+        print(describe(parse(arguments)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

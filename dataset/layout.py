@@ -1,0 +1,138 @@
+"""Finding images and labels in folders, and dealing them out to splits: what the data sets share."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.base import Item
+from utils.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+"""Of images, in lower case."""
+
+TRAIN, VAL, TEST = "train", "val", "test"
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """How images are dealt out to splits, where the data set leaves that open; None: as the set does by itself.
+
+    `lists` is a folder that holds train.txt, val.txt and test.txt, as far as they are needed, with an id a line.
+    `seed` is that of a split by hash.
+    """
+
+    lists: Path | None = None
+    seed: int | None = None
+
+
+def files_by_id(
+    folder: Path, name: re.Pattern[str], suffixes: Sequence[str] = IMAGE_SUFFIXES, into: dict[str, Path] | None = None
+) -> dict[str, Path]:
+    """The files of `folder` by id, added to `into`: group 1 of `name`, which must match the whole stem.
+
+    Hidden files and other suffixes are passed over. Raises InputError where two files have one id.
+    """
+    found = {} if into is None else into
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = name.fullmatch(path.stem)
+        if match is None or path.name.startswith(".") or path.suffix.lower() not in suffixes:
+            continue
+        id_ = match[1]
+        if id_ in found:
+            raise InputError(f"{path} and {found[id_]} are both {id_}'s; keep one of them")
+        found[id_] = path
+    return found
+
+
+def paired(ids: Iterable[str], images: Mapping[str, Path], labels: Mapping[str, Path], expected: str) -> list[Item]:
+    """Image and label of each of `ids`, in natural order; InputError, saying what is `expected`, where one lacks."""
+    ids = sorted(ids, key=natural)
+    bare = [str(images[id_]) for id_ in ids if id_ not in labels]
+    if bare:
+        raise InputError(
+            f"{len(bare)} of {len(ids)} images have no label: {shortened(bare)}; expected is {expected}. "
+            "Add the labels, or take the images away or out of the lists"
+        )
+    return [Item(id_, images[id_], labels[id_]) for id_ in ids]
+
+
+def natural(id_: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sorts names as people do: numbers within them by value, so vienna2 comes before vienna10."""
+    return tuple(
+        (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", id_) if part
+    )
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """The first few of `names`, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def read_list(path: Path) -> list[str]:
+    """The ids of a text file, one a line; empty lines and those that start with # are passed over.
+
+    Raises InputError when it cannot be read, and when an id stands there twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise InputError(f"{path} cannot be read: {reason}; a list holds an id a line, in UTF-8") from error
+    ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    twice = sorted({id_ for id_ in ids if ids.count(id_) > 1}) if len(set(ids)) < len(ids) else []
+    if twice:
+        raise InputError(f"{path}: {shortened(twice)} stands there more than once; name each image once")
+    return ids
+
+
+def lists_in(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
+    """The list files SPLIT.txt that `folder` has; InputError where it has none."""
+    found = {split: folder / f"{split}.txt" for split in splits if (folder / f"{split}.txt").is_file()}
+    if not found:
+        names = ", ".join(f"{split}.txt" for split in splits)
+        raise InputError(f"{folder} holds no lists; expected are {names}, as far as they are needed, with an id a line")
+    return found
+
+
+def listed(images: Mapping[str, Path], lists: Mapping[str, Path], split: str) -> list[str]:
+    """The ids that the list file of `split` names, all of which must be among `images`.
+
+    Raises InputError when there is no such list, an image is missing, or an image is in two lists.
+    """
+    if split not in lists:
+        raise InputError(f"split {split} has no list; there are {', '.join(map(str, lists.values()))}")
+    ids = {name: read_list(path) for name, path in lists.items()}
+    if not ids[split]:
+        raise InputError(f"{lists[split]} is empty; a list holds an id a line, such as {shortened(list(images), 1)}")
+    for name, others in ids.items():
+        both = sorted(set(others) & set(ids[split]), key=natural)
+        if name != split and both:
+            raise InputError(
+                f"{lists[split]} and {lists[name]} share {len(both)} ids ({shortened(both)}); "
+                "an image belongs to one split only"
+            )
+    missing = [id_ for id_ in ids[split] if id_ not in images]
+    if missing:
+        known = f"such as {shortened(sorted(images, key=natural), 2)}" if images else "of which there is none"
+        raise InputError(
+            f"{lists[split]}: {len(missing)} of {len(ids[split])} ids have no image ({shortened(missing)}); "
+            f"a list names images by their ids, {known}"
+        )
+    return ids[split]
+
+
+def hashed_split(id_: str, fractions: Mapping[str, float], seed: int) -> str:
+    """The split of an image: by chance, but the same wherever `id_`, `fractions` and `seed` are.
+
+    Each split gets about its fraction, `train` the rest. No other image matters: adding some moves none from
+    one split to another.
+    """
+    digest = hashlib.sha256(f"{seed}:{id_}".encode()).digest()
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    for split, fraction in fractions.items():
+        if share < fraction:
+            return split
+        share -= fraction
+    return TRAIN

@@ -1,0 +1,128 @@
+"""The data sets by name: what each is, and how to open one that lies on disk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from dataset import deep_globe, folder, inria, isic
+from dataset.base import Item, SegmentationDataset
+from dataset.folder_file import FolderFile
+from dataset.layout import TEST, TRAIN, VAL, SplitChoice
+from utils.classes import Classes
+from utils.errors import InputError
+
+NAMES = ("deep_globe", "inria", "isic", "folder")
+"""The values of `--dataset`."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A data set where it lies: all that training, evaluation and reports need to know of it.
+
+    `splits` are its parts, `validation` the one that follows every epoch, `unlabelled` those without labels. `size_p`
+    (pixels) and `batch_size` (images) are the published settings. `find` gives a split's items.
+    """
+
+    name: str
+    title: str
+    classes: Classes
+    splits: tuple[str, ...]
+    validation: str
+    unlabelled: tuple[str, ...]
+    size_p: int
+    batch_size: int
+    find: Callable[[str], list[Item]]
+
+    def open(
+        self, split: str, size_g: int, classes: Classes | None = None, augment: bool = False, seed: int = 0
+    ) -> SegmentationDataset:
+        """The images of `split`; see `SegmentationDataset`. `classes` replaces the set's own.
+
+        Raises InputError for a split that it does not have, and as its `find` does for what is wrong on disk.
+        """
+        if split not in self.splits:
+            raise InputError(f"--split {split}: {self.title} has {', '.join(self.splits)}")
+        return SegmentationDataset(self.find(split), classes or self.classes, size_g, augment, seed)
+
+    def classes_for(self, n_class: int | None) -> Classes:
+        """The set's classes, or numbered ones where another number is asked for."""
+        return self.classes if n_class in (None, len(self.classes)) else Classes.generic(n_class)
+
+
+def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Description:
+    """The data set `name` at `root`; of `folder`, `root` is its JSON file or the folder that holds it.
+
+    Raises InputError for a name that is none, a JSON file that is wrong, and a `choice` that the set does not leave.
+    """
+    if name not in _BUILDERS:
+        raise InputError(f"--dataset {name} is none of {', '.join(NAMES)}")
+    choice = choice or SplitChoice()
+    if choice.lists is not None and name not in ("inria", "isic"):
+        instead = "names lists in its file" if name == "folder" else "has published lists"
+        raise InputError(f"--split_lists goes with inria and isic; {name} {instead}")
+    if choice.seed is not None and (name != "isic" or choice.lists is not None):
+        raise InputError("--split_seed goes with isic, where no lists are given; nothing else is split by chance here")
+    return _BUILDERS[name](root, choice)
+
+
+def _deep_globe(root: Path, choice: SplitChoice) -> Description:
+    return Description(
+        name="deep_globe",
+        title="DeepGlobe",
+        classes=deep_globe.DEEP_GLOBE,
+        splits=deep_globe.SPLITS,
+        validation="crossvali",
+        unlabelled=(deep_globe.UNLABELLED,),
+        size_p=508,
+        batch_size=6,
+        find=lambda split: deep_globe.DeepGlobe(root, split, size_g=4).items,
+    )
+
+
+def _inria(root: Path, choice: SplitChoice) -> Description:
+    return Description(
+        name="inria",
+        title="Inria Aerial Image Labeling",
+        classes=inria.INRIA,
+        splits=inria.SPLITS,
+        validation=VAL,
+        unlabelled=() if choice.lists else (TEST,),
+        size_p=536,
+        batch_size=4,
+        find=partial(inria.find_items, root, choice=choice),
+    )
+
+
+def _isic(root: Path, choice: SplitChoice) -> Description:
+    return Description(
+        name="isic",
+        title="ISIC lesion segmentation",
+        classes=isic.ISIC,
+        splits=isic.SPLITS,
+        validation=VAL,
+        unlabelled=(),
+        size_p=508,
+        batch_size=6,
+        find=partial(isic.find_items, root, choice=choice),
+    )
+
+
+def _folder(root: Path, choice: SplitChoice) -> Description:
+    file = FolderFile.read(root)
+    splits = file.splits.names()
+    return Description(
+        name="folder",
+        title=str(root),
+        classes=file.classes,
+        splits=splits,
+        # without images held back there is nothing else to validate on
+        validation=VAL if VAL in splits else TRAIN,
+        unlabelled=(),
+        size_p=508,
+        batch_size=6,
+        find=partial(folder.find_items, file),
+    )
+
+
+_BUILDERS = {"deep_globe": _deep_globe, "inria": _inria, "isic": _isic, "folder": _folder}
