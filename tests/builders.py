@@ -1,0 +1,160 @@
+"""Small networks, images and settings that tests share; everything random follows from a seed."""
+
+import functools
+import math
+import zlib
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dataset.base import Sample, image_tensor, shrink_image
+from helper import segment
+from models import checkpoint
+from models.checkpoint import Header
+from models.glnet import GLNet
+from utils.classes import IGNORED, Classes
+from utils.patches import Settings
+from utils.resize import shrink_label
+from utils.stages import STAGES
+from utils.tiling import Size
+
+BACKBONE = "resnet18"
+N_CLASS = 5
+SIDE = 64
+"""Of the shrunk image and of a patch."""
+
+MIN_OVERLAP = 16
+
+
+def build_settings(**changes) -> Settings:
+    return Settings(**{"size_p": SIDE, "sub_batch_size": 4, "min_overlap": MIN_OVERLAP, **changes})
+
+
+def build_sample(size: Size, seed: int = 0, id_: str = "1", left_out: float = 0.1) -> Sample:
+    """A random image and label of `size`; a share of `left_out` of its pixels is of the ignored id."""
+    rng = np.random.default_rng([seed, *size])
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8))
+    label = rng.integers(0, N_CLASS, size, np.uint8)
+    label[rng.random(size) < left_out] = IGNORED
+    label = torch.from_numpy(label)
+    return Sample(
+        id_, image_tensor(image), label, image_tensor(shrink_image(image, SIDE)), shrink_label(label, (SIDE // 4,) * 2)
+    )
+
+
+def build_empty_model(n_class: int = N_CLASS) -> GLNet:
+    """A network of shapes alone: no memory for its weights, no time to draw them."""
+    with torch.device("meta"):
+        return GLNet(n_class, BACKBONE)
+
+
+def _spread(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values that keep maps and logits around 1, norm layers neither equal nor neutral."""
+    if tensor.dtype == torch.int64:
+        return torch.zeros_like(tensor, device="cpu")
+    normal = torch.randn(tensor.shape, generator=generator)
+    if tensor.dim() == 4:
+        gain = 2 if ".backbone." in name else 1  # only backbones have activations
+        return normal * math.sqrt(gain / math.prod(tensor.shape[1:]))
+    if name.endswith(("bias", "running_mean")):
+        return normal * 0.1
+    return 1 + 0.1 * normal.clamp(-3, 3)  # of norm layers: weight and variance
+
+
+@functools.cache
+def shared_model() -> GLNet:
+    """A network in evaluation mode whose weights are spread so that logits differ by far more than rounding.
+
+    All tests get the same one: to be read only.
+    """
+    model, generator = build_empty_model(), torch.Generator().manual_seed(0)
+    state = {name: _spread(name, x, generator) for name, x in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    model.learn(())
+    return model.eval()
+
+
+def build_model() -> GLNet:
+    """A copy of `shared_model`, to be changed."""
+    return deepcopy(shared_model())
+
+
+def thin_tensor(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, its values drawn from `name`, whose memory (and file) is no longer than its sides.
+
+    Entries share memory: x[i, j, k, l] = values[i + 2 j + 3 k + 4 l].
+    """
+    if tensor.dtype == torch.int64:
+        return torch.tensor(zlib.crc32(name.encode()) % 1000)
+    strides = tuple(range(1, tensor.dim() + 1))
+    length = 1 + sum(stride * (side - 1) for stride, side in zip(strides, tensor.shape, strict=True))
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(length, generator=generator).as_strided(tensor.shape, strides)
+
+
+def build_thin_model(n_class: int = N_CLASS, prefix: str = "") -> GLNet:
+    """A network whose checkpoint takes kilobytes; another `prefix` gives other weights."""
+    model = build_empty_model(n_class)
+    thin = {name: thin_tensor(prefix + name, x) for name, x in model.state_dict().items()}
+    model.load_state_dict(thin, assign=True)
+    return model
+
+
+def build_header(stage: int, n_class: int = N_CLASS, **changes) -> Header:
+    values = {
+        "backbone": BACKBONE,
+        "classes": Classes.generic(n_class),
+        "size_g": SIDE,
+        "size_p": SIDE,
+        "min_overlap": MIN_OVERLAP,
+        "normalize": "none",
+    }
+    return Header(stage, **{**values, **changes})
+
+
+def write_thin_checkpoint(path: Path, stage: int, n_class: int = N_CLASS, **changes) -> GLNet:
+    """Write a file of ours of `stage`; returns the network in it."""
+    model = build_thin_model(n_class, prefix=f"stage{stage}.")
+    checkpoint.save(path, model, build_header(stage, n_class, **changes))
+    return model
+
+
+def write_released_checkpoint(path: Path, stage: int) -> GLNet:
+    """Write the released file of `stage`, as the exporter does; returns the network in it."""
+    ours = path.with_name(f"ours_{path.name}")
+    model = write_thin_checkpoint(ours, stage)
+    checkpoint.export(ours, path)
+    ours.unlink()
+    return model
+
+
+class Scores:
+    """A sink that keeps the scores of a whole image and checks that rows come once, from top to bottom."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.bands: list[Tensor] = []
+        self.rows = 0
+
+    def __call__(self, top: int, scores: Tensor) -> None:
+        assert top == self.rows
+        assert scores.shape[2] == self.size[1]
+        self.rows += scores.shape[1]
+        self.bands.append(scores.clone())
+
+    def whole(self) -> Tensor:
+        """(n_class, H, W)."""
+        assert self.rows == self.size[0]
+        return torch.cat(self.bands, dim=1)
+
+
+def segment_scores(model: GLNet, mode: int, sample: Sample, settings: Settings) -> dict[str, Tensor]:
+    """The scores (n_class, H, W) of each prediction of `mode`."""
+    stage = STAGES[mode]
+    sinks = {name: Scores(tuple(sample.image.shape[-2:])) for name in stage.predictions}
+    segment(model, stage, sample.image, sample.global_image, settings, sinks)
+    return {name: sink.whole() for name, sink in sinks.items()}

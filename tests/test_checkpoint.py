@@ -1,0 +1,436 @@
+"""Checkpoint files: written and read back whole, the released format in both directions, anything else refused."""
+
+import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from builders import (
+    BACKBONE,
+    N_CLASS,
+    build_empty_model,
+    build_header,
+    build_thin_model,
+    write_released_checkpoint,
+    write_thin_checkpoint,
+)
+from torch import Tensor
+
+import helper
+import train_deep_globe
+from dataset import synthetic
+from dataset.deep_globe import DEEP_GLOBE
+from models import checkpoint
+from models.backbone import backbone_weights
+from models.checkpoint import FORMAT, VERSION
+from models.glnet import GLNet
+from utils.errors import InputError
+from utils.stages import STAGES
+
+State = dict[str, Tensor]
+BLANK = 7
+
+
+@functools.cache
+def _loadable_model() -> GLNet:
+    return build_empty_model().to_empty(device="cpu")
+
+
+def blank_model() -> GLNet:
+    """The one network to load into, blank again: every entry is 7."""
+    model = _loadable_model()
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(BLANK)
+    return model
+
+
+def load_whole(path: Path, stage: int) -> State:
+    model = blank_model()
+    checkpoint.load_whole(model, checkpoint.read(path), stage)
+    return model.state_dict()
+
+
+def assert_equal(found: State, expected: State, but: tuple[str, ...] = ()) -> None:
+    """Bit-equal by name, the names that start with one of `but` aside."""
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype, name
+        assert (name.startswith(but) if but else False) or torch.equal(tensor, expected[name]), name
+
+
+def change_file(path: Path, change: Callable[[dict], object], **how) -> None:
+    """Write the content of `path` again, changed."""
+    torch.save(change(torch.load(path, weights_only=True)), path, **how)
+
+
+# our format
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_our_file_gives_the_network_and_its_description_back(tmp_path: Path, stage: int) -> None:
+    path = tmp_path / "new folder" / "a.pth"
+    changes = {"size_g": 128, "size_p": 96, "min_overlap": 20, "normalize": "half", "classes": DEEP_GLOBE}
+    model = build_thin_model()
+    checkpoint.save(path, model, build_header(stage, **changes))
+    assert checkpoint.read(path).header == build_header(stage, **changes)
+    assert_equal(load_whole(path, stage), model.state_dict())
+
+
+@pytest.mark.parametrize("made", [1, 2, 3])
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_our_file_serves_its_own_stage_only(tmp_path: Path, made: int, wanted: int) -> None:
+    write_thin_checkpoint(tmp_path / "a.pth", made)
+    found = checkpoint.read(tmp_path / "a.pth")
+    if made == wanted:
+        assert len(found.tensors_of(wanted)) == len(build_empty_model().state_dict())
+        return
+    with pytest.raises(InputError, match=rf"a\.pth was made by stage {made} .*stage {wanted}'s .*{STAGES[made].reads}"):
+        found.tensors_of(wanted)
+
+
+def test_interrupted_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.pth"
+    write_thin_checkpoint(path, 1)
+    before = path.read_bytes()
+
+    def fail(content: object, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, build_thin_model(), build_header(1))
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+def test_last_is_the_last_epoch_best_the_best_and_a_new_run_renames_both(tmp_path: Path, monkeypatch) -> None:
+    """Epochs of a stubbed training that write their number into the network; their validation scores are given."""
+    synthetic.generate(tmp_path / "data", 3, 64, seed=0)
+    numbers, scores = iter([1, 2, 3, 4, 5]), iter([0.2, 0.6, 0.4, 0.3, 0.1])
+
+    def stub_build(options, stage, header, files) -> GLNet:
+        model = build_thin_model(len(header.classes))
+        model.learn(stage.trains)
+        return model
+
+    def stub_train(model: GLNet, stage, *others) -> helper.Tally:
+        with torch.no_grad():
+            model.global_.head.bias.fill_(next(numbers))
+        return helper.Tally(stage, model.n_class)
+
+    def stub_evaluate(model: GLNet, stage, *others) -> helper.Evaluation:
+        tally, right = helper.Tally(stage, model.n_class), round(100 * next(scores))
+        truth = torch.ones(100, dtype=torch.uint8)
+        tally.count(truth, {"global": argparse.Namespace(ids=torch.arange(100) < right)})
+        return helper.Evaluation(tally, 1, 0.0)
+
+    monkeypatch.setattr(train_deep_globe, "build_model", stub_build)
+    monkeypatch.setattr(helper, "train_one_epoch", stub_train)
+    monkeypatch.setattr(helper, "evaluate", stub_evaluate)
+    folders = [f"--{name}_path={tmp_path / name}" for name in ("data", "model", "log")]
+
+    def run(epochs: int) -> dict[str, float]:
+        """Which epoch each file in the model folder is of."""
+        common = ["--task_name=a", "--backbone_weights=none", f"--backbone={BACKBONE}", "--num_workers=0"]
+        assert train_deep_globe.main([*folders, *common, f"--num_epochs={epochs}"]) == 0
+        files = {path.name: checkpoint.read(path).tensors for path in (tmp_path / "model").iterdir()}
+        return {name: float(tensors["global_.head.bias"][0]) for name, tensors in files.items()}
+
+    assert run(3) == {"a.pth": 3, "a.best.pth": 2}
+    assert run(2) == {"a.pth": 5, "a.best.pth": 4, "a.previous.pth": 3, "a.best.previous.pth": 2}
+
+
+# the released format
+
+
+def without_tracked(state: State) -> State:
+    return {name: x for name, x in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def without_module(state: State) -> State:
+    return {name.removeprefix("module."): x for name, x in state.items()}
+
+
+FORMS = {
+    "as exported": (dict, {}),
+    "without module.": (without_module, {}),
+    "old format": (dict, {"_use_new_zipfile_serialization": False}),
+    "as torch 0.4 wrote it": (without_tracked, {"_use_new_zipfile_serialization": False}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_released_file_gives_the_same_network_in_every_form(tmp_path: Path, monkeypatch, stage: int, form: str) -> None:
+    """Bit-equal. What the file does not hold: before stage 3 a refined backbone and head, which are the global ones;
+    in stage 3 the context's, which come from the file of stage 1."""
+    path, change, how = tmp_path / "released.pth", *FORMS[form]
+    expected = write_released_checkpoint(path, stage).state_dict()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        change_file(path, change, **how)
+    names = torch.load(path, map_location="cpu", weights_only=True).keys()
+    assert all(name.startswith("module.") != (form == "without module.") for name in names)
+    assert b"cuda:0" in path.read_bytes()
+    assert path.read_bytes().startswith(b"PK") == (not how)  # a zip file or not
+    if change is without_tracked:
+        expected = {n: torch.zeros_like(x) if n.endswith("num_batches_tracked") else x for n, x in expected.items()}
+    model, outside = blank_model(), ("global_.backbone.", "global_.head.")
+    if stage < 3:
+        outside = ("refined.backbone.", "refined.head.")
+        copies = {n: expected[n.replace("refined", "global_")] for n in expected if n.startswith(outside)}
+        expected = {**expected, **copies}
+    checkpoint.load_whole(model, checkpoint.read(path), stage)
+    found = model.state_dict()
+    assert_equal(found, expected, but=outside if stage == 3 else ())
+    assert stage < 3 or all((x == BLANK).all() for name, x in found.items() if name.startswith(outside))
+
+
+def test_context_is_the_whole_global_branch_of_stage_1_and_nothing_else(tmp_path: Path) -> None:
+    context = write_released_checkpoint(tmp_path / "g.pth", 1).state_dict()
+    refined = write_released_checkpoint(tmp_path / "l2g.pth", 3).state_dict()
+    model = blank_model()
+    checkpoint.load_whole(model, checkpoint.read(tmp_path / "l2g.pth"), 3)
+    checkpoint.load_context(model, checkpoint.read(tmp_path / "g.pth"))
+    expected = {name: (context if name.startswith("global_.") else refined)[name] for name in refined}
+    assert_equal(model.state_dict(), expected)
+
+
+def test_stage_3_refuses_the_context_of_another_training(tmp_path: Path) -> None:
+    context, start = tmp_path / "context.pth", tmp_path / "start.pth"
+    model = write_thin_checkpoint(start, stage=2)
+    checkpoint.save(context, model, build_header(1))
+    checkpoint.check_context(model, checkpoint.read(context), start)
+    write_thin_checkpoint(context, stage=1)  # other weights
+    with pytest.raises(InputError, match=r"--path_g .*context\.pth .*start\.pth"):
+        checkpoint.check_context(model, checkpoint.read(context), start)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_released_file_read_and_exported_again_is_the_same(tmp_path: Path, stage: int) -> None:
+    path = tmp_path / "released.pth"
+    write_released_checkpoint(path, stage)
+    released = torch.load(path, weights_only=True)
+    again = checkpoint.to_released(checkpoint.read(path).tensors_of(stage), stage)
+    assert list(again) == list(released)
+    assert_equal(again, released)
+
+
+def test_export_command_writes_the_released_file(tmp_path: Path, monkeypatch, capsys) -> None:
+    source, target = tmp_path / "ours.pth", tmp_path / "released" / "theirs.pth"
+    model = write_thin_checkpoint(source, 3)
+    monkeypatch.setattr("sys.argv", ["checkpoint", "export", str(source), str(target)])
+    assert checkpoint.main() == 0
+    assert "mode 3" in capsys.readouterr().out
+    released = torch.load(target, weights_only=True)
+    assert torch.equal(released["module.fpn_global.smooth3_2_ext.weight"], model.refined.pyramid.smooth2[2].weight)
+    assert torch.equal(released["module.ensemble_conv.bias"], model.ensemble.bias)
+    monkeypatch.setattr("sys.argv", ["checkpoint", "export", str(target), str(tmp_path / "twice.pth")])
+    assert checkpoint.main() == 2
+    assert capsys.readouterr().err == f"error: {target} is a released file already\n"
+    assert not (tmp_path / "twice.pth").exists()
+
+
+# what is refused
+
+WRONG_TENSORS = {  # how a released file is spoiled, and what its error must name
+    "missing": (
+        lambda s: {n: x for n, x in s.items() if n != "module.fpn_local.smooth2_1.bias"},
+        "misses",
+        r"local\.pyramid\.smooth1\.1\.bias",
+    ),
+    "missing buffer": (
+        lambda s: {n: x for n, x in s.items() if n != "module.resnet_local.bn1.running_var"},
+        "misses",
+        r"local\.backbone\.bn1\.running_var",
+    ),
+    "misshaped": (
+        lambda s: {**s, "module.fpn_global.classify.weight": torch.zeros(9, 512, 3, 3)},
+        r"\(9, 512, 3, 3\) where \(5, 512, 3, 3\)",
+        r"head\.weight",
+    ),
+    "unexpected root": (lambda s: {**s, "module.extra.weight": torch.zeros(1)}, "unexpected", r"extra\.weight"),
+    "unexpected leaf": (
+        lambda s: {**s, "module.resnet_local.fc.weight": torch.zeros(1)},
+        "unexpected",
+        r"local\.backbone\.fc\.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("fault", WRONG_TENSORS)
+def test_released_file_with_a_wrong_tensor_is_refused_by_its_name(tmp_path: Path, fault: str, stage: int) -> None:
+    path, (spoil, kind, name) = tmp_path / "spoilt.pth", WRONG_TENSORS[fault]
+    write_released_checkpoint(path, stage)
+    change_file(path, spoil)
+    with pytest.raises(InputError) as refusal:
+        checkpoint.load_whole(build_empty_model(), checkpoint.read(path), stage)
+    assert refusal.match(kind)
+    assert refusal.match(name)
+    assert refusal.match(r"spoilt\.pth")
+
+
+@pytest.mark.parametrize("name", ["global_.head.bias", "local.pyramid.smooth.bias", "refined.backbone.bn1.weight"])
+def test_our_file_with_a_wrong_tensor_is_refused_and_the_network_left_as_it_was(tmp_path: Path, name: str) -> None:
+    path, model = tmp_path / "spoilt.pth", blank_model()
+    write_thin_checkpoint(path, 2)
+    whole = torch.load(path, weights_only=True)
+    state = whole["model"]
+    faults = {
+        rf"spoilt\.pth misses tensor {name}": {n: x for n, x in state.items() if n != name},
+        rf"spoilt\.pth: {name} is \(3,\) where": {**state, name: torch.zeros(3)},
+        rf"spoilt\.pth has the unexpected tensor {name}2": {**state, f"{name}2": torch.zeros(3)},
+        rf"spoilt\.pth: {name} is a int, not a tensor": {**state, name: 3},
+    }
+    for message, spoilt in faults.items():
+        torch.save({**whole, "model": spoilt}, path)
+        with pytest.raises(InputError, match=message):
+            checkpoint.load_whole(model, checkpoint.read(path), 2)
+    assert all((tensor == BLANK).all() for tensor in model.state_dict().values())
+
+
+def test_a_network_of_another_backbone_is_refused(tmp_path: Path) -> None:
+    write_thin_checkpoint(tmp_path / "a.pth", 1)
+    with torch.device("meta"):
+        deeper = GLNet(N_CLASS, "resnet34")
+    with pytest.raises(InputError, match=r"a\.pth misses tensor .* more; .*--backbone"):
+        checkpoint.load_whole(deeper, checkpoint.read(tmp_path / "a.pth"), 1)
+
+
+class Touch:
+    """Pickled so that reading it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"module.ensemble_conv.bias": x}, lambda x: {"format": x}])
+def test_a_file_with_code_is_refused_without_running_it(tmp_path: Path, wrap: Callable, zipped: bool) -> None:
+    path, made = tmp_path / "a.pth", tmp_path / "made by the file"
+    torch.save(wrap(Touch(made)), path, _use_new_zipfile_serialization=zipped)
+    torch.load(path, weights_only=False)
+    assert made.exists()  # it would run
+    made.unlink()
+    with pytest.raises(InputError, match=r"a\.pth is not a readable checkpoint"):
+        checkpoint.read(path)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, share: float, zipped: bool) -> None:
+    path = tmp_path / "cut.pth"
+    write_released_checkpoint(path, 1)
+    change_file(path, dict, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=r"cut\.pth is not a readable checkpoint") as refusal:
+        checkpoint.read(path)
+    assert "\n" not in str(refusal.value)
+
+
+OTHER_CONTENTS = {
+    "a list": ([1, 2], "list"),
+    "a tensor": (torch.zeros(3), "Tensor"),
+    "an empty dict": ({}, "not a GLNet state dict"),
+    "numbers": ({"epoch": 3}, "no GLNet checkpoint: its first entry is epoch"),
+    "numbered tensors": ({0: torch.zeros(1)}, "no GLNet checkpoint"),
+    "numbers under released names": ({"module.ensemble_conv.bias": 3}, r"ensemble_conv\.bias is a int, not a tensor"),
+    "another network": ({"conv1.weight": torch.zeros(1)}, r"no GLNet checkpoint: its first entry is conv1\.weight"),
+    "a later version": ({"format": FORMAT, "version": VERSION + 1}, f"version {VERSION + 1}"),
+    "no network": ({"format": FORMAT, "version": VERSION, "header": build_header(1).to_record()}, "damaged"),
+    "no header": ({"format": FORMAT, "version": VERSION, "header": {}, "model": {}}, "damaged"),
+    "a header of text": ({"format": FORMAT, "version": VERSION, "header": "text", "model": {}}, "damaged"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_CONTENTS)
+def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, what: str) -> None:
+    content, message = OTHER_CONTENTS[what]
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=rf"other\.pth.* {message}"):
+        checkpoint.read(tmp_path / "other.pth")
+
+
+def test_text_folders_and_missing_files_are_no_checkpoints(tmp_path: Path) -> None:
+    text = tmp_path / "text.pth"
+    text.write_text("no weights here\n")
+    for path, reason in ((text, "not a readable"), (tmp_path, "no such"), (tmp_path / "none.pth", "no such")):
+        with pytest.raises(InputError, match=f"{path}.* {reason}"):
+            checkpoint.read(path)
+
+
+# weights that stage 1 starts from
+
+
+def write_backbone(path: Path, name: str) -> State:
+    state = getattr(torchvision.models, name)(weights=None).state_dict()
+    torch.save(state, path)
+    return state
+
+
+@pytest.fixture
+def start_stage_1(tmp_path: Path, monkeypatch) -> Callable[[str], list[GLNet]]:
+    """Starts the script in mode 1 with a file of backbone weights; gives the network that training got, if any."""
+    synthetic.generate(tmp_path / "data", 3, 64, seed=0)
+    given = []
+
+    def stub_train(model: GLNet, *others, **named) -> None:
+        given.append(model)
+        raise InputError("enough")
+
+    def start(name: str) -> list[GLNet]:
+        folders = [f"--{kind}_path={tmp_path / kind}" for kind in ("data", "model", "log")]
+        network = [f"--backbone={BACKBONE}", f"--backbone_weights={tmp_path / name}", "--num_workers=0"]
+        assert train_deep_globe.main([*folders, *network]) == 2
+        return given
+
+    monkeypatch.setattr(helper, "train_one_epoch", stub_train)
+    return start
+
+
+def test_backbone_file_with_its_classifier_starts_the_global_and_the_local_branch(tmp_path, start_stage_1) -> None:
+    state = write_backbone(tmp_path / "imagenet.pth", BACKBONE)
+    assert "fc.weight" in state
+    (model,) = start_stage_1("imagenet.pth")
+    expected = {name: x for name, x in state.items() if not name.startswith("fc.")}
+    assert_equal(model.global_.backbone.state_dict(), expected)
+    assert_equal(model.local.backbone.state_dict(), expected)
+
+
+def test_backbone_file_of_anything_else_is_refused(tmp_path: Path, capsys, start_stage_1) -> None:
+    write_backbone(tmp_path / "deeper.pth", "resnet34")
+    (tmp_path / "text.pth").write_text("no weights here")
+    reasons = {
+        "deeper.pth": "has the unexpected tensor layer1.2.",
+        "text.pth": "is not a torch weight file",
+        "none.pth": "no such file",
+    }
+    for name, reason in reasons.items():
+        assert start_stage_1(name) == []
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        assert name in error
+        assert reason in error
+
+
+def test_without_network_imagenet_weights_are_refused_with_advice(tmp_path: Path, monkeypatch) -> None:
+    def fail(*others, **named) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(InputError, match=r"resnet18-.*\.pth .*no network.*--backbone_weights FILE.*none"):
+        backbone_weights(BACKBONE, "imagenet")
+    assert backbone_weights(BACKBONE, "none") is None
