@@ -56,7 +56,8 @@ def backbone_weights(name: str, source: str) -> dict[str, Tensor] | None:
         try:
             state = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises many kinds; all mean that this is no weight file
-            raise InputError(f"--backbone_weights {source} is not a torch weight file: {error}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"--backbone_weights {source} is not a torch weight file: {reason}") from error
         if not isinstance(state, dict):
             raise InputError(f"--backbone_weights {source} holds a {type(state).__name__}, not a state dict")
     return {key: value for key, value in state.items() if not key.startswith("fc.")}

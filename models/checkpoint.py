@@ -10,6 +10,8 @@ of `fpn_global` mean the global branch in files of stages 1 and 2, and the refin
 """
 
 import argparse
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,10 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.backbone import BACKBONES
 from models.glnet import GLNet
 from utils.classes import Classes
 from utils.errors import InputError
-from utils.files import replacing
+from utils.files import load_torch, replacing, save_torch
+from utils.options import LONGEST_SIDE, MOST_CLASSES
+from utils.patches import STATISTICS
 from utils.stages import STAGES
 
 FORMAT, VERSION = "glnet", 1
@@ -53,7 +58,18 @@ class Header:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Header":
-        return cls(**{**record, "classes": Classes.from_record(record["classes"])})
+        """The inverse. Raises ValueError or TypeError for what no run could have written."""
+        header = cls(**{**record, "classes": Classes.from_record(record["classes"])})
+        if header.stage not in STAGES or header.backbone not in BACKBONES or header.normalize not in STATISTICS:
+            raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
+        for name in ("size_g", "size_p", "min_overlap"):
+            if not (isinstance(getattr(header, name), int) and 0 <= getattr(header, name) <= LONGEST_SIDE):
+                raise ValueError(f"{name} {getattr(header, name)}")
+        classes = header.classes
+        named = all(isinstance(name, str) for name in classes.names)
+        if not (1 <= len(classes) <= MOST_CLASSES and len(classes.palette) == len(classes) and named):
+            raise ValueError(f"{len(classes)} classes with {len(classes.palette)} colours")
+        return header
 
 
 @dataclass(frozen=True)
@@ -113,14 +129,20 @@ def released_modules(stage: int) -> dict[str, str]:
 def save(path: Path, model: GLNet, header: Header) -> None:
     """Write `model` as it stands after `header.stage`; beside and renamed."""
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with replacing(path) as beside:
-        torch.save({"format": FORMAT, "version": VERSION, "header": header.to_record(), "model": tensors}, beside)
+    save_torch(path, {"format": FORMAT, "version": VERSION, "header": header.to_record(), "model": tensors})
 
 
 def keep_previous(path: Path) -> None:
-    """Rename what stands at `path`, if anything, to `.previous.pth`, so that a new run does not overwrite it."""
+    """Keep what stands at `path`, if anything, as `.previous.pth` too, for a new run will replace it.
+
+    It stays at `path` until then: at no time is there neither the old file nor a new one.
+    """
     if path.exists():
-        path.replace(path.with_suffix(".previous.pth"))
+        with replacing(path.with_suffix(".previous.pth")) as beside:
+            try:
+                os.link(path, beside)
+            except OSError:  # not every file system has links
+                shutil.copyfile(path, beside)
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -129,33 +151,32 @@ def read(path: str | Path) -> Checkpoint:
     Raises InputError when it is missing, damaged, or neither.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} is not a readable checkpoint, or holds more than tensors: {reason}") from error
+    content = load_torch(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         if content.get("version") != VERSION:
             raise InputError(f"{path} has format version {content.get('version')}; this code reads {VERSION}")
         try:
             header, tensors = Header.from_record(content["header"]), dict(content["model"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is damaged: its header or model is not as it was written ({error})") from error
-        return Checkpoint(path, header, _only_tensors(path, tensors))
+        return Checkpoint(path, header, only_tensors(path, tensors))
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds a {type(content).__name__}, not a GLNet state dict")
     tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
     if not any(name.split(".")[0] in RELEASED_ROOTS for name in tensors):
         raise InputError(f"{path} is no GLNet checkpoint: its first entry is {next(iter(tensors))}")
-    return Checkpoint(path, None, _only_tensors(path, tensors))
+    return Checkpoint(path, None, only_tensors(path, tensors))
 
 
-def _only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
+def only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """`tensors`; InputError, naming `path`, where a name is none, or a value something else than dense numbers."""
     for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise InputError(f"{path}: {name!r} names no tensor")
         if not isinstance(value, Tensor):
             raise InputError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+        if value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise InputError(f"{path}: {name} is no plain tensor ({value.dtype}, {value.layout})")
     return tensors
 
 
@@ -203,6 +224,20 @@ def load_context(model: GLNet, checkpoint: Checkpoint) -> None:
     load(model, checkpoint.tensors_of(1), checkpoint.path, ["global_."])
 
 
+def check_context(model: GLNet, context: Checkpoint, start: Path) -> None:
+    """Raise InputError where the global branch of `context`, stage 1's file, is not that in `model`, read of `start`.
+
+    Stage 2 leaves that branch as it is: another one is of another training.
+    """
+    tensors = context.tensors_of(1)
+    for name, tensor in model.global_.state_dict().items():
+        if not torch.equal(tensor, tensors.get(f"global_.{name}", tensor)):
+            raise InputError(
+                f"--path_g {context.path} holds another global branch than {start}, which was trained on top of one: "
+                "give the file of mode 1 that it started from, or leave --path_g out"
+            )
+
+
 def to_released(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
     """The tensors of one of our files under the released names, `module.` included, in the released order."""
     return {
@@ -219,8 +254,7 @@ def export(source: Path, target: Path) -> str:
     if checkpoint.header is None:
         raise InputError(f"{source} is a released file already")
     stage = checkpoint.header.stage
-    with replacing(target) as beside:
-        torch.save(to_released(checkpoint.tensors, stage), beside)
+    save_torch(target, to_released(checkpoint.tensors, stage))
     return f"{target}: the released file of mode {stage}"
 
 

@@ -3,37 +3,33 @@
 There is no activation and no normalisation in it: from (c2..c5) to the logits it is affine.
 """
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.pyramid import Levels, Pyramid
+from models.resized import conv, joint_conv, resize, resized_conv
 from utils.tiling import Size
 
+PS2_CHANNELS = 128
 PS3_CHANNELS = 512
 INITIAL_STD = 0.01
 
 
-def resize(x: Tensor, size: Size | torch.Size) -> Tensor:
-    """Bilinear resize of (N, C, H, W) to `size`, no aligned corners, no antialiasing; `x` itself if it fits."""
-    if x.shape[-2:] == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
 def initial_conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     """A same-size convolution with weights N(0, 0.01) and biases 0."""
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-    nn.init.normal_(conv.weight, 0, INITIAL_STD)
-    nn.init.zeros_(conv.bias)
-    return conv
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    nn.init.normal_(layer.weight, 0, INITIAL_STD)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class FPN(nn.Module):
     """Pyramid over the backbone maps of `channels` (coarsest first).
 
-    In the fused form every convolution reads its own map concatenated with the other branch's map of the same
-    level, own first, resized to it where it differs (paper, section 3.2).
+    In the fused form every convolution reads its own map concatenated with the other branch's map of the same level,
+    own first, resized to it where it differs (paper, section 3.2). It is computed as the sum of two convolutions.
     """
 
     def __init__(self, channels: tuple[int, ...], fused: bool) -> None:
@@ -42,7 +38,7 @@ class FPN(nn.Module):
         self.fused = fused
         self.lateral = nn.ModuleList(initial_conv(read * c, 256, 1) for c in channels)
         self.smooth1 = nn.ModuleList(initial_conv(read * 256, 256, 3) for _ in channels)
-        self.smooth2 = nn.ModuleList(initial_conv(read * 256, 128, 3) for _ in channels)
+        self.smooth2 = nn.ModuleList(initial_conv(read * 256, PS2_CHANNELS, 3) for _ in channels)
         self.smooth = initial_conv(read * 512, PS3_CHANNELS, 3) if fused else nn.Identity()
 
     def forward(self, c: Levels, other: Pyramid | None = None, ps3: bool = True) -> Pyramid:
@@ -52,19 +48,38 @@ class FPN(nn.Module):
         """
         theirs = other.levels if self.fused else (None,) * 4
         ps0: list[Tensor] = []
-        for conv, x in zip(self.lateral, self._joined(c, theirs[0]), strict=True):
-            lateral = conv(x)
-            ps0.append(resize(ps0[-1], lateral.shape[-2:]) + lateral if ps0 else lateral)
-        ps1 = [conv(x) for conv, x in zip(self.smooth1, self._joined(ps0, theirs[1]), strict=True)]
-        ps2 = [conv(x) for conv, x in zip(self.smooth2, self._joined(ps1, theirs[2]), strict=True)]
-        pyramid = Pyramid(c, tuple(ps0), tuple(ps1), tuple(ps2))
-        if not ps3:
-            return pyramid
-        size = ps2[-1].shape[-2:]  # of p2, the finest
-        joined = torch.cat([resize(x, size) for x in self._joined(ps2, theirs[3])], dim=1)
-        return Pyramid(*pyramid.levels, ps3=self.smooth(joined))  # (N, 512, h/4, w/4)
+        for lateral in self._layer(self.lateral, c, theirs[0]):
+            total = lateral + resize(ps0[-1], lateral.shape[-2:]) if ps0 else lateral
+            # convolutions of resized maps come with their channels last, so their partners should
+            ps0.append(total.contiguous(memory_format=torch.channels_last) if self.fused else total)
+        ps1 = self._layer(self.smooth1, ps0, theirs[1])
+        ps2 = self._layer(self.smooth2, ps1, theirs[2])
+        last = self._joined(ps2, theirs[3]) if ps3 else None  # (N, 512, h/4, w/4)
+        return Pyramid(c, tuple(ps0), ps1, ps2, last)
 
-    def _joined(self, own: Levels | list[Tensor], theirs: Levels | None) -> list[Tensor]:
-        if theirs is None:
-            return list(own)
-        return [torch.cat([x, resize(y, x.shape[-2:])], dim=1) for x, y in zip(own, theirs, strict=True)]
+    def _layer(self, layers: nn.ModuleList, own: Sequence[Tensor], other: Levels | None) -> Levels:
+        """One convolution on every level."""
+        if not self.fused:
+            return tuple(layer(x) for layer, x in zip(layers, own, strict=True))
+        outputs = []
+        for layer, x, y in zip(layers, own, other, strict=True):
+            read_own, read_other = layer.weight.split(x.shape[1], dim=1)
+            outputs.append(conv(x, read_own, layer.bias) + resized_conv(y, read_other, [tuple(x.shape[-2:])]))
+        return tuple(outputs)
+
+    def _joined(self, own: Levels, other: Levels | None) -> Tensor:
+        """ps3: the levels resized to p2's size and concatenated, p5 first; in the fused form smoothed."""
+        size = tuple(own[-1].shape[-2:])
+        if not self.fused:
+            return torch.cat([resize(x, size) for x in own], dim=1)
+        maps, chains = interleaved(own, other)
+        joined = joint_conv(maps, chains, self.smooth.weight.split(PS2_CHANNELS, dim=1))
+        return joined + self.smooth.bias.view(1, -1, 1, 1)
+
+
+def interleaved(own: Levels, other: Levels) -> tuple[list[Tensor], list[list[Size]]]:
+    """What ps3 of a fused pyramid reads, in its order, and for each map the sizes that it is resized to in turn."""
+    size = tuple(own[-1].shape[-2:])
+    maps = [x for level in zip(own, other, strict=True) for x in level]
+    chains = [chain for x in own for chain in ([size], [tuple(x.shape[-2:]), size])]
+    return maps, chains

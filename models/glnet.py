@@ -1,13 +1,18 @@
 """GLNet: three branches that share maps, and the ensemble of their last ones (paper, section 3)."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, initial_conv, resize
+from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, initial_conv
 from models.pyramid import Pyramid
+from models.resized import resize, row_taps, spread
+from models.sharing import crop_global, crop_pyramid
+from utils.tiling import PatchGrid
 
 
 class Branch(nn.Module):
@@ -44,9 +49,48 @@ class Ensemble(nn.Conv2d):
         """The global map's share of the logits: (N, 512, h, w) to (N, n_class, h, w)."""
         return F.conv2d(ps3, self.weight[:, PS3_CHANNELS:], padding=1)
 
+    def global_taps(self, ps3: Tensor) -> Tensor:
+        """The taps that `global_half` adds up, (N, 9 * n_class, H, W), row by row of the kernel, for `spread_crop`."""
+        return torch.cat([F.conv2d(ps3, row) for row in row_taps(self.weight[:, PS3_CHANNELS:])], dim=1)
+
     def forward(self, local: Tensor, crop: Tensor) -> Tensor:
         """Logits of patches from their ps3 and the crop of the global ps3, which is resized to it."""
         return self.local_half(local) + self.global_half(resize(crop, local.shape[-2:]))
+
+
+def spread_crop(taps: Tensor, grid: PatchGrid, patches: slice, half: Tensor) -> Tensor:
+    """The global half of the ensemble for `patches` of `grid`, at the size of their local `half`.
+
+    `taps` are those of the whole image: cropping and resizing them equals cropping and resizing ps3 first.
+    """
+    crop = crop_global(taps, grid, patches)
+    return spread(list(crop.chunk(3, dim=1)), [tuple(crop.shape[-2:]), tuple(half.shape[-2:])])
+
+
+@dataclass(frozen=True)
+class WholeMaps:
+    """What a global branch found in a whole image; None where it was not asked for.
+
+    `logits` (1, n_class, h/4, w/4). `context`: the maps that fused pyramids read. `ensemble`: what
+    `Ensemble.global_taps` gives.
+    """
+
+    logits: Tensor | None
+    context: Pyramid | None
+    ensemble: Tensor | None
+
+
+@dataclass(frozen=True)
+class PatchMaps:
+    """What the local branch found in n patches; None where it was not asked for.
+
+    `logits` (n, n_class, h/4, w/4), `half`: the local half of the ensemble, of the same size; `pyramid`: the maps that
+    are merged for the refined branch.
+    """
+
+    logits: Tensor | None
+    half: Tensor | None
+    pyramid: Pyramid
 
 
 class GLNet(nn.Module):
@@ -86,3 +130,35 @@ class GLNet(nn.Module):
         """Start stage 3: the refined branch's backbone and head as copies of the global branch's, norm buffers too."""
         self.refined.backbone.load_state_dict(self.global_.backbone.state_dict())
         self.refined.head.load_state_dict(self.global_.head.state_dict())
+
+    # What inference calls, one method for each part of an image's way through the network. The prepared form in
+    # models/inference.py has the same four; this plain one is its oracle.
+
+    def read_whole(self, image: Tensor, logits: bool, context: bool, ensemble: bool) -> WholeMaps:
+        """What the global branch finds in the shrunk `image` (1, 3, size_g, size_g), as far as it is asked for."""
+        pyramid = self.global_.pyramid(self.global_.backbone(image), ps3=logits or ensemble)
+        found = self.global_.head(pyramid.ps3) if logits else None
+        taps = self.ensemble.global_taps(pyramid.ps3) if ensemble else None
+        return WholeMaps(found, pyramid if context else None, taps)
+
+    def read_patches(
+        self, x: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice, logits: bool, ensemble: bool
+    ) -> PatchMaps:
+        """What the local branch finds in `x` (n, 3, h, w), the `patches` of `grid`, fed with `whole`'s context."""
+        other = crop_pyramid(whole.context, grid, patches)
+        pyramid = self.local.pyramid(self.local.backbone(x), other, ps3=logits or ensemble)
+        return PatchMaps(
+            self.local.head(pyramid.ps3) if logits else None,
+            self.ensemble.local_half(pyramid.ps3) if ensemble else None,
+            pyramid,
+        )
+
+    def refine(self, image: Tensor, merged: Pyramid, logits: bool, ensemble: bool) -> WholeMaps:
+        """What the refined branch finds in the shrunk `image` and the `merged` local maps."""
+        pyramid = self.refined.pyramid(self.refined.backbone(image), merged)
+        found = self.refined.head(pyramid.ps3) if logits else None
+        return WholeMaps(found, None, self.ensemble.global_taps(pyramid.ps3) if ensemble else None)
+
+    def join(self, half: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice) -> Tensor:
+        """The ensemble's logits of `patches` from its local `half` and the `whole` image's taps."""
+        return half + spread_crop(whole.ensemble, grid, patches, half)

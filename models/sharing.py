@@ -6,8 +6,8 @@ The two are each other's inverse up to resizing and to the released way of count
 import torch
 from torch import Tensor
 
-from models.fpn import resize
 from models.pyramid import Pyramid
+from models.resized import resize
 from utils.tiling import PatchGrid
 
 

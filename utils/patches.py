@@ -1,13 +1,15 @@
-"""One image on the device, cut into patches as the network reads them."""
+"""One image, cut into patches as the network reads them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from utils.canvas import Ids
+from utils.precision import lay_out
 from utils.resize import shrink_label
+from utils.sources import Held, Source
 from utils.tiling import MIN_OVERLAP, PatchGrid, Size
 
 STATISTICS = {
@@ -28,10 +30,15 @@ class Settings:
     lamb_fmreg: float = 0.15
     normalize: str = "none"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    """Of float16 gradients."""
+    share: float = 1.0
+    """What the mean over a batch's pixels counts of this process's part of the batch; 1 where it has all of it."""
 
     def to_input(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 as the network reads it: float32 in [0, 1], normalised, on the device."""
-        x = image.to(self.device).float().div_(255)
+        x = lay_out(image.to(self.device).float().div_(255), self.precision)
         if self.normalize == "none":
             return x
         mean, std = (x.new_tensor(values).view(3, 1, 1) for values in STATISTICS[self.normalize])
@@ -39,13 +46,24 @@ class Settings:
 
 
 class ImagePatches:
-    """One image on the device, cut into sub-batches of patches. `image` (3, H, W) uint8, `label` (H, W) uint8."""
+    """One image, cut into sub-batches of patches: a source, or (3, H, W) uint8; `label` (H, W) uint8.
 
-    def __init__(self, image: Tensor, label: Tensor | None, settings: Settings) -> None:
+    The image stays where it is, and each sub-batch goes to the device by itself. `on_patches` is told how many patches
+    are done.
+    """
+
+    def __init__(
+        self,
+        image: Tensor | Source,
+        label: Tensor | None,
+        settings: Settings,
+        on_patches: Callable[[int], None] | None = None,
+    ) -> None:
         self.settings = settings
-        self.image = image.to(settings.device, non_blocking=True)
+        self.on_patches = on_patches
+        self.source = Held(image) if isinstance(image, Tensor) else image
         self.label = None if label is None else label.to(settings.device, non_blocking=True)
-        self.grid = PatchGrid.cover(tuple(image.shape[-2:]), settings.size_p, settings.min_overlap)
+        self.grid = PatchGrid.cover(self.source.size, settings.size_p, settings.min_overlap)
         self.boxes = self.grid.boxes()
 
     @property
@@ -55,8 +73,10 @@ class ImagePatches:
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the grid, each with its patches (n, 3, h, w) as the network reads them."""
         for patches in self.grid.sub_batches(self.settings.sub_batch_size):
-            cut = torch.stack([box.of(self.image) for box in self.boxes[patches]])
+            cut = torch.stack([self.source.read(box) for box in self.boxes[patches]])
             yield patches, self.settings.to_input(cut)
+            if self.on_patches is not None:
+                self.on_patches(len(cut))
 
     def targets(self, patches: slice, logits: Tensor) -> Tensor:
         """Labels (n, h, w) of `patches` at the size of their `logits`: cropped first, then shrunk."""

@@ -1,0 +1,113 @@
+"""Counts the bytes of live tensors, device and host told apart, without a device and without computing anything.
+
+Tensors are torch's fake ones: shapes and storages without contents. All of them are CPU tensors to torch; which of them
+would be on an accelerator follows from how they came about: what is made is on the device, `Tensor.cpu()` and
+`host_tensors` make host tensors, and `Tensor.to` brings one back. What a library allocates inside an operation (cuDNN's
+workspaces) does not show.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MB = 2**20
+
+
+class MemoryCount(TorchDispatchMode):
+    """Bytes of the storages that live, and their peak: `peak["device"]` and `peak["host"]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = {"device": 0, "host": 0}
+        self.peak = dict(self.live)
+        self.place: dict[int, str] = {}
+        self.new = "device"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.see(leaf)
+        return result
+
+    def see(self, x: Tensor) -> None:
+        """Count the storage of `x` if it is new, until it dies."""
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key in self.place:
+            return
+        self.place[key] = self.new
+        self._add(self.new, storage.nbytes())
+        weakref.finalize(storage, self._drop, key, storage.nbytes())
+
+    def move(self, x: Tensor, place: str) -> None:
+        """Count the storage of `x` as being at `place`."""
+        storage = x.untyped_storage()
+        self._add(self.place[storage._cdata], -storage.nbytes())
+        self.place[storage._cdata] = place
+        self._add(place, storage.nbytes())
+
+    def _drop(self, key: int, size: int) -> None:
+        self._add(self.place.pop(key), -size)
+
+    def _add(self, place: str, size: int) -> None:
+        self.live[place] += size
+        self.peak[place] = max(self.peak[place], self.live[place])
+
+
+@contextmanager
+def fake_accelerator() -> Iterator[MemoryCount]:
+    """Run what is inside on fake tensors; yields their count."""
+    count = MemoryCount()
+    original = Tensor.to
+
+    def copied(x: Tensor, place: str) -> Tensor:
+        count.new, before = place, count.new
+        try:
+            return x.clone()
+        finally:
+            count.new = before
+
+    def to(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if count.place.get(x.untyped_storage()._cdata) == "host":
+            x = copied(x, "device")
+        return original(x, *arguments, **options)
+
+    def cpu(x: Tensor) -> Tensor:
+        return copied(x, "host")
+
+    with FakeTensorMode(), count, patch.object(Tensor, "cpu", cpu), patch.object(Tensor, "to", to):
+        yield count
+
+
+@contextmanager
+def host_tensors(count: MemoryCount) -> Iterator[None]:
+    """Tensors made inside are on the host."""
+    count.new, before = "host", count.new
+    try:
+        yield
+    finally:
+        count.new = before
+
+
+def put_on_device(count: MemoryCount, modules: Iterable[nn.Module]) -> None:
+    """Move the parameters and buffers of `modules` to the device."""
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            count.move(tensor, "device")
+
+
+def megabytes(count: MemoryCount) -> dict[str, float]:
+    """The peaks so far, in MB of 2**20 bytes."""
+    return {place: size / MB for place, size in count.peak.items()}
+
+
+def no_metric(*_: object) -> None:
+    """In place of counting predictions, which needs their values."""

@@ -1,0 +1,94 @@
+"""How long images of 0.01 to 1 gigapixel take, and how much memory: python -m benchmarks.large_images --help
+
+Each image is a made-up GeoTIFF, segmented by `predict.py` in a process of its own with random weights, for neither time
+nor memory depends on what they are.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dataset import deep_globe
+from dataset.synthetic import smooth_noise
+from models import checkpoint
+from models.checkpoint import Header
+from models.glnet import GLNet
+from utils.report import write_json
+
+ROOT = Path(__file__).parents[1]
+TILE = 2048
+
+
+def write_scene(path: Path, side: int) -> None:
+    """A GeoTIFF of side x side pixels: a smooth pattern with speckle, turned and shifted from tile to tile."""
+    import rasterio
+
+    rng = np.random.default_rng(0)
+    smooth = np.stack([smooth_noise(rng, TILE, cells) for cells in (4, 9, 17)])
+    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+    pattern = (230 * smooth + rng.integers(0, 16, smooth.shape)).astype(np.uint8)
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "height": side, "width": side, "crs": "EPSG:32633"}
+    layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "lzw", "bigtiff": "if_safer"}
+    transform = rasterio.transform.from_origin(400000, 5000000, 0.5, 0.5)
+    with rasterio.open(path, "w", transform=transform, **profile, **layout) as file:
+        for top in range(0, side, TILE):
+            for left in range(0, side, TILE):
+                height, width = min(TILE, side - top), min(TILE, side - left)
+                tile = np.roll(np.rot90(pattern, rng.integers(4), (1, 2)), rng.integers(TILE), 2)
+                file.write(tile[:, :height, :width], window=((top, top + height), (left, left + width)))
+
+
+def write_weights(path: Path, mode: int, backbone: str, size_g: int, size_p: int) -> None:
+    header = Header(mode, backbone, deep_globe.DEEP_GLOBE, size_g, size_p, 50, "none")
+    checkpoint.save(path, GLNet(len(header.classes), backbone), header)
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Seconds, and the largest resident size in MB of 2**20 bytes, of a process; RuntimeError where it fails."""
+    start = time.perf_counter()
+    # not subprocess: only wait4 tells the peak of this one process
+    process = os.posix_spawn(command[0], command, {**os.environ, "GDAL_CACHEMAX": "96"})
+    _, status, usage = os.wait4(process, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command)} failed")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_images", description=__doc__)
+    parser.add_argument("--gigapixels", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1.0])
+    parser.add_argument("--mode", type=int, default=1)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--size_g", type=int, default=508)
+    parser.add_argument("--size_p", type=int, default=508)
+    parser.add_argument("--folder", type=Path, help="where images and results lie meanwhile (default: a temporary one)")
+    parser.add_argument("--json", type=Path, help="file to write the figures to as well")
+    parser.add_argument("more", nargs="*", help="after --: passed on to predict.py")
+    options = parser.parse_args()
+    rows = []
+    print("| gigapixels | side | seconds | peak memory, MB | mask, MB |\n|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        weights = folder / "weights.pth"
+        write_weights(weights, options.mode, options.backbone, options.size_g, options.size_p)
+        for gigapixels in options.gigapixels:
+            side = round((gigapixels * 1e9) ** 0.5)
+            image, output = folder / f"{side}.tif", folder / f"out{side}"
+            write_scene(image, side)
+            command = [sys.executable, str(ROOT / "predict.py"), "--checkpoint", weights, "--input", image]
+            seconds, memory = measure([*map(str, command), "--output", str(output), *options.more])
+            written = (output / f"{side}_mask.tif").stat().st_size / 2**20
+            rows.append({"gigapixels": gigapixels, "side": side, "seconds": seconds, "memory_mb": memory})
+            print(f"| {gigapixels:g} | {side} | {seconds:.0f} | {memory:.0f} | {written:.1f} |", flush=True)
+            image.unlink()
+    if options.json:
+        write_json(options.json, {"command": sys.argv[1:], "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Counts the memory of inference and of training steps beside the released implementation.
+
+    python -m benchmarks.memory [--json FILE]
+
+Peak bytes of live tensors, weights included, in MB of 2**20 bytes, on a fake accelerator (see fake_accelerator.py), for
+2448 x 2448 images, size_g and size_p 508: inference in mode 3, all predictions asked for, in sub-batches of 6 and of 1;
+and a training step of each mode with 6 images, sub-batch 6. The released figures were counted in the same way, without
+numpy arrays. With a GPU, `torch.cuda.max_memory_allocated` of the same work is shown, too.
+"""
+
+import argparse
+import gc
+import warnings
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.fake_accelerator import MB, fake_accelerator, host_tensors, megabytes, no_metric, put_on_device
+from benchmarks.workload import N_CLASS, Inference, TrainingStep, random_sample
+from models.glnet import GLNet
+from utils.patches import Settings
+from utils.report import write_json
+from utils.stages import STAGES
+from utils.tally import Tally
+
+SIDE = 2448
+BATCH = 6
+PRECISIONS = ("fp32", "bf16")
+RELEASED = {
+    "inference_sub6": 2118,
+    "inference_sub1": 1043,
+    "train_mode1": 3600,
+    "train_mode2": 5700,
+    "train_mode3": 6600,
+}
+"""MB on the accelerator, float32."""
+
+
+def count_inference(sub_batch: int, precision: str, mode: int = 3, side: int = SIDE) -> dict[str, float]:
+    """MB of segmenting one image of side x side: {"device", "host"}."""
+    with fake_accelerator() as count:
+        with host_tensors(count):
+            model, sample = GLNet(N_CLASS).eval(), random_sample(side)
+        work = Inference(model, mode, Settings(sub_batch_size=sub_batch, precision=precision))
+        del model
+        gc.collect()
+        count.peak = dict(count.live)
+        work(sample)
+    return megabytes(count)
+
+
+def count_training(mode: int, precision: str, side: int = SIDE, batch: int = BATCH) -> dict[str, float]:
+    """MB of a second training step, when the optimizer's state is there: {"device", "host"}."""
+    with fake_accelerator() as count, patch.object(Tally, "count", no_metric):
+        with host_tensors(count):
+            model, samples = GLNet(N_CLASS), [random_sample(side) for _ in range(batch)]
+        put_on_device(count, [getattr(model, name) for name in STAGES[mode].uses])
+        step = TrainingStep(model, mode, Settings(precision=precision))
+        step(samples[:1])
+        count.peak = dict(count.live)
+        step(samples)
+    return megabytes(count)
+
+
+def count(key: str, precision: str) -> dict[str, float]:
+    """MB of the work called `key`, as in RELEASED."""
+    kind, number = key[:-1], int(key[-1])
+    return count_training(number, precision) if kind == "train_mode" else count_inference(number, precision)
+
+
+def measure_on_gpu(key: str, precision: str) -> float:
+    """MB that CUDA's allocator handed out at once for the work called `key`."""
+    kind, number = key[:-1], int(key[-1])
+    device, model = torch.device("cuda"), GLNet(N_CLASS)
+    if kind == "train_mode":
+        for name in STAGES[number].uses:
+            getattr(model, name).to(device)
+        step = TrainingStep(model, number, Settings(precision=precision, device=device))
+        step([random_sample(SIDE)])
+        work = partial(step, [random_sample(SIDE) for _ in range(BATCH)])
+    else:
+        settings = Settings(sub_batch_size=number, precision=precision, device=device)
+        work = partial(Inference(model.eval(), 3, settings), random_sample(SIDE))
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() / MB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    print(f"{'MB of 2^20 bytes':16}{'':6}{'device':>8}{'host':>8}{'released':>10}{'less':>6}{'CUDA':>8}")
+    for key, released in RELEASED.items():
+        for precision in PRECISIONS:
+            result = count(key, precision)
+            found.setdefault(key, {})[precision] = result
+            cuda = f"{measure_on_gpu(key, precision):8.0f}" if torch.cuda.is_available() else f"{'-':>8}"
+            device, host = result["device"], result["host"]
+            less = released / device
+            print(f"{key:16}{precision:>6}{device:8.0f}{host:8.0f}{released:10}{less:6.1f}{cuda}", flush=True)
+    if options.json:
+        write_json(options.json, found)
+
+
+if __name__ == "__main__":
+    main()

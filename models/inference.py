@@ -1,0 +1,204 @@
+"""The network prepared for inference: computed once from the weights, nothing in it learns.
+
+It gives what the plain form gives, up to rounding, for about a third of the work. What is exact and why:
+
+*Norm layers* in evaluation are affine, so each folds into the convolution before it.
+
+*A convolution of a concatenation* is the sum of convolutions of its parts, and a *1x1 convolution commutes* with
+resizing and cropping. So the part of every local lateral that reads the global branch is computed once per image, on
+the whole global map, and cropped.
+
+*A 3x3 convolution of a resized map needs no resized map* (`resized_conv`). Each of its nine taps is a 1x1 convolution,
+done at the map's own size; what remains, bilinear resizing, shifting by the tap and padding with zeros, is linear in
+rows and columns separately, so it is one matrix for rows and one for columns. Resizes in a row multiply into one.
+
+*The end of the pyramid folds.* From ps2 to the scores there is only: resize, concatenate, smooth (1024 -> 512), and a
+3x3 convolution to n_class scores. That last one is its nine taps of ps3, each shifted and added (`add_taps`), and a tap
+of ps3 is one channel of smooth followed by a 1x1 convolution: one 3x3 convolution from 1024 to 9 n_class channels. So
+ps3 is never built. Shifting after the fold keeps the border exact: what a tap reads outside ps3 is 0, as the padding.
+The head and the local half of the ensemble are folded alike; of the global half of the ensemble, taps of the global
+ps3 are computed once per image and cropped.
+"""
+
+import copy
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from models.fpn import FPN, PS2_CHANNELS, PS3_CHANNELS, interleaved
+from models.glnet import GLNet, PatchMaps, WholeMaps, spread_crop
+from models.pyramid import Levels, Pyramid
+from models.resized import conv, joint_conv, resize, resized_conv
+from models.sharing import crop_pyramid
+from utils.stages import Stage
+from utils.tiling import PatchGrid
+
+
+@dataclass(frozen=True)
+class Form:
+    """Where and how the prepared network computes."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    def put(self, x: Tensor) -> Tensor:
+        """`x` on the device, in the precision and, where it has rows and columns, the layout of this form."""
+        x = x.detach().to(self.device, self.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+
+
+def add_taps(taps: Tensor) -> Tensor:
+    """Shift nine taps (N, 9 * K, H, W), the places outermost, each by its place, and add: (N, K, H, W) float32."""
+    n, channels, h, w = taps.shape
+    k = channels // 9
+    total = taps.new_zeros((n, k, h + 2, w + 2), dtype=torch.float32)
+    for place, tap in enumerate(taps.split(k, dim=1)):
+        row, column = divmod(place, 3)
+        total[:, :, 2 - row : 2 - row + h, 2 - column : 2 - column + w] += tap
+    return total[:, :, 1:-1, 1:-1]
+
+
+def fold_norms(module: nn.Module, form: Form) -> nn.Module:
+    """A copy of a ResNet (or a part of one) in `form`, every norm layer folded into the convolution before it."""
+    folded = copy.copy(module)
+    folded._modules, folded._parameters = {}, {}
+    before = ""
+    for name, child in module.named_children():  # in the order of registration: a norm layer follows its convolution
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            layer, statistics = getattr(module, before), (child.running_mean, child.running_var, child.eps)
+            weights = fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, child.weight, child.bias)
+            weight, bias = (nn.Parameter(form.put(x), requires_grad=False) for x in weights)
+            folded._modules[before].weight, folded._modules[before].bias = weight, bias
+            folded._modules[name] = nn.Identity()
+        else:
+            folded._modules[name] = fold_norms(child, form)
+        before = name
+    return folded
+
+
+class PreparedPyramid:
+    """A pyramid from backbone maps to ps2; in the fused form each convolution in an own and another branch's half."""
+
+    def __init__(self, fpn: FPN, form: Form) -> None:
+        self.fused = fpn.fused
+        self.own, self.other = [], []
+        for convs in (fpn.lateral, fpn.smooth1, fpn.smooth2):
+            halves = [layer.weight.chunk(2 if fpn.fused else 1, dim=1) for layer in convs]
+            biases = [form.put(layer.bias) for layer in convs]
+            self.own.append([(form.put(own), bias) for (own, *_), bias in zip(halves, biases, strict=True)])
+            self.other.append([form.put(other) for _, *others in halves for other in others])
+
+    def project(self, c: Levels) -> Levels:
+        """The other branch's half of the laterals, at the size of its maps `c`: 256 channels each."""
+        return tuple(conv(x, weight) for x, weight in zip(c, self.other[0], strict=True))
+
+    def __call__(self, c: Levels, other: Pyramid | None = None) -> Pyramid:
+        """The pyramid of backbone maps `c`; in the fused form `other.c` is projected already."""
+        ps0 = [conv(x, *layer) for x, layer in zip(c, self.own[0], strict=True)]
+        if self.fused:
+            for own, theirs in zip(ps0, other.c, strict=True):
+                own += resize(theirs, own.shape[-2:])
+        for coarse, fine in pairwise(ps0):
+            fine += resize(coarse, fine.shape[-2:])
+        ps1 = self._smooth(1, ps0, other and other.ps0)
+        ps2 = self._smooth(2, ps1, other and other.ps1)
+        return Pyramid(c, tuple(ps0), ps1, ps2)
+
+    def _smooth(self, depth: int, own: Levels | list[Tensor], other: Levels | None) -> Levels:
+        smoothed = tuple(conv(x, *layer) for x, layer in zip(own, self.own[depth], strict=True))
+        if self.fused:
+            for x, theirs, weight in zip(smoothed, other, self.other[depth], strict=True):
+                x += resized_conv(theirs, weight, [tuple(x.shape[-2:])])
+        return smoothed
+
+
+class FoldedTail:
+    """Everything from ps2 to what 3x3 convolutions read of ps3: the nine taps of each, and ps3 never built."""
+
+    def __init__(self, fpn: FPN, kernels: list[Tensor], form: Form) -> None:
+        """`kernels`: weights (n_class, 512, 3, 3), each one output to choose from."""
+        # (9, outputs, n_class, 512): the places outermost, row by row
+        taps = torch.stack([kernel.double().permute(2, 3, 0, 1).flatten(0, 1) for kernel in kernels], 1)
+        if fpn.fused:  # (9, outputs, n_class, 512) by (512, 1024, 3, 3)
+            weight = torch.tensordot(taps, fpn.smooth.weight.double(), dims=1)
+            self.bias = form.put(torch.tensordot(taps, fpn.smooth.bias.double(), dims=1))
+        else:  # ps3 is the concatenation itself
+            weight = taps[..., None, None]
+            self.bias = form.put(taps.new_zeros(taps.shape[:-1]))
+        # one group for each map that is read: of each level the own, then in the fused form the other branch's
+        self.groups = [form.put(group) for group in weight.split(PS2_CHANNELS, dim=3)]
+
+    def __call__(self, outputs: list[int], own: Levels, other: Levels | None = None) -> Tensor:
+        """(N, 9 * K, H, W): the taps of ps3 for the `outputs` chosen (K classes in all), at the size of p2."""
+        maps, chains = (own, [[tuple(own[-1].shape[-2:])]] * len(own)) if other is None else interleaved(own, other)
+        taps = joint_conv(maps, chains, [group[:, outputs].flatten(0, 2) for group in self.groups])
+        return taps + self.bias[:, outputs].view(1, -1, 1, 1)
+
+
+class PreparedGLNet:
+    """GLNet as `stage` evaluates it, with GLNet's four methods of inference; see there for what they take and give.
+
+    `WholeMaps.context.c` is projected to the local laterals, and `WholeMaps.ensemble` holds taps of ps3.
+    Only what the stage uses is copied, to the form's device. The plain network is not changed and not kept.
+    """
+
+    def __init__(self, model: GLNet, stage: Stage, form: Form) -> None:
+        self.n_class = model.n_class
+        self.form = form
+        joint = [branch for branch in ("local", "refined") if branch in stage.uses]
+        local_kernel, global_kernel = model.ensemble.weight.split(PS3_CHANNELS, dim=1)
+        kernels = {"global_": global_kernel, "local": local_kernel, "refined": global_kernel}
+        self.backbones, self.pyramids, self.tails, self.biases = {}, {}, {}, {}
+        with torch.no_grad():
+            for name in ("global_", *joint):
+                branch = getattr(model, name)
+                self.backbones[name] = fold_norms(branch.backbone, form)
+                self.pyramids[name] = PreparedPyramid(branch.pyramid, form)
+                self.tails[name] = FoldedTail(branch.pyramid, [branch.head.weight, kernels[name]], form)
+                self.biases[name] = branch.head.bias.detach().float().to(form.device)
+            self.ensemble_bias = model.ensemble.bias.detach().float().to(form.device)
+
+    def read_whole(self, image: Tensor, logits: bool, context: bool, ensemble: bool) -> WholeMaps:
+        pyramid = self.pyramids["global_"](self.backbones["global_"](self.form.put(image)))
+        found, taps = self._read_ps3("global_", pyramid.ps2, None, logits, ensemble)
+        if not context:
+            return WholeMaps(found, None, taps)
+        projected = self.pyramids["local"].project(pyramid.c)
+        return WholeMaps(found, Pyramid(projected, pyramid.ps0, pyramid.ps1, pyramid.ps2), taps)
+
+    def read_patches(
+        self, x: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice, logits: bool, ensemble: bool
+    ) -> PatchMaps:
+        other = crop_pyramid(whole.context, grid, patches)
+        pyramid = self.pyramids["local"](self.backbones["local"](self.form.put(x)), other)
+        outputs = [k for k, asked in enumerate((logits, ensemble)) if asked]
+        if not outputs:
+            return PatchMaps(None, None, pyramid)
+        scores = list(add_taps(self.tails["local"](outputs, pyramid.ps2, other.ps2)).split(self.n_class, dim=1))
+        found = scores.pop(0) + self.biases["local"].view(-1, 1, 1) if logits else None
+        half = scores.pop(0) + self.ensemble_bias.view(-1, 1, 1) if ensemble else None
+        return PatchMaps(found, half, pyramid)
+
+    def refine(self, image: Tensor, merged: Pyramid, logits: bool, ensemble: bool) -> WholeMaps:
+        fused = self.pyramids["refined"]
+        other = Pyramid(fused.project(merged.c), merged.ps0, merged.ps1, merged.ps2)
+        pyramid = fused(self.backbones["refined"](self.form.put(image)), other)
+        found, taps = self._read_ps3("refined", pyramid.ps2, other.ps2, logits, ensemble)
+        return WholeMaps(found, None, taps)
+
+    def join(self, half: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice) -> Tensor:
+        return half + spread_crop(whole.ensemble, grid, patches, half)
+
+    def _read_ps3(
+        self, name: str, own: Levels, other: Levels | None, logits: bool, ensemble: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of a global branch: its logits, and the taps that the ensemble reads of its ps3."""
+        found = taps = None
+        if logits:
+            found = add_taps(self.tails[name]([0], own, other)) + self.biases[name].view(-1, 1, 1)
+        if ensemble:
+            taps = self.tails[name]([1], own, other)
+        return found, taps

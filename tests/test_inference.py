@@ -1,0 +1,89 @@
+"""The prepared form of the network against the plain one, and what it is made of."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import build_sample, build_settings, segment_scores, shared_model
+
+from helper import segment
+from models.inference import Form, PreparedGLNet, add_taps
+from models.resized import joint_conv, resize, resized_conv
+from utils.canvas import Ids
+from utils.stages import STAGES
+
+SIZES = [(100, 100), (97, 131), (64, 64), (30, 41), (50, 200), (65, 64)]
+"""Images: square, odd, one patch, smaller than a patch, a strip, a patch and one row."""
+
+
+@pytest.mark.parametrize("mode", (1, 2, 3))
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_prepared_network_gives_the_plain_ones_scores_at_every_pixel(mode: int, size: tuple[int, int]) -> None:
+    model, sample = shared_model(), build_sample(size)
+    prepared = PreparedGLNet(model, STAGES[mode], Form(torch.device("cpu")))
+    plain, found = (segment_scores(network, mode, sample, build_settings()) for network in (model, prepared))
+    for name, scores in plain.items():
+        assert (scores - found[name]).abs().max() <= 1e-4 * (scores.max() - scores.min()), name
+
+
+def test_preparing_leaves_the_network_as_it_was() -> None:
+    model = shared_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    PreparedGLNet(model, STAGES[3], Form(torch.device("cpu"), torch.bfloat16))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("asked", [("global",), ("local",), ("ensemble",)], ids=str)
+def test_a_prediction_is_the_same_whatever_else_is_asked_for(asked: tuple[str, ...]) -> None:
+    stage, sample = STAGES[3], build_sample((90, 70))
+    network = PreparedGLNet(shared_model(), stage, Form(torch.device("cpu")))
+    every, alone = ({name: Ids((90, 70)) for name in names} for names in (stage.predictions, asked))
+    for sinks in (every, alone):
+        segment(network, stage, sample.image, sample.global_image, build_settings(), sinks)
+    for name in asked:
+        assert torch.equal(every[name].ids, alone[name].ids)
+
+
+@pytest.mark.parametrize("kernel", (1, 3))
+@pytest.mark.parametrize(
+    ("source", "chain"),
+    [
+        ((5, 7), [(20, 31)]),
+        ((3, 3), [(8, 8), (31, 30)]),
+        ((13, 9), [(13, 9)]),
+        ((20, 6), [(5, 40)]),
+        ((1, 1), [(9, 4)]),
+    ],
+    ids=str,
+)
+def test_resized_conv_equals_resizing_then_convolving(
+    kernel: int, source: tuple[int, int], chain: list[tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *source, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 5, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    resized = x
+    for size in chain:
+        resized = resize(resized, size)
+    long_way = F.conv2d(resized, weight, padding=kernel // 2)
+    short_way = resized_conv(x, weight, chain)
+    torch.testing.assert_close(short_way, long_way, rtol=0, atol=1e-10)
+    seed = torch.randn_like(long_way)
+    for a, b in zip(*(torch.autograd.grad(y, (x, weight), seed) for y in (short_way, long_way)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_joint_conv_equals_the_convolution_of_the_concatenation() -> None:
+    torch.manual_seed(0)
+    target, sizes = (16, 18), [(16, 18), (4, 5), (16, 18), (4, 5), (8, 9)]
+    maps = [torch.randn(2, 3, *size) for size in sizes]
+    weight = torch.randn(6, 15, 3, 3)
+    joined = torch.cat([resize(x, target) for x in maps], dim=1)
+    found = joint_conv(maps, [[target]] * 5, weight.split(3, dim=1))
+    torch.testing.assert_close(found, F.conv2d(joined, weight, padding=1), rtol=0, atol=1e-4)
+
+
+def test_added_taps_equal_the_convolution_up_to_the_border() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 5, 6, 7), torch.randn(4, 5, 3, 3)
+    taps = F.conv2d(x, weight.permute(2, 3, 0, 1).reshape(36, 5, 1, 1))
+    torch.testing.assert_close(add_taps(taps), F.conv2d(x, weight, padding=1), rtol=0, atol=1e-5)

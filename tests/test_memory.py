@@ -1,0 +1,23 @@
+"""Peak memory, counted on fake tensors: a change that needs more must say so here."""
+
+import pytest
+
+pytest.importorskip("torch._subclasses.fake_tensor")
+
+from benchmarks.memory import count_inference, count_training
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+@pytest.mark.parametrize(("precision", "budget"), [("fp32", 820), ("bf16", 450)])
+def test_inference_of_a_2448_image_stays_within_its_budget(precision: str, budget: float) -> None:
+    found = count_inference(sub_batch=1, precision=precision)
+    assert 0.8 * budget < found["device"] < budget
+    assert found["host"] < 400
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_only_the_kept_local_maps_of_stage_three_are_on_the_host() -> None:
+    found = count_training(mode=3, precision="fp32", side=1000, batch=2)
+    images = 2 * (4 * 1000**2 + 508**2 * 3 + 127**2)
+    kept = 2 * 9 * 512 * 127**2 * 4
+    assert kept < found["host"] * 2**20 < 1.1 * (kept + images + 2**20)

@@ -1,0 +1,80 @@
+"""Where pixels come from: images in memory, files that are read in windows, and views of either.
+
+A source has a `size` and can `read` any box of itself, so that an image need not be in memory as a whole.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from utils.tiling import Box, Size
+from utils.turns import Turn
+
+
+class Source(Protocol):
+    """An image of `size` (height, width)."""
+
+    @property
+    def size(self) -> Size: ...
+
+    def read(self, box: Box) -> Tensor:
+        """(3, height, width) uint8 RGB, 0..255, of `box`, which lies within the image.
+
+        Raises InputError, naming the file, where there is one and it cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """An image in memory, (3, H, W) uint8; what is read are views of it."""
+
+    image: Tensor
+
+    @property
+    def size(self) -> Size:
+        return tuple(self.image.shape[-2:])
+
+    def read(self, box: Box) -> Tensor:
+        return box.of(self.image)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What `box` covers of another source."""
+
+    source: Source
+    box: Box
+
+    @property
+    def size(self) -> Size:
+        return self.box.height, self.box.width
+
+    def read(self, box: Box) -> Tensor:
+        return self.source.read(box._replace(top=box.top + self.box.top, left=box.left + self.box.left))
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Another source, turned."""
+
+    source: Source
+    turn: Turn
+
+    @property
+    def size(self) -> Size:
+        return self.turn.size(self.source.size)
+
+    def read(self, box: Box) -> Tensor:
+        return self.turn.apply(self.source.read(self.turn.origin(box, self.source.size)))
+
+
+HELD_PIXELS = 64_000_000
+"""Images, and scenes of images, of up to so many pixels (192 MB) are read once and held; larger ones in windows."""
+
+
+def hold(source: Source, most: int = HELD_PIXELS) -> Source:
+    """`source` in memory where it has at most `most` pixels; else itself."""
+    height, width = source.size
+    return Held(source.read(Box(0, 0, height, width))) if height * width <= most else source
