@@ -1,154 +1,68 @@
-"""The engine: one training step per stage, an epoch of them, and the evaluation that all inference shares.
+"""The engine: an epoch of training steps, and the segmentation and evaluation that all inference shares.
 
 It neither parses options nor touches files; what must be saved or shown goes to callbacks.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from dataset.base import Sample
-from models.fpn import resize
 from models.glnet import GLNet
-from models.pyramid import Pyramid
-from models.sharing import Mosaic, crop_global, crop_pyramid
+from models.inference import Form, PreparedGLNet
+from models.sharing import Mosaic
+from steps import STEPS
 from utils.canvas import Ids, ScoreCanvas, Sink, enlarge
-from utils.loss import focal_loss
-from utils.metrics import ConfusionMatrix
+from utils.classes import IGNORED
+from utils.distributed import ALONE, Ranks, join_step, learning_statistics
 from utils.patches import ImagePatches, Settings
+from utils.precision import PRECISIONS, autocast
+from utils.sources import Source
 from utils.stages import Stage
-
-Terms = dict[str, Tensor]
-"""The terms of one step's loss by name, each the sum over the step, detached."""
+from utils.tally import Progress, Tally
 
 
-class Tally:
-    """A confusion matrix for each prediction of a stage."""
-
-    def __init__(self, stage: Stage, n_class: int) -> None:
-        self.matrices = {name: ConfusionMatrix(n_class) for name in stage.predictions}
-        self.headline = stage.predictions[-1]
-
-    def count(self, label: Tensor, predictions: Mapping[str, Ids]) -> None:
-        for name, prediction in predictions.items():
-            self.matrices[name].update(label, prediction.ids)
+def _share(batch: list[Sample], ranks: Ranks) -> float:
+    """What part of the labelled pixels of all processes' global labels is in this process's part of the batch."""
+    known = sum(int((sample.global_label != IGNORED).sum()) for sample in batch)
+    return known / max(1, ranks.sum(known))
 
 
-def add_terms(total: Terms, terms: Mapping[str, Tensor]) -> None:
-    """Add detached `terms` to `total`, name by name."""
-    for name, value in terms.items():
-        total[name] = total.get(name, 0) + value.detach()
+def _joint_step(
+    model: GLNet,
+    stage: Stage,
+    batch: list[Sample],
+    settings: Settings,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    ranks: Ranks,
+    asks: bool,
+) -> dict[str, float]:
+    """The gradients of one step of all processes, each on its `batch`; returns the loss terms and the gradient's norm.
 
-
-def global_inputs(batch: list[Sample], settings: Settings) -> Tensor:
-    """(B, 3, size_g, size_g): the shrunk images of a batch as the network reads them."""
-    return settings.to_input(torch.stack([sample.global_image for sample in batch]))
-
-
-def global_targets(batch: list[Sample], settings: Settings) -> Tensor:
-    """(B, size_g / 4, size_g / 4): their labels."""
-    return torch.stack([sample.global_label for sample in batch]).to(settings.device)
-
-
-def step_global(model: GLNet, batch: list[Sample], settings: Settings, tally: Tally) -> Terms:
-    """Stage 1: focal(global logits) of the whole batch in one pass."""
-    logits, _ = model.global_(global_inputs(batch, settings))
-    loss = focal_loss(logits, global_targets(batch, settings))
-    loss.backward()
-    for sample, scores in zip(batch, logits.detach().split(1), strict=True):
-        prediction = Ids(tuple(sample.label.shape), settings.device)
-        enlarge(scores, tuple(sample.label.shape), prediction)
-        tally.count(sample.label.to(settings.device), {"global": prediction})
-    return {"focal_global": loss.detach()}
-
-
-def step_global2local(model: GLNet, batch: list[Sample], settings: Settings, tally: Tally) -> Terms:
-    """Stage 2: per sub-batch focal(local) + focal(ensemble) + lambda MSE(local ps3, crop of the global ps3).
-
-    Gradients of all sub-batches of all images are added.
+    All that the host must know of the step comes from the device in one transfer.
     """
-    total: Terms = {}
-    for sample in batch:
-        image = ImagePatches(sample.image, sample.label, settings)
-        with torch.no_grad():
-            logits_g, context = model.global_(global_inputs([sample], settings))
-        found = {name: image.ids() for name in tally.matrices}
-        canvases = {name: ScoreCanvas(image.grid, found[name]) for name in ("local", "ensemble")}
-        for patches, x in image:
-            logits, pyramid = model.local(x, crop_pyramid(context, image.grid, patches))
-            crop = crop_global(context.ps3, image.grid, patches)
-            ensemble = model.ensemble(pyramid.ps3, crop)
-            target = image.targets(patches, logits)
-            terms = {
-                "focal_local": focal_loss(logits, target),
-                "focal_ensemble": focal_loss(ensemble, target),
-                "fmreg": settings.lamb_fmreg * F.mse_loss(pyramid.ps3, resize(crop, pyramid.ps3.shape[-2:])),
-            }
-            sum(terms.values()).backward()
-            add_terms(total, terms)
-            canvases["local"].add(logits.detach(), patches)
-            canvases["ensemble"].add(ensemble.detach(), patches)
-        enlarge(logits_g, image.size, found["global"])
-        tally.count(image.label, found)
-    return total
-
-
-def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tally: Tally) -> Terms:
-    """Stage 3: focal(refined logits) + the sum over sub-batches of focal(ensemble), in one backward pass.
-
-    Local maps are constants here. Each ensemble sub-batch backpropagates into a detached copy of the refined ps3;
-    what gathers there goes through the refined branch once, together with the global loss.
-    """
-    images = [ImagePatches(sample.image, sample.label, settings) for sample in batch]
-    found = [{name: image.ids() for name in tally.matrices} for image in images]
-    inputs = global_inputs(batch, settings)
-    with torch.no_grad():
-        shared = [
-            _local_maps(model, x, image, ids["local"])
-            for x, image, ids in zip(inputs.split(1), images, found, strict=True)
-        ]
-    merged, *others = (maps for maps, _ in shared)
-    logits_g, pyramid = model.refined(inputs, merged.map(lambda *maps: torch.cat(maps), *others))
-    loss = focal_loss(logits_g, global_targets(batch, settings))
-    total: Terms = {}
-    add_terms(total, {"focal_global": loss})
-    gradients = []
-    for i, (image, ids) in enumerate(zip(images, found, strict=True)):
-        leaf = pyramid.ps3[i : i + 1].detach().requires_grad_()
-        canvas = ScoreCanvas(image.grid, ids["ensemble"])
-        for patches, ps3 in zip(image.grid.sub_batches(settings.sub_batch_size), shared[i][1], strict=True):
-            ensemble = model.ensemble(ps3.to(settings.device), crop_global(leaf, image.grid, patches))
-            term = focal_loss(ensemble, image.targets(patches, ensemble))
-            term.backward()
-            add_terms(total, {"focal_ensemble": term})
-            canvas.add(ensemble.detach(), patches)
-        gradients.append(leaf.grad)
-        enlarge(logits_g[i : i + 1].detach(), image.size, ids["global"])
-        tally.count(image.label, ids)
-    torch.autograd.backward([loss, pyramid.ps3], [None, torch.cat(gradients)])
-    return total
-
-
-def _local_maps(model: GLNet, x: Tensor, image: ImagePatches, local: Ids) -> tuple[Pyramid, list[Tensor]]:
-    """The merged local maps of one image, and the local ps3 of each sub-batch, kept on the host."""
-    context = model.global_.context(x)
-    mosaic = Mosaic(image.grid, context)
-    canvas = ScoreCanvas(image.grid, local)
-    kept = []
-    for patches, x_p in image:
-        logits, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
-        mosaic.add(pyramid, patches)
-        canvas.add(logits, patches)
-        kept.append(pyramid.ps3.cpu())
-    return mosaic.merged(), kept
-
-
-STEPS = {1: step_global, 2: step_global2local, 3: step_local2global}
+    learned = [p for p in model.parameters() if p.requires_grad]
+    if ranks.world > 1 and "focal_global" in stage.terms:
+        settings = replace(settings, share=_share(batch, ranks))
+    with autocast(settings.device, settings.precision):
+        terms = STEPS[stage.number](model, batch, settings, progress.tally) if batch else {}
+    counts = torch.tensor([len(batch), asks], dtype=torch.float32)
+    losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in stage.terms]
+    numbers = torch.cat([torch.stack(losses), counts.to(settings.device)])
+    join_step(ranks, learned, learning_statistics(model), numbers, active=bool(batch))
+    settings.scaler.unscale_(optimizer)
+    norm = torch.stack([torch.linalg.vector_norm(p.grad) for p in learned if p.grad is not None]).norm()
+    *values, images, asked, norm = torch.cat([numbers, norm[None]]).tolist()
+    progress.images += int(images)
+    progress.asked = asked > 0
+    losses = dict(zip(stage.terms, values, strict=True))
+    return {**{f"loss/{k}": v for k, v in losses.items()}, "loss/total": sum(values), "gradient_norm": norm}
 
 
 def train_one_epoch(
@@ -160,113 +74,156 @@ def train_one_epoch(
     settings: Settings,
     on_step: Callable[[dict[str, float]], None],
     title: str = "train",
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+    asks: Callable[[], bool] = lambda: False,
 ) -> Tally:
-    """Train on every batch of `loader` once; one optimizer step a batch, one schedule step after it.
+    """Train on every batch of `loader`; one optimizer step a batch, one schedule step after it.
 
-    `on_step` gets the step's loss terms, their sum (`total`) and the learning rate. Returns the training metric,
-    counted on the predictions that the steps made while the weights moved, as released.
+    Of several processes each gets its part of every batch, which may be empty. A step whose loss or gradient is not
+    finite is skipped: weights, norm statistics and metric stay as they were.
+
+    After each step, when everything stands as it may be saved, `on_step` gets the step's loss terms, their sum
+    (`loss/total`), `gradient_norm` and `learning_rate`; it ends the epoch by raising. `progress` is kept up to date,
+    and tells in `asked` whether `asks()` was true in any process. Returns the training metric of this process, counted
+    on the predictions that the steps made while the weights moved, as released.
     """
     model.train()
-    tally = Tally(stage, model.n_class)
-    bar = tqdm(loader, desc=title, unit="batch", dynamic_ncols=True)
-    running = 0.0
-    for count, batch in enumerate(bar, start=1):
+    progress = progress or Progress(Tally(stage, model.n_class))
+    statistics = learning_statistics(model)
+    bar = tqdm(loader, desc=title, unit="batch", dynamic_ncols=True, disable=not ranks.main)
+    clock = time.perf_counter()
+    for batch in bar:
         optimizer.zero_grad(set_to_none=True)
-        terms = STEPS[stage.number](model, batch, settings, tally)
-        optimizer.step()
-        values = {name: float(value) for name, value in terms.items()}
-        loss = sum(values.values())
-        on_step(
-            {
-                **{f"loss/{name}": v for name, v in values.items()},
-                "loss/total": loss,
-                "learning_rate": scheduler.get_last_lr()[0],
-            }
-        )
+        before = [tensor.clone() for tensor in (*statistics, *progress.tally.sums())]
+        values = _joint_step(model, stage, batch, settings, optimizer, progress, ranks, asks())
+        values["learning_rate"] = scheduler.get_last_lr()[0]
+        progress.batches += 1
+        if all(map(math.isfinite, values.values())):
+            settings.scaler.step(optimizer)
+            progress.loss += (values["loss/total"] - progress.loss) / (progress.batches - progress.skipped)
+        else:
+            progress.skipped += 1
+            for tensor, old in zip((*statistics, *progress.tally.sums()), before, strict=True):
+                tensor.copy_(old)
+        settings.scaler.update()
         scheduler.step()
-        running += (loss - running) / count
-        bar.set_postfix(loss=f"{running:.3f}", mIoU=f"{100 * tally.matrices[tally.headline].mean_iou():.1f}")
-    return tally
+        mean_iou = progress.tally.matrices[progress.tally.headline].mean_iou()
+        bar.set_postfix(loss=f"{progress.loss:.3f}", mIoU=f"{100 * mean_iou:.1f}")
+        progress.seconds += time.perf_counter() - clock
+        on_step(values)
+        clock = time.perf_counter()
+    return progress.tally
 
 
 @torch.inference_mode()
 def segment(
-    model: GLNet, stage: Stage, image: Tensor, global_image: Tensor, settings: Settings, sinks: Mapping[str, Sink]
+    network: GLNet | PreparedGLNet,
+    stage: Stage,
+    image: Tensor | Source,
+    global_image: Tensor,
+    settings: Settings,
+    sinks: Mapping[str, Sink],
+    on_patches: Callable[[int], None] | None = None,
 ) -> None:
-    """Segment one image as `stage` does, on the model's device; the model is in evaluation mode.
+    """Segment one image as `stage` does. The network is in evaluation mode and on the settings' device.
 
-    `image` (3, H, W) uint8 of any size, `global_image` (3, size_g, size_g) uint8, the same image shrunk. The scores
-    of each prediction named in `sinks` (of `stage.predictions`) go to its sink.
+    `image` is a source of any size, or (3, H, W) uint8; `global_image` (3, size_g, size_g) uint8, the same image
+    shrunk. The scores of each prediction named in `sinks` (of `stage.predictions`) go to its sink; nothing else is
+    computed. `on_patches` is told how many patches are done.
     """
-    whole = ImagePatches(image, None, settings)
+    whole = ImagePatches(image, None, settings, on_patches)
     x = settings.to_input(global_image[None])
     canvases = {name: ScoreCanvas(whole.grid, sinks[name]) for name in ("local", "ensemble") if name in sinks}
     if stage.number == 3:
-        logits_g = _segment_refined(model, x, whole, canvases)
+        logits = _segment_refined(network, x, whole, canvases, "global" in sinks)
     else:
-        logits_g, context = model.global_(x)
-        for patches, x_p in whole if canvases else ():
-            logits, pyramid = model.local(x_p, crop_pyramid(context, whole.grid, patches))
-            if "local" in canvases:
-                canvases["local"].add(logits, patches)
-            if "ensemble" in canvases:
-                crop = crop_global(context.ps3, whole.grid, patches)
-                canvases["ensemble"].add(model.ensemble(pyramid.ps3, crop), patches)
+        logits = _segment_context(network, x, whole, canvases, "global" in sinks)
     if "global" in sinks:
-        enlarge(logits_g, whole.size, sinks["global"])
+        enlarge(logits, whole.size, sinks["global"])
 
 
-def _segment_refined(model: GLNet, x: Tensor, whole: ImagePatches, canvases: Mapping[str, ScoreCanvas]) -> Tensor:
-    """Stage 3's patches and refined branch; returns the refined logits.
+def _segment_context(
+    network: GLNet | PreparedGLNet, x: Tensor, whole: ImagePatches, canvases: Mapping[str, ScoreCanvas], logits: bool
+) -> Tensor | None:
+    """Stages 1 and 2: the global branch, and where `canvases` ask for them the patches; returns the global logits."""
+    local, ensemble = "local" in canvases, "ensemble" in canvases
+    seen = network.read_whole(x, logits=logits, context=bool(canvases), ensemble=ensemble)
+    for patches, x_p in whole if canvases else ():
+        maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble)
+        if local:
+            canvases["local"].add(maps.logits, patches)
+        if ensemble:
+            canvases["ensemble"].add(network.join(maps.half, seen, whole.grid, patches), patches)
+    return seen.logits
 
-    The local half of the ensemble is applied while a patch is at hand, so that n_class channels are kept of it.
+
+def _segment_refined(
+    network: GLNet | PreparedGLNet, x: Tensor, whole: ImagePatches, canvases: Mapping[str, ScoreCanvas], logits: bool
+) -> Tensor | None:
+    """Stage 3: patches, then the refined branch on their merged maps; returns the refined logits.
+
+    The local half of the ensemble is applied while a patch is at hand, so that n_class channels are kept of it, on the
+    host: what the device holds does not grow with the number of patches.
     """
-    context = model.global_.context(x)
-    mosaic = Mosaic(whole.grid, context)
+    local, ensemble = "local" in canvases, "ensemble" in canvases
+    seen = network.read_whole(x, logits=False, context=True, ensemble=False)
+    mosaic = Mosaic(whole.grid, seen.context)
     halves = []
     for patches, x_p in whole:
-        logits, pyramid = model.local(x_p, crop_pyramid(context, whole.grid, patches))
-        mosaic.add(pyramid, patches)
-        if "local" in canvases:
-            canvases["local"].add(logits, patches)
-        if "ensemble" in canvases:
-            halves.append((patches, model.ensemble.local_half(pyramid.ps3)))
-    logits_g, refined = model.refined(x, mosaic.merged())
+        maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble)
+        mosaic.add(maps.pyramid, patches)
+        if local:
+            canvases["local"].add(maps.logits, patches)
+        if ensemble:
+            halves.append((patches, maps.half.cpu()))
+        del maps  # or it would live on while the next ones are computed
+    refined = network.refine(x, mosaic.merged(), logits=logits, ensemble=ensemble)
     for patches, half in halves:
-        crop = resize(crop_global(refined.ps3, whole.grid, patches), half.shape[-2:])
-        canvases["ensemble"].add(half + model.ensemble.global_half(crop), patches)
-    return logits_g
+        half = half.to(whole.settings.device)
+        canvases["ensemble"].add(network.join(half, refined, whole.grid, patches), patches)
+    return refined.logits
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: the metric of each prediction, and the mean seconds of segmenting one image."""
+    """What an evaluation found: the metric of each prediction, and the mean seconds of segmenting one image.
+
+    Of several processes each has the same, of all images together. `complete` is False where one was told to stop.
+    """
 
     tally: Tally
     images: int
     seconds_per_image: float
+    complete: bool = True
 
 
 def evaluate(
-    model: GLNet,
+    network: GLNet | PreparedGLNet,
     stage: Stage,
     loader: Iterable[list[Sample]],
     settings: Settings,
     on_image: Callable[[Sample, dict[str, Tensor]], None] | None = None,
     title: str = "evaluate",
+    ranks: Ranks = ALONE,
+    stops: Callable[[], bool] = lambda: False,
+    segment: Callable[..., None] = segment,
 ) -> Evaluation:
-    """Segment every image of `loader` and count it against its label.
+    """Segment every image of `loader` and count it against its label; GLNet itself is prepared for inference first.
 
-    `on_image` gets each sample and its predictions by name, (H, W) uint8 ids.
+    `on_image` gets each sample and its predictions by name, (H, W) uint8 ids. Of several processes each has its part
+    of the images, and `on_image` sees that part. Where `stops()` is true after an image, this process does no more.
+    Another `segment` may stand in for the plain one; it takes the same.
     """
-    model.eval()
-    tally = Tally(stage, model.n_class)
-    seconds, images = 0.0, 0
-    bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True)
+    if isinstance(network, GLNet):
+        network = PreparedGLNet(network.eval(), stage, Form(settings.device, PRECISIONS[settings.precision]))
+    tally = Tally(stage, network.n_class)
+    seconds, images, stopped = 0.0, 0, False
+    bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
         start = time.perf_counter()
         found = {name: Ids(tuple(sample.image.shape[-2:]), settings.device) for name in stage.predictions}
-        segment(model, stage, sample.image, sample.global_image, settings, found)
+        segment(network, stage, sample.image, sample.global_image, settings, found)
         if sample.label is not None:
             tally.count(sample.label.to(settings.device), found)
         if settings.device.type == "cuda":
@@ -276,4 +233,9 @@ def evaluate(
         bar.set_postfix(mIoU=f"{100 * tally.matrices[tally.headline].mean_iou():.1f}")
         if on_image is not None:
             on_image(sample, {name: prediction.ids for name, prediction in found.items()})
-    return Evaluation(tally, images, seconds / max(images, 1))
+        if stopped := stops():
+            break
+    seconds, images, stopped = (sum(parts) for parts in zip(*ranks.gather((seconds, images, stopped)), strict=True))
+    for counts in tally.sums():
+        ranks.sum_([counts])
+    return Evaluation(tally, images, seconds / max(images, 1), complete=not stopped)

@@ -2,56 +2,121 @@
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import helper
-from dataset.base import EpochSampler, Sample, SampleLoader
+from dataset.base import Sample, SampleLoader, SegmentationDataset
+from dataset.check import Problem, check
 from dataset.deep_globe import DEEP_GLOBE, SPLITS, UNLABELLED, DeepGlobe
+from dataset.reading import MAX_PIXELS
 from models import checkpoint
 from models.backbone import BACKBONES, backbone_weights
 from models.checkpoint import Checkpoint, Header
 from models.glnet import GLNet
+from resuming import source
+from segmenting import segment_averaged
+from training import Job, Training
+from utils import distributed
 from utils import options as command_line
 from utils.classes import Classes
-from utils.errors import InputError
-from utils.logger import RunLog
+from utils.distributed import Ranks
+from utils.errors import InputError, Interrupted, RunError
+from utils.faults import explain
+from utils.files import check_writable
 from utils.patches import STATISTICS, Settings
+from utils.precision import gradient_scaler, keep_freed_memory, set_switches
 from utils.report import evaluation_record, evaluation_table, peak_memory_mb, write_json
-from utils.schedule import poly
 from utils.stages import STAGES, Stage
-from utils.visualize import colorize, save_colors
-
-WEIGHT_DECAY = 5e-4
+from utils.turns import TURNS
+from utils.visualize import save_colors
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 where the input is at fault."""
+    """Run the command line; returns the exit code.
+
+    0: done; 1: the run failed; 2: the input is at fault; 128 + n: signal n stopped it, and it can be resumed.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = command_line.build_parser(BACKBONES, tuple(STATISTICS), SPLITS)
     options = parser.parse_args(arguments)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
     try:
         command_line.check(options)
         run(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return complain(error, 2)
+    except RunError as error:
+        return complain(error, 1)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except (RuntimeError, MemoryError) as error:
+        message = explain(error, options, processes)
+        if message is None:
+            raise
+        return complain(message, 1)
     return 0
 
 
+def complain(message: object, code: int) -> int:
+    """Print `message` as the one line that a failure gives, with this process's number where there are several."""
+    rank = os.environ.get("RANK", "0") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    print(f"error: {f'process {rank}: ' if rank else ''}{message}", file=sys.stderr)
+    return code
+
+
 def run(options: argparse.Namespace) -> None:
-    """Build everything that the options name, then train or evaluate."""
+    """Do what the options say."""
+    if options.check_data:
+        check_data(options)
+        return
+    ranks = distributed.start(options.device)
+    if not ranks.main:
+        logging.getLogger().setLevel(logging.ERROR)
+    keep_freed_memory()
     torch.manual_seed(options.seed)
+    if options.deterministic:
+        be_deterministic()
+    prepare_and_run(options, ranks)
+    distributed.stop()
+
+
+def be_deterministic() -> None:
+    """Let torch take operations that repeat bit by bit, and warn where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def check_data(options: argparse.Namespace) -> None:
+    """Read every file of every split once and print what is found; InputError where something is wrong."""
+    opened, problems = {}, []
+    for split in SPLITS:
+        try:
+            opened[split] = open_data(options, split, options.size_g or 508, classes_of(options.n_class))
+        except InputError as error:
+            # a data set may lack the splits that training does not need
+            if split in ("train", "crossvali") or error.kind != "empty split":
+                problems.append(Problem(split, error.kind, str(error)))
+    report = check(opened, options.num_workers)
+    print(report.text(problems))
+    if count := len(problems) + len(report.problems):
+        raise InputError(f"{count} of the files above cannot be used" if count > 1 else "one file above cannot be used")
+
+
+def prepare_and_run(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Build everything that the options name, then train or evaluate."""
     stage = STAGES[options.mode]
-    device = pick_device(options.device)
+    going_on = not options.evaluation and source(options) is not None
     files = read_checkpoints(options, stage)
     header = resolve(options, stage, files)
     settings = Settings(
@@ -60,33 +125,44 @@ def run(options: argparse.Namespace) -> None:
         min_overlap=header.min_overlap,
         lamb_fmreg=options.lamb_fmreg,
         normalize=header.normalize,
-        device=device,
+        device=ranks.device,
+        precision=options.precision,
+        scaler=gradient_scaler(ranks.device, options.precision),
     )
+    set_switches(options.tf32, options.cudnn_benchmark)
     if options.evaluation:
-        data = DeepGlobe(options.data_path, options.split, header.size_g, header.classes)
+        data = open_data(options, options.split, header.size_g, header.classes)
         model = build_model(options, stage, header, files)
-        place(model, stage, device)
-        run_evaluation(options, stage, model, header, settings, data)
+        files.clear()  # the prepared network is a copy of the model: one of them on the host is enough
+        run_evaluation(options, stage, model, header, settings, data, ranks)
     else:
-        train_data = DeepGlobe(
-            options.data_path, "train", header.size_g, header.classes, augment=True, seed=options.seed
-        )
-        val_data = DeepGlobe(options.data_path, "crossvali", header.size_g, header.classes)
+        train_data = open_data(options, "train", header.size_g, header.classes, augment=True)
+        val_data = open_data(options, "crossvali", header.size_g, header.classes)
         model = build_model(options, stage, header, files)
-        place(model, stage, device)
-        run_training(options, stage, model, header, settings, train_data, val_data)
+        if stage.number == 1 and not going_on:
+            start_backbones(model, header.backbone, options.backbone_weights)
+        place(model, stage, ranks.device)
+        if options.sync_bn:
+            join_norms(model, stage, ranks)
+        Training(Job(options, stage, model, header, settings, train_data, val_data, ranks)).run()
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best there is."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
+def open_data(
+    options: argparse.Namespace, split: str, size_g: int, classes: Classes, augment: bool = False
+) -> SegmentationDataset:
+    """The images of `split`."""
+    data = DeepGlobe(options.data_path, split, size_g, classes, augment=augment, seed=options.seed)
+    data.max_pixels = options.max_pixels or MAX_PIXELS
+    return data
+
+
+def join_norms(model: GLNet, stage: Stage, ranks: Ranks) -> None:
+    """Let the norm layers that `stage` trains take their statistics over all processes; names stay what they are."""
+    if ranks.device.type != "cuda" or stage.number == 2:
+        reason = "mode 2 normalises every sub-batch alone" if stage.number == 2 else "torch has it for GPUs only"
+        raise InputError(f"--sync_bn cannot be used: {reason}; leave it out")
+    for name in stage.trains:
+        setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(model, name)))
 
 
 def read_checkpoints(options: argparse.Namespace, stage: Stage) -> dict[str, Checkpoint]:
@@ -102,9 +178,10 @@ def read_checkpoints(options: argparse.Namespace, stage: Stage) -> dict[str, Che
             f"{files['path_l2g'].path} is a released file, which lacks the frozen global branch: "
             "evaluating mode 3 needs --path_g, the file of mode 1, too"
         )
-    output = options.model_path / f"{options.task_name}.pth"
-    if not options.evaluation and any(file.path == output for file in files.values()):
-        raise InputError(f"--task_name {options.task_name} would overwrite {output}, which this run starts from")
+    outputs = [options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth")]
+    for output in () if options.evaluation else outputs:
+        if any(file.path.resolve() == output.resolve() for file in files.values()):
+            raise InputError(f"--task_name {options.task_name} would overwrite {output}, which this run starts from")
     return files
 
 
@@ -126,9 +203,7 @@ def resolve(options: argparse.Namespace, stage: Stage, files: dict[str, Checkpoi
                 raise InputError(f"--{name} {given}: {first.path} was made with {recorded[name]}")
             logging.info(f"note: --{name} {given}; {first.path} was made with {recorded[name]}")
     command_line.check_sizes(options)
-    classes = recorded.get("classes") or (
-        DEEP_GLOBE if options.n_class == len(DEEP_GLOBE) else Classes.generic(options.n_class)
-    )
+    classes = recorded.get("classes") or classes_of(options.n_class)
     return Header(
         stage=stage.number,
         backbone=options.backbone,
@@ -140,23 +215,34 @@ def resolve(options: argparse.Namespace, stage: Stage, files: dict[str, Checkpoi
     )
 
 
+def classes_of(n_class: int | None) -> Classes:
+    """DeepGlobe's classes, or numbered ones where another number is asked for."""
+    return DEEP_GLOBE if n_class in (None, len(DEEP_GLOBE)) else Classes.generic(n_class)
+
+
 def build_model(options: argparse.Namespace, stage: Stage, header: Header, files: dict[str, Checkpoint]) -> GLNet:
     """The network as `stage` evaluates it or starts to train it."""
     model = GLNet(len(header.classes), header.backbone)
     if options.evaluation:
         checkpoint.load_whole(model, files[stage.reads], stage.number)
-    elif stage.number == 1:
-        state = backbone_weights(header.backbone, options.backbone_weights)
-        for branch in (model.global_, model.local) if state is not None else ():
-            checkpoint.load(branch.backbone, state, Path(options.backbone_weights), ("",))
-    else:
+    elif stage.number > 1:
         checkpoint.load_whole(model, files[stage.starts_from[0]], stage.number - 1)
     if stage.number == 3 and not options.evaluation:
         model.start_refined()
-    if stage.number == 3 and "path_g" in files:
-        checkpoint.load_context(model, files["path_g"])
+    if "path_g" in files and stage.number == 3:
+        if options.evaluation:
+            checkpoint.load_context(model, files["path_g"])
+        else:
+            checkpoint.check_context(model, files["path_g"], files["path_g2l"].path)
     model.learn(() if options.evaluation else stage.trains)
     return model
+
+
+def start_backbones(model: GLNet, backbone: str, source: str) -> None:
+    """Load what both backbones start from in stage 1, if anything."""
+    state = backbone_weights(backbone, source)
+    for branch in (model.global_, model.local) if state is not None else ():
+        checkpoint.load(branch.backbone, state, Path(source), ("",))
 
 
 def place(model: GLNet, stage: Stage, device: torch.device) -> None:
@@ -165,75 +251,11 @@ def place(model: GLNet, stage: Stage, device: torch.device) -> None:
         getattr(model, name).to(device)
 
 
-def run_training(
-    options: argparse.Namespace,
-    stage: Stage,
-    model: GLNet,
-    header: Header,
-    settings: Settings,
-    train_data: DeepGlobe,
-    val_data: DeepGlobe,
-) -> None:
-    """Train all epochs, validate after each, keep the last and the best."""
-    sampler = EpochSampler(len(train_data), options.seed)
-    loader = SampleLoader(train_data, options.batch_size, sampler, options.num_workers)
-    val_loader = SampleLoader(val_data, num_workers=options.num_workers)
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(learned, lr=options.lr, weight_decay=WEIGHT_DECAY)
-    steps = len(loader) * options.num_epochs
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: poly(t, steps))
-    last, best = (options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth"))
-    best_score, best_epoch = -1.0, 0
-    logging.info(
-        f"Stage {stage.number} ({stage.name}): {len(train_data)} training and {len(val_data)} validation images, "
-        f"{options.num_epochs} epochs on {settings.device}, training {' and '.join(stage.trains)}"
-    )
-    with RunLog(options.log_path, options.task_name, header.classes) as log:
-        step = 0
-
-        def on_step(values: dict[str, float]) -> None:
-            nonlocal step
-            log.scalars(step, values)
-            step += 1
-
-        for epoch in range(options.num_epochs):
-            sampler.set_epoch(epoch)
-            title = f"epoch {epoch + 1}/{options.num_epochs}"
-            trained = helper.train_one_epoch(model, stage, loader, optimizer, scheduler, settings, on_step, title)
-            show = picture_of(epoch % len(val_data), log, epoch, header.classes)
-            found = helper.evaluate(model, stage, val_loader, settings, show, "validate").tally
-            log.epoch(epoch, options.num_epochs, trained.matrices, found.matrices)
-            scores = [tally.matrices[tally.headline].mean_iou(header.classes.left_out) for tally in (trained, found)]
-            logging.info(f"{title}: mIoU {100 * scores[0]:.2f} training, {100 * scores[1]:.2f} validation")
-            if epoch == 0:
-                checkpoint.keep_previous(last)
-                checkpoint.keep_previous(best)
-            checkpoint.save(last, model, header)
-            if scores[1] > best_score:
-                best_score, best_epoch = scores[1], epoch + 1
-                checkpoint.save(best, model, header)
-    logging.info(
-        f"Best validation mIoU {100 * best_score:.2f} in epoch {best_epoch}: {best}\n"
-        f"Last: {last}\nLog: {log.text}\nTensorBoard: tensorboard --logdir {log.folder}"
-    )
-
-
-def picture_of(index: int, log: RunLog, epoch: int, classes: Classes) -> Callable[[Sample, dict[str, Tensor]], None]:
-    """A callback that shows the validation image of `index`: each epoch another one, as released."""
-    seen = 0
-
-    def show(sample: Sample, found: dict[str, Tensor]) -> None:
-        nonlocal seen
-        if seen == index:
-            names = {"ensemble": "prediction", "local": "prediction_local", "global": "prediction_global"}
-            pictures = {"image": sample.image.permute(1, 2, 0).numpy()}
-            if sample.label is not None:
-                pictures["mask"] = colorize(sample.label.numpy(), classes.palette)
-            pictures |= {names[name]: colorize(ids.cpu().numpy(), classes.palette) for name, ids in found.items()}
-            log.images(epoch, pictures)
-        seen += 1
-
-    return show
+def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
+    """Raise InputError where predictions, which have the labels' names, would fall on the data set's own files."""
+    own = {path.parent.resolve() for item in data.items for path in (item.image, item.label) if path is not None}
+    if folder.resolve() in own:
+        raise InputError(f"--save_predictions {folder} would overwrite the labels there; name another folder")
 
 
 def run_evaluation(
@@ -242,17 +264,29 @@ def run_evaluation(
     model: GLNet,
     header: Header,
     settings: Settings,
-    data: DeepGlobe,
+    data: SegmentationDataset,
+    ranks: Ranks,
 ) -> None:
-    """Evaluate one split; print the table, write it as JSON, and the predictions where asked."""
+    """Evaluate one split; print the table, write it as JSON, and the predictions where asked.
+
+    Every process writes the predictions of its images, and the main one the rest.
+    """
 
     def save(sample: Sample, found: dict[str, Tensor]) -> None:
         if options.save_predictions:
             ids: np.ndarray = found[stage.predictions[-1]].cpu().numpy()
             save_colors(options.save_predictions / f"{sample.id}_mask.png", ids, header.classes.palette)
 
-    loader = SampleLoader(data, num_workers=options.num_workers)
-    result = helper.evaluate(model, stage, loader, settings, save, f"evaluate {options.split}")
+    check_writable(options.log_path)
+    if options.save_predictions:
+        refuse_data_folder(options.save_predictions, data)
+    own = range(ranks.rank, len(data), ranks.world)
+    loader = SampleLoader(data, sampler=own, num_workers=options.num_workers)
+    segment = segment_averaged(TURNS[options.tta])
+    title = f"evaluate {options.split}"
+    result = helper.evaluate(model, stage, loader, settings, save, title, ranks, segment=segment)
+    if not ranks.main:
+        return
     if options.save_predictions:
         logging.info(f"Predictions: {options.save_predictions}")
     if options.split == UNLABELLED:
@@ -266,8 +300,8 @@ def run_evaluation(
         peak_memory_mb(settings.device),
     )
     target = options.log_path / f"{options.task_name}.json"
-    write_json(target, record)
     print(evaluation_table(record))
+    write_json(target, record)
     logging.info(f"The same as JSON: {target}")
 
 

@@ -3,6 +3,7 @@
 #
 # From the environment, with defaults inside the repository: DATA_PATH, MODEL_PATH, LOG_PATH, and PYTHON, the
 # interpreter, by default the repository's .venv where there is one. Relative paths are those of the caller.
+# NPROC: how many processes share the work, one for each GPU (default 1).
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 data_path=${DATA_PATH:-$root/data}
@@ -57,6 +58,9 @@ ADVICE
 glnet() {
     require_data "$@"
     local launch=("$PYTHON")
+    if ((${NPROC:-1} > 1)); then
+        launch+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
+    fi
     exec "${launch[@]}" "$root/train_deep_globe.py" \
         --data_path "$data_path" --model_path "$model_path" --log_path "$log_path" \
         --batch_size 6 --sub_batch_size 6 "$@"

@@ -1,18 +1,25 @@
-"""The records that a training run keeps: the released text log, and events for TensorBoard."""
+"""The records that a training run keeps: the released text log, lines of JSON, and events for TensorBoard."""
 
+import json
+import os
+import time
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.metrics import ConfusionMatrix
-from utils.report import PREDICTIONS
-from utils.visualize import shrink_for_display
+from utils.report import PREDICTIONS, write_json
+from utils.visualize import legend, shrink_for_display
 
 LONGEST_SIDE = 1024
 """Pixels that a picture's longer side has at most in TensorBoard, so that event files stay small."""
@@ -64,24 +71,82 @@ def _writing(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-class RunLog:
-    """The text log `<log_path>/<task_name>.log` and TensorBoard's events in `<log_path>/<task_name>/`.
+class _Events:
+    """One event file of TensorBoard in `folder`.
 
-    Both go on where an earlier run of the same name stopped. Epochs and steps are 0-based, in TensorBoard as released.
+    Events are written by the caller itself: tensorboardX's SummaryWriter hands them to a thread, so that neither their
+    place in the file nor a full disk could be known here. With `anew` TensorBoard hides what is in the folder already.
+    """
+
+    def __init__(self, folder: Path, anew: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._flushed = time.monotonic()
+        if anew:
+            self._file.write_event(Event(session_log=SessionLog(status=SessionLog.START), step=0))
+
+    def add(self, what: Summary, step: int) -> None:
+        self._file.write_event(Event(summary=what, step=step, wall_time=time.time()))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class RunLog:
+    """The text log `<log_path>/<task_name>.log`, lines of JSON in `.jsonl`, events in the folder `<task_name>/`.
+
+    They go on where an earlier run of the same name stopped, but TensorBoard shows the later one alone. There epochs
+    and steps are 0-based, as released.
+    A run that is resumed gives in `sizes` how long the files were where it goes on (see there), and what was written
+    after that is cut off, lest an epoch be told twice.
     Every method raises InputError, naming the path, when something cannot be written.
     """
 
-    def __init__(self, log_path: str | Path, task_name: str, classes: Classes) -> None:
+    def __init__(
+        self, log_path: str | Path, task_name: str, classes: Classes, sizes: Mapping[str, int] | None = None
+    ) -> None:
         self.text = Path(log_path) / f"{task_name}.log"
+        self.lines = Path(log_path) / f"{task_name}.jsonl"
         self.folder = Path(log_path) / task_name
         self._classes = classes
-        # both are tried at once: not after the first epoch's hours
+        self._anew = sizes is None
+        if sizes is not None:
+            self._rewind(sizes)
+        # all are tried at once: not after the first epoch's hours
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with _writing(self.text):
-            self.text.open("a").close()
+        for path in (self.text, self.lines):
+            with _writing(path):
+                path.open("a").close()
         with _writing(self.folder):
-            self._events = SummaryWriter(str(self.folder), flush_secs=FLUSH_SECONDS)
+            self._events = _Events(self.folder, self._anew)
+        self._curves: dict[str, _Events] = {}
+
+    def _files(self) -> list[Path]:
+        return [p for p in (self.text, self.lines, *self.folder.rglob("events.out.tfevents.*")) if p.is_file()]
+
+    def sizes(self) -> dict[str, int]:
+        """How many bytes each file has, by its path below `log_path`, when all that was recorded is on the disk."""
+        with _writing(self.folder):
+            for events in (self._events, *self._curves.values()):
+                events.flush()
+        return {str(path.relative_to(self.text.parent)): path.stat().st_size for path in self._files()}
+
+    def _rewind(self, sizes: Mapping[str, int]) -> None:
+        """Cut the files to `sizes`, and remove those that are not there."""
+        for path in self._files():
+            size = sizes.get(str(path.relative_to(self.text.parent)))
+            with _writing(path):
+                if size is None:
+                    path.unlink()
+                elif size < path.stat().st_size:
+                    os.truncate(path, size)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -94,7 +159,22 @@ class RunLog:
     def close(self) -> None:
         """Bring what is pending to the disk; the log takes nothing more."""
         with _writing(self.folder):
-            self._events.close()
+            for events in (self._events, *self._curves.values()):
+                events.close()
+
+    def start(self, record: Mapping[str, Any], description: str) -> None:
+        """Record what the run is: `record` in `run.json`, `description` (Markdown) and the legend in TensorBoard."""
+        write_json(self.folder / "run.json", record)
+        with _writing(self.folder):
+            self._events.add(summary.text("run", description), 0)
+            picture = legend(self._classes.names, self._classes.palette)
+            self._events.add(summary.image("legend", picture, dataformats="HWC"), 0)
+            self._events.flush()
+
+    def line(self, record: Mapping[str, Any]) -> None:
+        """Append `record` to the lines of JSON."""
+        with _writing(self.lines), self.lines.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record, allow_nan=False) + "\n")
 
     def epoch(self, epoch: int, num_epochs: int, train: Matrices, val: Matrices) -> str:
         """Record the scores of an epoch; returns the lines that the text log got.
@@ -108,8 +188,11 @@ class RunLog:
             log.write(lines)
         with _writing(self.folder):
             chosen = headline(val)
-            means = {"train iou": self._mean(train[chosen]), "validation iou": self._mean(val[chosen])}
-            self._events.add_scalars("IoU", means, epoch)
+            for curve, matrix in (("train iou", train[chosen]), ("validation iou", val[chosen])):
+                if curve not in self._curves:  # a folder each, as SummaryWriter.add_scalars does
+                    self._curves[curve] = _Events(self.folder / "IoU" / curve, self._anew)
+                self._curves[curve].add(summary.scalar("IoU", self._mean(matrix)), epoch)
+                self._curves[curve].flush()
             self._scores(epoch, "train", train)
             self._scores(epoch, "validation", val)
             self._events.flush()
@@ -122,10 +205,10 @@ class RunLog:
         """One part's mean of every prediction, and the headline's classes."""
         for name in PREDICTIONS:
             if name in matrices:
-                self._events.add_scalar(f"mIoU/{name}_{part}", self._mean(matrices[name]), epoch)
+                self._events.add(summary.scalar(f"mIoU/{name}_{part}", self._mean(matrices[name])), epoch)
         for name, iou in zip(self._classes.names, matrices[headline(matrices)].iou(), strict=True):
             if not np.isnan(iou):
-                self._events.add_scalar(f"IoU_per_class/{name}_{part}", iou, epoch)
+                self._events.add(summary.scalar(f"IoU_per_class/{name}_{part}", iou), epoch)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers under their tags, such as `loss/focal_local` and `learning_rate`, at `step`.
@@ -134,7 +217,7 @@ class RunLog:
         """
         with _writing(self.folder):
             for tag, value in values.items():
-                self._events.add_scalar(tag, value, step)
+                self._events.add(summary.scalar(tag, value), step)
 
     def images(self, epoch: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Record (H, W, 3) uint8 RGB pictures: `image`, and `mask`, `prediction` and its kind in the classes' colours.
@@ -144,5 +227,5 @@ class RunLog:
         with _writing(self.folder):
             for tag, picture in pictures.items():
                 small = shrink_for_display(picture, LONGEST_SIDE, smooth=tag == "image")
-                self._events.add_image(tag, small, epoch, dataformats="HWC")
+                self._events.add(summary.image(tag, small, dataformats="HWC"), epoch)
             self._events.flush()

@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.precision import PRECISIONS
 from utils.stages import STAGES
 from utils.tiling import MIN_OVERLAP
+from utils.turns import TURNS
 
 FROM_CHECKPOINT = {
     "n_class": 7,
@@ -16,6 +18,13 @@ FROM_CHECKPOINT = {
     "min_overlap": MIN_OVERLAP,
 }
 """Options that a checkpoint records. Not given, they take its value, and these where there is none."""
+
+POSITIVE = ("batch_size", "sub_batch_size", "num_epochs", "n_class", "size_g", "size_p", "max_pixels", "max_bad_steps")
+NOT_NEGATIVE = ("lr", "lamb_fmreg", "num_workers", "min_overlap", "seed", "save_every", "early_stopping")
+
+MOST_CLASSES = 255
+LONGEST_SIDE = 1 << 15
+"""Pixels; what no `--size_g` or `--size_p` can sensibly be, lest a damaged checkpoint asks for terabytes."""
 
 
 def build_parser(backbones: tuple[str, ...], normalizations: tuple[str, ...], splits: tuple[str, ...]):
@@ -30,6 +39,8 @@ def build_parser(backbones: tuple[str, ...], normalizations: tuple[str, ...], sp
     _add_files(parser)
     _add_network(parser, backbones, normalizations)
     _add_training(parser)
+    _add_computing(parser)
+    _add_safety(parser)
     _add_evaluation(parser, splits)
     return parser
 
@@ -49,14 +60,32 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--evaluation", action="store_true", help="evaluate instead of training")
     group.add_argument(
+        "--check_data",
+        action="store_true",
+        help="instead of training, read every image and label once and tell all that is wrong",
+    )
+    group.add_argument(
         "--task_name", default="glnet", help="name of this run's checkpoints and logs (default: %(default)s)"
     )
     group.add_argument(
-        "--device", default=None, help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)"
+        "--device",
+        default=None,
+        help="cpu, cuda, cuda:1, ...; under torchrun cpu or cuda, of which each process\n"
+        "takes its own (default: cuda where there is one, else cpu)",
     )
     group.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation (default: 0)")
     group.add_argument(
         "--num_workers", type=int, default=2, help="processes that decode images; 0: none (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max_pixels",
+        type=int,
+        help="larger images are refused; 1000 million take 4 GB when decoded (default: 1000 million)",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="only operations that repeat bit by bit, where torch has them; slower on GPUs",
     )
 
 
@@ -111,7 +140,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     epochs = ", ".join(f"{s.epochs} in mode {s.number}" for s in STAGES.values())
     rates = ", ".join(f"{s.lr:g} in mode {s.number}" for s in STAGES.values())
-    group.add_argument("--batch_size", type=int, default=6, help="images in a step (default: %(default)s)")
+    group.add_argument(
+        "--batch_size", type=int, default=6, help="images in a step, all processes together (default: 6)"
+    )
     group.add_argument("--num_epochs", type=int, help=f"(default: {epochs})")
     group.add_argument("--lr", type=float, help=f"base learning rate (default: {rates})")
     group.add_argument(
@@ -122,10 +153,71 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_safety(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("long runs, several processes")
+    group.add_argument(
+        "--resume",
+        default="off",
+        metavar="WHAT",
+        help="auto: go on where an unfinished run of this name stopped, start where there is none;\n"
+        "a file: go on from it; off: refuse to start over an unfinished run (default: off)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="start over, whatever run of this name is unfinished")
+    group.add_argument(
+        "--resume_anyway", action="store_true", help="go on although options changed that make it another experiment"
+    )
+    group.add_argument(
+        "--save_every",
+        type=float,
+        default=30,
+        metavar="MINUTES",
+        help="inside an epoch, save this often what --resume needs; 0: after epochs only (default: 30)",
+    )
+    group.add_argument(
+        "--max_bad_steps",
+        type=int,
+        default=10,
+        help="stop after so many steps in a row whose loss or gradient is not finite;\neach is skipped (default: 10)",
+    )
+    group.add_argument(
+        "--early_stopping",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="stop when the validation score has not grown for so many epochs; 0: never (default: 0)",
+    )
+    group.add_argument(
+        "--sync_bn",
+        action="store_true",
+        help="of several processes with GPUs, modes 1 and 3: norm layers take their statistics over the\n"
+        "whole batch, as one process does. Without, each process normalises its part by itself, and\n"
+        "gradients differ from one process's. Mode 2 normalises each sub-batch alone and needs it not",
+    )
+
+
+def _add_computing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("computing")
+    group.add_argument(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="fp32",
+        help="of convolutions and their maps; fp32 as released (default: %(default)s)",
+    )
+    group.add_argument("--tf32", action="store_true", help="CUDA: faster, less exact float32 products")
+    group.add_argument("--cudnn_benchmark", action="store_true", help="CUDA: search for the fastest convolutions first")
+
+
 def _add_evaluation(parser: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--split", choices=splits, default="crossvali", help="what --evaluation reads (default: crossvali)"
+    )
+    group.add_argument(
+        "--tta",
+        choices=tuple(TURNS),
+        default="none",
+        help="test-time augmentation: average over the image and its mirror image (flip), or over all\n"
+        "eight turns of it (d4) (default: none)",
     )
     group.add_argument(
         "--save_predictions",
@@ -143,16 +235,20 @@ def check(options: argparse.Namespace) -> None:
     stage = STAGES[options.mode]
     options.num_epochs = stage.epochs if options.num_epochs is None else options.num_epochs
     options.lr = stage.lr if options.lr is None else options.lr
-    for name in ("batch_size", "sub_batch_size", "num_epochs", "n_class", "size_g", "size_p"):
+    for name in POSITIVE:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} {value} is not positive")
-    for name in ("lr", "lamb_fmreg", "num_workers", "min_overlap", "seed"):
+    for name in NOT_NEGATIVE:
         value = getattr(options, name)
         if value is not None and not value >= 0:
             raise InputError(f"--{name} {value} is negative")
+    if options.n_class is not None and options.n_class > MOST_CLASSES:
+        raise InputError(f"--n_class {options.n_class} is more than the {MOST_CLASSES} that a byte holds beside 255")
     if "/" in options.task_name or not options.task_name.strip("."):
         raise InputError(f"--task_name {options.task_name!r} must be usable as a file name")
+    if options.check_data:
+        return
     needed = (stage.reads,) if options.evaluation else stage.starts_from
     for name in needed:
         if not getattr(options, name):
@@ -161,8 +257,13 @@ def check(options: argparse.Namespace) -> None:
                 f"{does} in mode {stage.number} needs --{name} FILE, the checkpoint of "
                 f"{'that mode' if options.evaluation else f'mode {stage.number - 1}'}, inside --model_path"
             )
+    if options.tta != "none" and not options.evaluation:
+        raise InputError(f"--tta {options.tta} goes with --evaluation")
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
+    if options.resume != "off" and (options.evaluation or options.overwrite):
+        other = "--evaluation" if options.evaluation else "--overwrite"
+        raise InputError(f"--resume {options.resume} goes with training, and not with {other}: leave one of them out")
 
 
 def check_sizes(options: argparse.Namespace) -> None:
@@ -172,5 +273,7 @@ def check_sizes(options: argparse.Namespace) -> None:
         if value % 4 or value < 32:
             near = max(32, value // 4 * 4)
             raise InputError(f"--{name} {value} must be at least 32 and divisible by 4; try {near} or {near + 4}")
+        if value > LONGEST_SIDE:
+            raise InputError(f"--{name} {value} is more than {LONGEST_SIDE} pixels")
     if options.min_overlap >= options.size_p:
         raise InputError(f"--min_overlap {options.min_overlap} must be smaller than --size_p {options.size_p}")

@@ -39,6 +39,19 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+def scores(classes: Classes, matrices: Mapping[str, ConfusionMatrix]) -> dict[str, dict[str, Any]]:
+    """`iou`, `mIoU` and `mIoU_all` of each prediction that there is; see `evaluation_record`."""
+    return {
+        name: {
+            "iou": [_number(value) for value in matrices[name].iou()],
+            "mIoU": _number(matrices[name].mean_iou(classes.left_out)),
+            "mIoU_all": _number(matrices[name].mean_iou(())),
+        }
+        for name in PREDICTIONS
+        if name in matrices
+    }
+
+
 def evaluation_record(
     mode: int,
     classes: Classes,
@@ -55,7 +68,7 @@ def evaluation_record(
     `share` is each class's part of the labelled pixels.
     """
     truth = next(iter(matrices.values())).counts.sum(1).tolist()
-    record: dict[str, Any] = {
+    return {
         "mode": mode,
         "classes": list(classes.names),
         "left_out": [classes.names[k] for k in classes.left_out],
@@ -63,15 +76,8 @@ def evaluation_record(
         "images": images,
         "seconds_per_image": seconds_per_image,
         "peak_memory_mb": peak_memory_mb,
+        **scores(classes, matrices),
     }
-    for name in PREDICTIONS:
-        if name in matrices:
-            record[name] = {
-                "iou": [_number(value) for value in matrices[name].iou()],
-                "mIoU": _number(matrices[name].mean_iou(classes.left_out)),
-                "mIoU_all": _number(matrices[name].mean_iou(())),
-            }
-    return record
 
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:

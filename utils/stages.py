@@ -8,7 +8,7 @@ class Stage:
     """One stage, which is also one mode of evaluation.
 
     `trains` and `uses` name children of GLNet; `starts_from` names the options that it needs to start, `reads`
-    the one whose file it evaluates. `predictions` are what it predicts, the headline last.
+    the one whose file it evaluates. `predictions` are what it predicts, the headline last; `terms` those of its loss.
     """
 
     number: int
@@ -20,12 +20,13 @@ class Stage:
     starts_from: tuple[str, ...]
     reads: str
     predictions: tuple[str, ...]
+    terms: tuple[str, ...]
 
 
 STAGES = {
     stage.number: stage
     for stage in (
-        Stage(1, "global", ("global_",), ("global_",), 5e-5, 120, (), "path_g", ("global",)),
+        Stage(1, "global", ("global_",), ("global_",), 5e-5, 120, (), "path_g", ("global",), ("focal_global",)),
         Stage(
             2,
             "global2local",
@@ -36,6 +37,7 @@ STAGES = {
             ("path_g",),
             "path_g2l",
             ("global", "local", "ensemble"),
+            ("focal_local", "focal_ensemble", "fmreg"),
         ),
         Stage(
             3,
@@ -47,6 +49,7 @@ STAGES = {
             ("path_g2l",),
             "path_l2g",
             ("global", "local", "ensemble"),
+            ("focal_global", "focal_ensemble"),
         ),
     )
 }

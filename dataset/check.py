@@ -1,0 +1,84 @@
+"""Reading every file of a data set once, to tell all that is wrong before a long run meets it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from tqdm import tqdm
+
+from dataset.base import SegmentationDataset, leave_signals_to_the_parent
+from utils.classes import IGNORED
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One file, or pair of files, that cannot be used."""
+
+    split: str
+    kind: str
+    message: str
+
+
+@dataclass
+class Report:
+    """What a check found: `images` read in each split, `counts` of label ids (256,), `problems` in order."""
+
+    names: tuple[str, ...]
+    images: dict[str, int]
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    problems: list[Problem] = field(default_factory=list)
+
+    def text(self, more: Sequence[Problem] = ()) -> str:
+        """All problems, `more` first, then how many of each kind, then how frequent the classes are."""
+        problems = [*more, *self.problems]
+        lines = [f"{problem.split}: {problem.message}" for problem in problems]
+        lines.append(f"Read: {', '.join(f'{count} of {split}' for split, count in self.images.items()) or 'nothing'}")
+        kinds = Counter((problem.split, problem.kind or "other") for problem in problems)
+        lines += [f"Wrong: {count} of {split}: {kind}" for (split, kind), count in sorted(kinds.items())]
+        labelled = self.counts[: len(self.names)]
+        total = max(1, int(labelled.sum()))
+        width = max(map(len, self.names), default=0)
+        lines += ["Class frequencies, in per cent of the labelled pixels:"] if labelled.any() else []
+        for name, count in zip(self.names, labelled.tolist(), strict=True) if labelled.any() else ():
+            lines.append(f"  {name:<{width}} {100 * count / total:6.2f}" + ("" if count else "  never occurs"))
+        if self.counts[IGNORED]:
+            lines.append(f"Left out: {100 * self.counts[IGNORED] / self.counts.sum():.2f} per cent of all pixels")
+        return "\n".join(lines)
+
+
+class _Checked(Dataset[tuple[str, np.ndarray | None, Problem | None]]):
+    """Each item's split, and its counts of label ids or what is wrong with it."""
+
+    def __init__(self, split: str, data: SegmentationDataset) -> None:
+        self.split = split
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[str, np.ndarray | None, Problem | None]:
+        try:
+            _, ids = self.data.read(index)
+        except InputError as error:
+            return self.split, None, Problem(self.split, error.kind or "no class", str(error))
+        return self.split, None if ids is None else np.bincount(ids.ravel(), minlength=256), None
+
+
+def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report:
+    """Read every image and label of `splits`, which have the same classes, once, by `num_workers` processes."""
+    names = next(iter(splits.values())).classes.names if splits else ()
+    report = Report(names, dict.fromkeys(splits, 0))
+    if not splits:
+        return report
+    every = ConcatDataset([_Checked(split, data) for split, data in splits.items()])
+    loader = DataLoader(every, batch_size=None, num_workers=num_workers, worker_init_fn=leave_signals_to_the_parent)
+    for split, counts, problem in tqdm(loader, desc="check", unit="image", dynamic_ncols=True):
+        report.images[split] += 1
+        if counts is not None:
+            report.counts += np.asarray(counts)
+        if problem is not None:
+            report.problems.append(problem)
+    return report

@@ -1,0 +1,150 @@
+"""Whole training runs in processes of their own, on a tiny made-up set, that tests kill, stop and start again.
+
+The processes come from a server that has imported everything, so that each starts at once.
+"""
+
+import io
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset import synthetic
+
+LIMIT = 240  # seconds; a run that takes longer hangs
+SIZES = ["--size_g=64", "--size_p=64", "--min_overlap=16", "--backbone=resnet18", "--backbone_weights=none"]
+SMALL = ["--batch_size=2", "--sub_batch_size=4", "--num_workers=0", "--num_epochs=2"]
+STARTS = {1: [], 2: ["--path_g=one.pth"], 3: ["--path_g=one.pth", "--path_g2l=two.pth"]}
+NAMES = {1: "one", 2: "two", 3: "three"}
+
+
+@dataclass
+class Result:
+    code: int | None
+    output: str
+
+
+@dataclass
+class Folders:
+    """Where runs read and write: `data`, and below `root` checkpoints and logs."""
+
+    root: Path
+    data: Path
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def arguments(self, mode: int, *more: str) -> list[str]:
+        where = [f"--data_path={self.data}", f"--model_path={self.models}", f"--log_path={self.logs}"]
+        return [*where, *SIZES, *SMALL, f"--mode={mode}", f"--task_name={NAMES[mode]}", *STARTS[mode], *more]
+
+    def beside(self, root: Path) -> "Folders":
+        """Other folders on the same data, whose runs start from the same checkpoints."""
+        other = Folders(root, self.data)
+        other.models.mkdir(parents=True)
+        for name in NAMES.values():
+            (other.models / f"{name}.pth").hardlink_to(self.models / f"{name}.pth")
+        return other
+
+    def weights(self, mode: int) -> dict[str, torch.Tensor]:
+        """Of the last checkpoint."""
+        return torch.load(self.models / f"{NAMES[mode]}.pth", weights_only=True)["model"]
+
+
+def generate(path: Path, images: int = 7, size: int = 80) -> Path:
+    """A made-up set: three quarters of the images for training."""
+    synthetic.generate(path, images, size, seed=0, prepared=True)
+    return path
+
+
+def assert_equal_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Bit by bit."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def _main(arguments: list[str], output: Path, environment: Mapping[str, str], prepare: Callable | None, extra: tuple):
+    """What a process of a run does; its output goes to a file."""
+    os.environ.update(environment)
+    os.fsync = lambda file: None  # a killed process loses nothing that it wrote; a dead machine is not tested
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as where a run starts by itself
+    stream = io.TextIOWrapper(output.open("wb", buffering=0), write_through=True)
+    with redirect_stdout(stream), redirect_stderr(stream):
+        import train_deep_globe
+
+        if prepare is not None:
+            prepare(*extra)
+        code = train_deep_globe.main(arguments)
+    os._exit(code)
+
+
+@dataclass
+class Run:
+    """One process, or `world` that work together, on the command line `arguments`.
+
+    `prepare(*extra)` is called in each process before; it may patch what the test needs patched.
+    """
+
+    arguments: list[str]
+    output: Path
+    world: int = 1
+    prepare: Callable | None = None
+    extra: tuple = ()
+    processes: list[BaseProcess] = field(default_factory=list)
+
+    def start(self) -> "Run":
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        for rank in range(self.world):
+            several = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(self.world)}
+            environment = {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if self.world > 1 else {}
+            path = self.output.with_suffix(f".{rank}.txt")
+            path.touch()
+            process = _context.Process(target=_main, args=(self.arguments, path, environment, self.prepare, self.extra))
+            process.start()
+            self.processes.append(process)
+        return self
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    def text(self, rank: int = 0) -> str:
+        return self.output.with_suffix(f".{rank}.txt").read_text()
+
+    def wait(self, limit: float = LIMIT) -> list[Result]:
+        """Each process's exit code (negative: of the signal that killed it) and output; none may hang."""
+        for process in self.processes:
+            process.join(limit)
+        hung = [process.pid for process in self.processes if process.is_alive()]
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.join()
+        assert not hung, [self.text(rank) for rank in range(self.world)]
+        return [Result(process.exitcode, self.text(rank)) for rank, process in enumerate(self.processes)]
+
+
+def run(arguments: list[str], output: Path, **others: Any) -> Result:
+    """Run one process to its end."""
+    return Run(arguments, output, **others).start().wait()[0]
+
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["train_deep_globe", "runs"])

@@ -1,0 +1,235 @@
+"""What goes wrong in training is told in one line, and leaves what is good."""
+
+import argparse
+import errno
+import math
+import os
+import resource
+import signal
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from builders import N_CLASS, build_model, build_sample, build_settings
+from PIL import Image
+
+import helper
+import train_deep_globe
+from dataset.base import SegmentationDataset
+from utils import files
+from utils.errors import InputError
+from utils.faults import explain
+from utils.stages import STAGES
+from utils.tally import Progress, Tally
+
+# numbers that are none
+
+
+def poison(monkeypatch, id_: str) -> None:
+    """Let the image called `id_` come to the network as NaN."""
+    inputs = helper.global_inputs
+
+    def poisoned(batch: list, settings) -> torch.Tensor:
+        return inputs(batch, settings) * (math.nan if any(sample.id == id_ for sample in batch) else 1)
+
+    monkeypatch.setattr(helper, "global_inputs", poisoned)
+
+
+def test_a_step_without_a_finite_loss_changes_nothing(monkeypatch) -> None:
+    """Neither weights, nor moments, nor norm statistics, nor the metric; and the steps around it are as without it."""
+    stage, samples = STAGES[1], [build_sample((64, 64), k, str(k)) for k in range(3)]
+
+    def train(batches: list) -> tuple[dict, Progress, list[dict]]:
+        model, seen = build_model(), []
+        model.learn(stage.trains)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
+        progress = Progress(Tally(stage, N_CLASS))
+        helper.train_one_epoch(
+            model, stage, batches, optimizer, scheduler, build_settings(), seen.append, "train", progress
+        )
+        state = {name: x for name, x in model.state_dict().items() if "tracked" not in name}
+        return deepcopy(state), progress, seen
+
+    poison(monkeypatch, "1")
+    expected, without, _ = train([[samples[0]], [samples[2]]])
+    found, progress, seen = train([[samples[0]], [samples[1]], [samples[2]]])
+    runs.assert_equal_weights(found, expected)
+    assert (progress.batches, progress.skipped, without.skipped) == (3, 1, 0)
+    assert progress.loss == without.loss
+    for counts, wanted in zip(progress.tally.sums(), without.tally.sums(), strict=True):
+        assert torch.equal(counts, wanted)
+    assert [math.isfinite(values["loss/total"]) for values in seen] == [True, False, True]
+
+
+def call(capsys, *arguments: str) -> tuple[int, str]:
+    code = train_deep_globe.main(list(arguments))
+    return code, capsys.readouterr().err.splitlines()[-1]
+
+
+def test_bad_steps_are_told_with_their_images_and_end_the_run_when_too_many(
+    reference, tmp_path: Path, monkeypatch, capsys, caplog
+) -> None:
+    every = helper.global_inputs
+    monkeypatch.setattr(helper, "global_inputs", lambda batch, settings: every(batch, settings) * math.nan)
+    folders = reference.folders.beside(tmp_path)
+    before = folders.weights(1)
+    code, told = call(capsys, *folders.arguments(1, "--max_bad_steps=3"))
+    ids = [item.id for item in train_deep_globe.DeepGlobe(folders.data, "train", 64).items]
+    assert code == 1
+    assert told.startswith("error: 3 steps in a row without a finite loss and gradient, the last in epoch 1, step 3")
+    assert "focal_global nan" in told
+    warnings = [record.message for record in caplog.records if record.message.startswith("skipped a step")]
+    assert len(warnings) == 2
+    assert sum(id_ in told + "".join(warnings) for id_ in ids) == len(ids)
+    runs.assert_equal_weights(folders.weights(1), before)
+
+
+# files and processes that fail
+
+
+def die_in_worker(id_: str) -> None:
+    """Let the process that reads the image called `id_` be killed."""
+    read = SegmentationDataset.__getitem__
+
+    def deadly(self: SegmentationDataset, key):
+        if self.augment and self.items[key[1]].id == id_:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, key)
+
+    SegmentationDataset.__getitem__ = deadly
+
+
+def test_a_killed_worker_is_told_with_the_images_that_were_next(reference, tmp_path: Path) -> None:
+    folders = reference.folders.beside(tmp_path)
+    id_ = train_deep_globe.DeepGlobe(folders.data, "train", 64).items[0].id
+    arguments = folders.arguments(1, "--num_workers=1")
+    result = runs.run(arguments, tmp_path / "run", prepare=die_in_worker, extra=(id_,))
+    assert result.code == 1, result.output
+    told = result.output.splitlines()[-1]
+    assert told.startswith("error: a process that reads images died in epoch 1/2 after step ")
+    assert "lower --num_workers" in told
+
+
+@pytest.mark.parametrize("how", ["vanished", "truncated"])
+def test_a_file_that_goes_bad_while_training_is_named(reference, tmp_path: Path, monkeypatch, capsys, how: str) -> None:
+    data = runs.generate(tmp_path / "data")
+    folders = runs.Folders(tmp_path, data)
+    victim = sorted((data / "train" / "Sat").iterdir())[0]
+    steps = helper.STEPS[1]
+
+    def spoil(*arguments):
+        found = steps(*arguments)
+        for path in (data / "train" / "Sat").iterdir():
+            path.unlink() if how == "vanished" else os.truncate(path, path.stat().st_size // 2)
+        return found
+
+    monkeypatch.setitem(helper.STEPS, 1, spoil)
+    code, told = call(capsys, *folders.arguments(1))
+    assert code == 2
+    assert told.startswith(f"error: {victim.parent}/")
+    assert "cannot be read" in told
+
+
+def limit_file_size(kilobytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes << 10, kilobytes << 10))
+
+
+def test_a_full_disk_gives_one_line_and_leaves_the_last_good_file(reference, tmp_path: Path) -> None:
+    """A limit on file sizes, that a checkpoint exceeds."""
+    folders = reference.folders.beside(tmp_path)
+    before = folders.weights(1)
+    result = runs.run(folders.arguments(1), tmp_path / "run", prepare=limit_file_size, extra=(100 << 10,))
+    assert result.code == 2, result.output
+    assert result.output.splitlines()[-1].startswith(f"error: {folders.models}/one.pth cannot be written: ")
+    runs.assert_equal_weights(folders.weights(1), before)
+    assert not [path for path in folders.models.iterdir() if "part" in path.name]
+
+
+def test_a_log_on_a_full_disk_is_named(reference, tmp_path: Path) -> None:
+    folders = reference.folders.beside(tmp_path)
+    result = runs.run(folders.arguments(1), tmp_path / "run", prepare=limit_file_size, extra=(4,))
+    assert result.code == 2, result.output
+    assert f"error: {folders.logs}/one" in result.output
+
+
+@pytest.mark.parametrize("option", ["--model_path", "--log_path"])
+def test_a_folder_that_cannot_be_written_is_refused_before_training(reference, tmp_path, capsys, option: str) -> None:
+    """A place where not even root may write."""
+    folders = reference.folders.beside(tmp_path)
+    code, told = call(capsys, *folders.arguments(1, f"{option}=/proc/glnet"))
+    assert code == 2
+    assert told.startswith("error: /proc/glnet")
+
+
+def test_a_read_only_file_system_is_told_by_its_reason(tmp_path: Path, monkeypatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(InputError, match=r"a\.pth cannot be written: Read-only file system"):
+        files.save_torch(tmp_path / "a.pth", {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "--sub_batch_size 6, --size_p 508",
+        ),
+        (MemoryError(), "--sub_batch_size 6, --size_p 508"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "--sub_batch_size 6, --size_p 508"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "lower --num_workers"),
+        (RuntimeError("[gloo] Connection closed by peer"), "lost another process of this run"),
+        (RuntimeError("expected scalar type Float"), None),
+    ],
+)
+def test_known_failures_say_what_helps(error: Exception, told: str | None) -> None:
+    options = argparse.Namespace(mode=2, sub_batch_size=6, size_p=508)
+    line = explain(error, options, processes=2)
+    assert (line is None) if told is None else (told in line and "\n" not in line)
+
+
+# checking a data set
+
+
+def test_check_data_tells_all_that_is_wrong_and_how_frequent_classes_are(tmp_path: Path, capsys) -> None:
+    data = runs.generate(tmp_path / "data")
+    images, labels = (sorted((data / "train" / kind).iterdir()) for kind in ("Sat", "Label"))
+    os.truncate(images[0], images[0].stat().st_size // 2)
+    Image.new("RGB", (80, 80), (1, 2, 3)).save(labels[1])
+    Image.new("L", (79, 80)).save(labels[2])
+    code = train_deep_globe.main([f"--data_path={data}", "--check_data", "--num_workers=2"])
+    told = capsys.readouterr()
+    assert code == 2
+    lines = told.out.splitlines()
+    for path in (images[0], labels[1], labels[2]):
+        assert sum(str(path) in line for line in lines) == 1
+    for line in ("Wrong: 1 of train: unreadable", "Wrong: 1 of train: no class", "Wrong: 1 of train: sizes differ"):
+        assert line in lines
+    assert f"Read: {len(images)} of train, " in told.out
+    assert "urban" in told.out
+    assert told.err.splitlines()[-1] == "error: 3 of the files above cannot be used"
+
+
+def test_check_data_of_a_good_set_ends_well_with_its_frequencies(reference, capsys) -> None:
+    code = train_deep_globe.main([f"--data_path={reference.folders.data}", "--check_data", "--num_workers=0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    shares = [float(line.split()[1]) for line in lines[lines.index(next(x for x in lines if "frequencies" in x)) + 1 :]]
+    assert sum(shares[:7]) == pytest.approx(100, abs=0.05)
+
+
+def test_check_data_of_an_empty_folder_is_refused(tmp_path: Path, capsys) -> None:
+    assert train_deep_globe.main([f"--data_path={tmp_path}", "--check_data"]) == 2
+    assert "has no DeepGlobe images" in capsys.readouterr().out
+
+
+def test_images_over_the_limit_are_refused(reference, tmp_path: Path, capsys) -> None:
+    code, told = call(capsys, *reference.folders.arguments(1, "--max_pixels=6399", "--task_name=bomb"))
+    assert code == 2
+    assert "has 6400 pixels, more than the 6399 allowed" in told

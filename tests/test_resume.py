@@ -1,0 +1,267 @@
+"""A run that is killed or stopped, wherever that falls, and goes on ends as if nothing had happened."""
+
+import json
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train_deep_globe
+from models import checkpoint
+from resuming import Files
+from utils import training_state
+from utils.errors import InputError
+
+SAVE_OFTEN = "--save_every=0.0001"  # minutes: after every step
+
+
+def die_while_saving(moment: str, count: int) -> None:
+    """Let this process kill itself at the `count`-th file that it saves: in the middle, or around the renaming."""
+    saved, save, replace = 0, torch.save, Path.replace
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted_save(content: object, path: Path) -> None:
+        nonlocal saved
+        saved += 1
+        save(content, path)
+        if moment == "middle" and saved == count:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    def counted_replace(self: Path, target: Path) -> Path:
+        if moment == "before renaming" and saved == count:
+            die()
+        done = replace(self, target)
+        if moment == "after renaming" and saved == count:
+            die()
+        return done
+
+    torch.save, Path.replace = counted_save, counted_replace
+
+
+def assert_good_files(folders: runs.Folders, mode: int) -> None:
+    """What stands under a name that counts can be read."""
+    name = runs.NAMES[mode]
+    last = checkpoint.read(folders.models / f"{name}.pth")
+    assert last.header.stage == mode
+    for path in folders.models.glob(f"{name}.*pth"):
+        if path.name.endswith(".resume.pth"):
+            training_state.read(path)
+        else:
+            checkpoint.read(path)
+
+
+def scalar_steps(folder: Path) -> dict[str, list[int]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_same_end(folders: runs.Folders, expected: runs.Folders, mode: int) -> None:
+    """The weights bit by bit; no record lost or told twice; nothing left over."""
+    name = runs.NAMES[mode]
+    runs.assert_equal_weights(folders.weights(mode), expected.weights(mode))
+    best, expected_best = (checkpoint.read(f.models / f"{name}.best.pth").tensors for f in (folders, expected))
+    runs.assert_equal_weights(best, expected_best)
+    assert (folders.logs / f"{name}.log").read_text() == (expected.logs / f"{name}.log").read_text()
+    lines = [json.loads(line) for line in (folders.logs / f"{name}.jsonl").read_text().splitlines()]
+    wanted = [json.loads(line) for line in (expected.logs / f"{name}.jsonl").read_text().splitlines()]
+    for key in ("epoch", "loss", "best", "train", "validation", "skipped_steps", "learning_rate"):
+        assert [line[key] for line in lines] == [line[key] for line in wanted], key
+    for part in ("", "IoU/train iou", "IoU/validation iou"):
+        assert scalar_steps(folders.logs / name / part) == scalar_steps(expected.logs / name / part)
+    names = {path.name for path in folders.models.iterdir() if path.name.startswith((name, "."))}
+    assert names == {f"{name}{ending}.pth" for ending in ("", ".best", ".previous")}
+
+
+def kill_after_saves(run: runs.Run, path: Path, count: int, delay: float) -> int:
+    """Kill `run` `delay` seconds after its `count`-th resume file; returns its exit code."""
+    files, seen = 0, path.stat().st_mtime_ns if path.exists() else None
+    while files < count and run.processes[0].is_alive():
+        now = path.stat().st_mtime_ns if path.exists() else None
+        files, seen = files + (now != seen), now
+        time.sleep(0.005)
+    time.sleep(delay)
+    run.signal(signal.SIGKILL)
+    return run.wait()[0].code
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3])
+def test_killed_three_times_it_ends_with_the_same_bits(reference, tmp_path: Path, mode: int) -> None:
+    """Twice at random moments, once in the middle of a file; at no time is a good checkpoint missing."""
+    rng = random.Random(mode)
+    folders = reference.folders.beside(tmp_path)
+    arguments = folders.arguments(mode, SAVE_OFTEN, "--resume=auto")
+    resume_file = folders.models / f"{runs.NAMES[mode]}.resume.pth"
+    for attempt in range(2):
+        run = runs.Run(arguments, tmp_path / f"killed{attempt}").start()
+        assert kill_after_saves(run, resume_file, rng.randint(1, 3), rng.uniform(0, 0.3)) == -signal.SIGKILL
+        assert_good_files(folders, mode)
+    saving = runs.run(arguments, tmp_path / "saving", prepare=die_while_saving, extra=("middle", 1))
+    assert saving.code == -signal.SIGKILL, saving.output
+    assert_good_files(folders, mode)
+    result = runs.run(arguments, tmp_path / "rest")
+    assert result.code == 0, result.output
+    assert_same_end(folders, reference.folders, mode)
+
+
+MOMENTS = [  # one after another; an epoch saves after each of its three steps, then the last, the best, and again
+    ("before renaming", 1),  # the first of all
+    ("after renaming", 4),  # there is a new last one, and no new best
+    ("before renaming", 2),  # epoch 1 ends again: the best
+    ("middle", 3),  # what comes after it
+    ("after renaming", 3),
+]
+
+
+def test_killed_around_every_kind_of_file_it_ends_with_the_same_bits(reference, tmp_path: Path) -> None:
+    folders = reference.folders.beside(tmp_path)
+    arguments = folders.arguments(1, SAVE_OFTEN, "--resume=auto")
+    for moment in MOMENTS:
+        killed = runs.run(arguments, tmp_path / "killed", prepare=die_while_saving, extra=moment)
+        assert killed.code == -signal.SIGKILL, killed.output
+        assert_good_files(folders, 1)
+    result = runs.run(arguments, tmp_path / "rest")
+    assert result.code == 0, result.output
+    assert_same_end(folders, reference.folders, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(reference, tmp_path: Path, number: int) -> None:
+    folders = reference.folders.beside(tmp_path)
+    run = runs.Run(folders.arguments(1), tmp_path / "stopped").start()
+    while "loss=" not in run.text() and run.processes[0].is_alive():
+        time.sleep(0.01)
+    run.signal(number)
+    stopped = run.wait()[0]
+    assert stopped.code == 128 + number
+    line = r"interrupted in epoch \d after step \d; saved \S*one\.resume\.pth, go on with --resume auto\n"
+    assert re.search(line, stopped.output), stopped.output
+    result = runs.run(folders.arguments(1, "--resume=auto"), tmp_path / "rest")
+    assert result.code == 0, result.output
+    assert_same_end(folders, reference.folders, 1)
+
+
+# what may be resumed
+
+
+def call(capsys, *arguments: str) -> tuple[int, str]:
+    """The exit code and what is told, of a run in this process that is to be refused."""
+    code = train_deep_globe.main(list(arguments))
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def unfinished(reference, tmp_path_factory) -> runs.Folders:
+    """The folders of a run of stage 1 that was killed in its second epoch."""
+    root = tmp_path_factory.mktemp("unfinished")
+    folders = reference.folders.beside(root)
+    killed = runs.run(
+        folders.arguments(1, SAVE_OFTEN), root / "killed", prepare=die_while_saving, extra=("after renaming", 7)
+    )
+    assert killed.code == -signal.SIGKILL, killed.output
+    return folders
+
+
+def test_an_unfinished_run_is_not_overwritten_unasked(unfinished: runs.Folders, capsys) -> None:
+    path = unfinished.models / "one.resume.pth"
+    before = path.stat()
+    code, told = call(capsys, *unfinished.arguments(1))
+    assert code == 2
+    assert told.startswith(f"error: {path} is of an unfinished run")
+    assert "--resume auto" in told
+    assert "--overwrite" in told
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("change", ["--lr=0.5", "--batch_size=3", "--seed=1", "--num_epochs=3", "--sub_batch_size=2"])
+def test_an_option_that_makes_another_experiment_is_refused(unfinished: runs.Folders, capsys, change: str) -> None:
+    code, told = call(capsys, *unfinished.arguments(1, "--resume=auto", change))
+    name, value = change.split("=")
+    assert code == 2
+    assert re.search(rf"another experiment: {name} was \S+, now {value}; .*--resume_anyway", told), told
+
+
+def test_resume_takes_a_path_and_tells_what_changed(unfinished: runs.Folders, tmp_path: Path) -> None:
+    """Under another name, with another experiment's option; its own file is left alone."""
+    path = unfinished.models / "one.resume.pth"
+    more = [f"--resume={path}", "--resume_anyway", "--task_name=other", "--num_epochs=3", "--save_every=5"]
+    result = runs.run(unfinished.arguments(1, *more), tmp_path / "other")
+    assert result.code == 0, result.output
+    assert "changed since: --num_epochs was 2, now 3" in result.output
+    assert "changed since: --save_every was 0.0001, now 5.0" in result.output
+    assert path.exists()
+    assert (unfinished.models / "other.pth").exists()
+    assert [json.loads(x)["epoch"] for x in (unfinished.logs / "other.jsonl").read_text().splitlines()] == [2, 3]
+
+
+def test_overwrite_starts_over(unfinished: runs.Folders, reference, tmp_path: Path) -> None:
+    folders = reference.folders.beside(tmp_path)
+    (folders.models / "one.resume.pth").hardlink_to(unfinished.models / "one.resume.pth")
+    result = runs.run(folders.arguments(1, "--overwrite"), tmp_path / "over")
+    assert result.code == 0, result.output
+    assert_same_end(folders, reference.folders, 1)
+
+
+def test_resume_auto_starts_where_there_is_nothing(reference) -> None:
+    options = train_deep_globe.command_line.build_parser((), (), ()).parse_args(
+        ["--resume=auto", f"--model_path={reference.folders.models}"]
+    )
+    assert train_deep_globe.source(options) is None
+    assert not Files.of(options).resume.exists()
+
+
+DAMAGES = {
+    "cut short": lambda content: None,
+    "a checkpoint": lambda content: content["model"],
+    "no progress": lambda content: {**content, "progress": 7},
+    "unknown standing": lambda content: {**content, "standing": {"epoch": 0, "sleep": 1}},
+    "moments of another shape": lambda content: {
+        **content,
+        "optimizer": {
+            **content["optimizer"],
+            "state": {k: {**v, "exp_avg": torch.zeros(3)} for k, v in content["optimizer"]["state"].items()},
+        },
+    },
+    "no random state": lambda content: {**content, "random": {}},
+    "model of numbers": lambda content: {**content, "model": {"local.head.bias": 3}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_resume_file_is_refused(unfinished: runs.Folders, tmp_path: Path, capsys, damage: str) -> None:
+    path = tmp_path / "damaged.resume.pth"
+    whole = unfinished.models / "one.resume.pth"
+    if damage == "cut short":
+        path.write_bytes(whole.read_bytes()[:100_000])
+    else:
+        torch.save(DAMAGES[damage](torch.load(whole, weights_only=True)), path)
+    code, told = call(capsys, *unfinished.arguments(1, f"--resume={path}", "--task_name=another"))
+    assert code == 2
+    assert told.splitlines()[-1].startswith(f"error: {path}"), told
+    assert not (unfinished.models / "another.pth").exists()
+
+
+def test_a_state_survives_its_file(tmp_path: Path) -> None:
+    """Numbers, random states and all; what is no resume file is named."""
+    torch.manual_seed(3)
+    random.seed(3)
+    state = training_state.TrainingState({}, {}, {}, None, {}, {}, [torch.ones(2)], {"seed": 1}, {"a.log": 3}, {})
+    state.random = training_state.random_states()
+    expected = torch.rand(3), random.random()
+    training_state.write(tmp_path / "a.resume.pth", state)
+    found = training_state.read(tmp_path / "a.resume.pth")
+    training_state.set_random_states(found.random)
+    assert (found.options, found.logs, found.scaler) == ({"seed": 1}, {"a.log": 3}, None)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert random.random() == expected[1]
+    with pytest.raises(InputError, match=r"none\.pth: no such resume file"):
+        training_state.read(tmp_path / "none.pth")
