@@ -1,0 +1,136 @@
+"""The files that segmenting one image gives, written row by row."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dataset.pictures import shrink
+from dataset.raster import Georeference, Raster, RasterWriter
+from utils.areas import Areas
+from utils.classes import IGNORED, Classes
+from utils.files import remove_leftovers, replacing
+from utils.overlay import SampledIds, draw_overlay, overlay_size
+from utils.scenes import Rows
+from utils.sources import Source
+from utils.tiling import Box
+from utils.visualize import NO_CLASS, colorize
+from utils.writers import NpzWriter, PngWriter, RowWriter
+
+
+def output_paths(folder: Path, name: str, raster: bool, overlay: bool, probabilities: bool) -> dict[str, Path]:
+    """What an image called `name` gives, by kind: `mask`, `overlay`, `probabilities`."""
+    paths = {"mask": folder / f"{name}_mask.{'tif' if raster else 'png'}"}
+    if overlay:
+        paths["overlay"] = folder / f"{name}_overlay.png"
+    if probabilities:
+        paths["probabilities"] = folder / f"{name}_probabilities.{'tif' if raster else 'npz'}"
+    return paths
+
+
+class Outputs:
+    """A context that writes the results of one source; `emit` takes its rows.
+
+    `paths` are those of `output_paths` that are wanted; they are renamed into place when the context ends well, and
+    leave nothing when it does not. `colors`: the mask as RGB instead of ids. Where a raster has no data, ids are 255
+    and probabilities are not a number.
+    """
+
+    def __init__(self, source: Source, paths: Mapping[str, Path], classes: Classes, colors: bool) -> None:
+        self.source, self.paths, self.classes, self.colors = source, paths, classes, colors
+        self.counts = torch.zeros(256, dtype=torch.int64)
+        self._sampled = SampledIds(source.size) if "overlay" in paths else None
+        self._raster = source if isinstance(source, Raster) else None
+        self._reference = source.georeference if self._raster else Georeference()
+        self._writers: dict[str, RowWriter] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Outputs":
+        self._parts = {}
+        with ExitStack() as stack:
+            for kind, path in self.paths.items():
+                remove_leftovers(path)
+                self._parts[kind] = stack.enter_context(replacing(path))
+            for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
+                if kind in self.paths:
+                    self._writers[kind] = open_writer(self._parts[kind])
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            for writer in self._writers.values():
+                writer.close()
+            if error is None and self._sampled is not None:
+                self._draw_overlay(self._parts["overlay"])
+        except BaseException as own:
+            if error is None:
+                self._stack.__exit__(type(own), own, own.__traceback__)
+                raise
+        return self._stack.__exit__(kind, error, trace)
+
+    def _mask_writer(self, path: Path) -> RowWriter:
+        palette = [*self.classes.palette, *[NO_CLASS] * (256 - len(self.classes))]
+        if self._raster is None:
+            return PngWriter(path, self.source.size, None if self.colors else palette)
+        writer = RasterWriter(
+            path,
+            self.source.size,
+            "uint8",
+            3 if self.colors else 1,
+            self._reference,
+            IGNORED if self._raster.nodata and not self.colors else None,
+        )
+        if not self.colors:
+            writer.colors(dict(enumerate(palette)))
+        return writer
+
+    def _probabilities_writer(self, path: Path) -> RowWriter:
+        size, n_class = self.source.size, len(self.classes)
+        if self._raster is None:
+            return NpzWriter(path, "probabilities", size, n_class, "float16")
+        writer = RasterWriter(path, size, "float16", n_class, self._reference, float("nan"))
+        writer.describe(self.classes.names)
+        return writer
+
+    def emit(self, top: int, rows: Rows) -> None:
+        """Add rows from `top`; see `utils.scenes.Emit`."""
+        if self._raster is not None and self._raster.nodata:
+            missing = ~torch.from_numpy(self._raster.valid(Box(top, 0, *rows.ids.shape)))
+            rows.ids[missing] = IGNORED
+            if rows.probabilities is not None:
+                rows.probabilities[:, missing] = torch.nan
+        self.counts += torch.bincount(rows.ids.flatten(), minlength=256)
+        if self._sampled is not None:
+            self._sampled(top, rows.ids)
+        if "mask" in self._writers:
+            ids = rows.ids.numpy()
+            self._writers["mask"].write(
+                colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.colors else ids[None]
+            )
+        if "probabilities" in self._writers:
+            self._writers["probabilities"].write(rows.probabilities.numpy())
+
+    def _draw_overlay(self, path: Path) -> None:
+        image = shrink(self.source, overlay_size(self.source.size)).permute(1, 2, 0).numpy()
+        picture = draw_overlay(image, self._sampled.ids.numpy(), self.classes)
+        Image.fromarray(np.ascontiguousarray(picture)).save(path, format="PNG")
+
+    def areas(self, image: Path, mask: Path) -> Areas:
+        """What was counted."""
+        n_class = len(self.classes)
+        return Areas(
+            image=str(image),
+            mask=mask.name,
+            height=self.source.size[0],
+            width=self.source.size[1],
+            pixels=self.counts[:n_class].tolist(),
+            left_out=int(self.counts[n_class:].sum()),
+            square_metres=self._reference.square_metres,
+        )

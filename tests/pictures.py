@@ -1,0 +1,112 @@
+"""Pictures, rasters, stub scorers and checkpoints that the tests of segmenting share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from builders import N_CLASS, SIDE, build_header, build_model, build_settings
+from PIL import Image
+from torch import Tensor
+
+import predict
+from models import checkpoint
+from models.inference import Form, PreparedGLNet
+from segmenting import Method
+from utils.scenes import Rows
+from utils.stages import STAGES
+from utils.tiling import Size
+
+PROJECTED = "EPSG:32633"  # metres
+PIXEL = 0.5  # metres
+SIZE = (70, 100)
+
+
+def random_image(size: Size, seed: int = 0) -> Tensor:
+    """(3, H, W) uint8."""
+    rng = np.random.default_rng([seed, *size])
+    return torch.from_numpy(rng.integers(0, 256, (3, *size), np.uint8))
+
+
+def build_method(mode: int = 2, prepared: bool = True, **changes) -> Method:
+    """A small random network's method; `changes` of `scene_size` and `turns`."""
+    model, stage, settings = build_model(), STAGES[mode], build_settings()
+    network = PreparedGLNet(model, stage, Form(settings.device)) if prepared else model
+    return Method(network, stage, settings, SIDE, **changes)
+
+
+def write_checkpoint(path: Path, stage: int = 2) -> Path:
+    checkpoint.save(path, build_model(), build_header(stage))
+    return path
+
+
+def write_raster(path: Path, planes: np.ndarray, **changes) -> Path:
+    """A GeoTIFF of `planes` (C, H, W) in a projected reference."""
+    import rasterio
+
+    profile = {
+        "driver": "GTiff",
+        "count": planes.shape[0],
+        "height": planes.shape[1],
+        "width": planes.shape[2],
+        "dtype": planes.dtype.name,
+        "crs": PROJECTED,
+        "transform": rasterio.transform.from_origin(500000, 5000000, PIXEL, PIXEL),
+        **changes,
+    }
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(planes)
+    return path
+
+
+class Whole:
+    """Takes rows of a result as they come, and checks that each comes once, from top to bottom."""
+
+    def __init__(self) -> None:
+        self.parts: list[Rows] = []
+        self.next = 0
+
+    def __call__(self, top: int, rows: Rows) -> None:
+        assert top == self.next
+        self.next += len(rows.ids)
+        self.parts.append(Rows(rows.ids.clone(), None if rows.probabilities is None else rows.probabilities.clone()))
+
+    @property
+    def ids(self) -> Tensor:
+        return torch.cat([part.ids for part in self.parts])
+
+    @property
+    def probabilities(self) -> Tensor:
+        return torch.cat([part.probabilities for part in self.parts], dim=1)
+
+
+class PixelMethod(Method):
+    """A method whose scores depend on each pixel alone: scenes, turns and windows must not change its result."""
+
+    def __init__(self, **changes) -> None:
+        super().__init__(None, STAGES[1], build_settings(), SIDE, **changes)
+
+    def sums(self, source, sink: Callable, on_patches=None) -> None:
+        from utils.tiling import Box
+
+        height, width = source.size
+        for top in range(0, height, 37):
+            rows = source.read(Box(top, 0, min(37, height - top), width))
+            sink(top, pixel_scores(rows))
+
+
+def pixel_scores(rows: Tensor) -> Tensor:
+    """(N_CLASS, h, w) of (3, h, w) uint8."""
+    x = rows.float() / 255
+    return torch.stack([(x[k % 3] - 0.2 * k).sin() * (k + 1) for k in range(N_CLASS)])
+
+
+def save(path: Path, size=SIZE, seed=0) -> Image.Image:
+    image = Image.fromarray(random_image(size, seed).permute(1, 2, 0).numpy())
+    image.save(path)
+    return image
+
+
+def run(checkpoint: Path, *inputs, output: Path, options=()) -> int:
+    arguments = ["--checkpoint", checkpoint, "--output", output, *options, "--device", "cpu", "--input", *inputs]
+    return predict.main([str(one) for one in arguments])

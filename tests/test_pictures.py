@@ -1,0 +1,132 @@
+"""Pictures of every kind as sources, and how sources shrink."""
+
+import numpy as np
+import pytest
+import torch
+from pictures import random_image
+from PIL import Image
+
+from dataset.base import image_tensor, shrink_image
+from dataset.pictures import image_planes, open_source, read_source_size, shrink
+from dataset.reading import read_image
+from dataset.stretch import Stretch
+from utils.errors import InputError
+from utils.sources import Held, Part, hold
+from utils.tiling import Box
+
+SIZE = (37, 53)
+ORIENTATION = 0x0112
+
+
+def pillow(size=SIZE, seed=0) -> Image.Image:
+    return Image.fromarray(random_image(size, seed).permute(1, 2, 0).numpy())
+
+
+def pixels(path, **arguments) -> torch.Tensor:
+    with open_source(path, **arguments) as source:
+        assert read_source_size(path) == source.size
+        return source.read(Box(0, 0, *source.size))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".bmp", ".webp"])
+def test_pictures_give_what_training_reads(tmp_path, mode, suffix):
+    path = tmp_path / f"a{suffix}"
+    image = pillow().convert(mode)
+    try:
+        image.save(path)
+    except OSError:
+        pytest.skip(f"{suffix} has no {mode}")
+    assert torch.equal(pixels(path), image_tensor(read_image(path)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_thin_pictures(tmp_path, size):
+    pillow(size).save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").shape == (3, *size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_the_camera_is_respected(tmp_path, orientation):
+    image = Image.new("RGB", (40, 24))
+    image.paste((255, 0, 0), (0, 0, 20, 12))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    found = pixels(tmp_path / "a.png")
+    assert found.shape[1:] == ((24, 40) if orientation < 5 else (40, 24))
+    corners = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+    assert found[0][corners[orientation]] == 255
+    assert (found[0] == 255).sum() == 240
+
+
+def test_greys_of_16_bits_are_stretched(tmp_path):
+    values = np.linspace(1000, 3000, 50 * 20).reshape(50, 20).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    found = pixels(tmp_path / "a.png", stretch=Stretch.parse("1000,3000"))
+    assert found.shape == (3, 50, 20)
+    assert (found[0, 0, 0], found[0, -1, -1]) == (0, 255)
+    assert abs(float(found.float().mean()) - 127.5) < 0.5
+    clipped = pixels(tmp_path / "a.png", stretch=Stretch.parse("10%,90%"))[0]
+    assert (clipped == 0).float().mean() == pytest.approx(0.1, abs=0.01)
+    assert (clipped == 255).float().mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_bands_choose_channels(tmp_path):
+    pillow().save(tmp_path / "a.png")
+    assert torch.equal(pixels(tmp_path / "a.png", bands=(3, 1, 1)), pixels(tmp_path / "a.png")[[2, 0, 0]])
+    with pytest.raises(InputError, match=r"a\.png.*--bands 4,1,1"):
+        pixels(tmp_path / "a.png", bands=(4, 1, 1))
+
+
+@pytest.mark.parametrize("text", ["", "5", "3,2", "2%,1%", "-1%,5%", "0%,101%", "a,b", "1,2,3", "nan,1"])
+def test_bad_stretches_are_refused(text):
+    with pytest.raises(InputError, match="--stretch"):
+        Stretch.parse(text)
+
+
+def test_constant_and_missing_values_survive_the_stretch():
+    planes = np.array([[[5.0, 5.0, np.nan]]])
+    assert Stretch().apply(planes, Stretch().limits(planes)).tolist() == [[[0, 0, 0]]]
+
+
+def test_broken_files_are_refused_by_name(tmp_path):
+    pillow().save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-500])
+    (tmp_path / "text.png").write_text("no image")
+    for name in ("cut.png", "text.png", "absent.png"):
+        with pytest.raises(InputError, match=name), open_source(tmp_path / name):
+            pass
+
+
+SHAPES = [(64, 64), (100, 333), (333, 100), (1, 200), (200, 1), (64, 200), (40, 30)]
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_a_source_shrinks_to_what_pillow_makes_of_the_image(size):
+    image = pillow(size)
+    assert torch.equal(shrink(Held(image_tensor(image)), (64, 64)), image_tensor(shrink_image(image, 64)))
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_shrinking_band_by_band_differs_by_rounding_alone(monkeypatch, size, rows):
+    monkeypatch.setattr("dataset.pictures._BAND_PIXELS", rows * size[1])
+    source = Held(random_image(size))
+    found, expected = shrink(source, (64, 48), most=1), shrink(source, (64, 48))
+    assert (found.int() - expected.int()).abs().max() <= 1
+
+
+def test_parts_and_held_images_read_the_same_pixels():
+    image = random_image((40, 60))
+    part = Part(Held(image), Box(5, 7, 30, 20))
+    expected = image[:, 5:35, 7:27]
+    for source in (part, hold(part), hold(part, most=1)):
+        assert source.size == (30, 20)
+        assert torch.equal(source.read(Box(2, 3, 10, 11)), expected[:, 2:12, 3:14])
+    assert isinstance(hold(part), Held)
+    assert hold(part, most=1) is part
+
+
+def test_planes_keep_more_than_8_bits_apart():
+    assert image_planes(Image.fromarray(np.full((2, 3), 700, np.uint16))).max() == 700

@@ -1,0 +1,262 @@
+"""`predict.py`: results equal to evaluation's, whatever the way there, and what users meet."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import N_CLASS, SIDE, build_sample, write_released_checkpoint
+from pictures import PIXEL, SIZE, Whole, build_method, random_image, run, save, write_checkpoint, write_raster
+from PIL import Image
+
+import predict
+from dataset.base import image_tensor, shrink_image
+from dataset.reading import decode, read_label
+from helper import segment
+from predict import Segmenter
+from segmenting import segment_any
+from utils.canvas import Ids
+from utils.classes import IGNORED, Classes
+from utils.sources import Held
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "two.pth")
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, seed in (("a.png", 1), ("b.png", 2), ("c.bmp", 3)):
+        save(folder / name, seed=seed)
+    return folder
+
+
+def evaluated(method, image: Image.Image) -> np.ndarray:
+    """What evaluation gives: `segment` on the whole image."""
+    tensor, shrunk = image_tensor(image), image_tensor(shrink_image(image, SIDE))
+    ids = Ids(tuple(tensor.shape[-2:]))
+    segment(method.network, method.stage, tensor, shrunk, method.settings, {method.headline: ids})
+    return ids.ids.numpy()
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3])
+@pytest.mark.parametrize("size", [(70, 100), (40, 50), (200, 64), (1, 80), (80, 1)])
+def test_below_the_scene_size_results_are_evaluations(mode, size):
+    method, sample = build_method(mode), build_sample(size)
+    image = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+    found = Whole()
+    segment_any(method, Held(sample.image), found, probabilities=True)
+    assert np.array_equal(found.ids.numpy(), evaluated(method, image))
+    plain = evaluated(build_method(mode, prepared=False), image)
+    assert (found.ids.numpy() == plain).mean() > 0.999
+    torch.testing.assert_close(found.probabilities.float().sum(0), torch.ones(size), atol=2e-3, rtol=0)
+    assert (found.probabilities.argmax(0) == found.ids).float().mean() > 0.99
+
+
+def test_a_segmenter_takes_files_arrays_and_pillow_images(checkpoint, tmp_path):
+    image = save(tmp_path / "a.png")
+    segmenter = Segmenter.from_checkpoint(checkpoint, device="cpu")
+    expected = evaluated(segmenter.method, image)
+    assert expected.shape == SIZE
+    for one in (image, np.asarray(image), tmp_path / "a.png", str(tmp_path / "a.png")):
+        found = segmenter.segment(one)
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, expected)
+    assert segmenter.classes == Classes.generic(N_CLASS)
+    grey = np.asarray(image.convert("L"))
+    assert np.array_equal(segmenter.segment(grey), segmenter.segment(np.stack([grey] * 3, -1)))
+
+
+def test_masks_hold_ids_with_a_palette_and_overlays_show_a_legend(checkpoint, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(checkpoint, images, output=out, options=["--overlay", "--probabilities"]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "summary.json",
+        *(f"{name}_{kind}" for name in "abc" for kind in ("mask.png", "overlay.png", "probabilities.npz")),
+    }
+    segmenter = Segmenter.from_checkpoint(checkpoint, device="cpu")
+    counts = np.zeros(N_CLASS, int)
+    for name in ("a.png", "b.png", "c.bmp"):
+        mask = decode(out / f"{name[0]}_mask.png")
+        ids = np.asarray(mask)
+        assert np.array_equal(ids, segmenter.segment(images / name))
+        assert mask.mode == "P"
+        assert mask.getpalette()[: 3 * N_CLASS] == [v for color in segmenter.classes.palette for v in color]
+        assert Image.open(out / f"{name[0]}_overlay.png").width > SIZE[1]
+        shares = np.load(out / f"{name[0]}_probabilities.npz")["probabilities"]
+        assert shares.shape == (*SIZE, N_CLASS)
+        assert shares.dtype == np.float16
+        assert (shares.argmax(-1) == ids).mean() > 0.99
+        counts += np.bincount(ids.ravel(), minlength=N_CLASS)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["total"]["pixels"] == counts.tolist()
+    assert summary["total"]["square_metres"] is None
+    assert sum(summary["total"]["per_cent"]) == pytest.approx(100)
+    assert str(counts[1]) in capsys.readouterr().out
+
+
+def test_colors_are_the_classes_and_read_back_as_labels(checkpoint, tmp_path):
+    save(tmp_path / "a.png")
+    assert run(checkpoint, tmp_path / "a.png", output=tmp_path / "out", options=["--colors"]) == 0
+    mask = tmp_path / "out" / "a_mask.png"
+    assert Image.open(mask).mode == "RGB"
+    segmenter = Segmenter.from_checkpoint(checkpoint, device="cpu")
+    expected = segmenter.segment(tmp_path / "a.png")
+    assert np.array_equal(read_label(mask, segmenter.classes, SIZE), expected)
+
+
+@pytest.mark.parametrize("tta", ["flip", "d4"])
+def test_averaging_over_turns_from_the_command_line(checkpoint, tmp_path, tta):
+    save(tmp_path / "a.png")
+    assert run(checkpoint, tmp_path / "a.png", output=tmp_path / "out", options=["--tta", tta]) == 0
+    plain, averaged = (Segmenter.from_checkpoint(checkpoint, device="cpu", tta=one) for one in ("none", tta))
+    found = np.asarray(decode(tmp_path / "out" / "a_mask.png"))
+    assert np.array_equal(found, averaged.segment(tmp_path / "a.png"))
+    assert not np.array_equal(found, plain.segment(tmp_path / "a.png"))
+
+
+def test_areas_of_another_network_are_counted_anew(checkpoint, tmp_path):
+    save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert run(checkpoint, tmp_path / "a.png", output=out) == 0
+    record = json.loads((out / "summary.json").read_text())
+    record["images"][0]["pixels"] = [1, 2]
+    (out / "summary.json").write_text(json.dumps(record))
+    assert run(checkpoint, tmp_path / "a.png", output=out) == 0
+    assert sum(json.loads((out / "summary.json").read_text())["total"]["pixels"]) == SIZE[0] * SIZE[1]
+
+
+def test_a_second_run_makes_only_what_is_missing_and_keeps_the_summary(checkpoint, images, tmp_path, caplog):
+    out = tmp_path / "out"
+    assert run(checkpoint, images / "a.png", output=out) == 0
+    (out / "a_mask.png").write_bytes(b"kept")
+    assert run(checkpoint, images, output=out) == 0
+    assert (out / "a_mask.png").read_bytes() == b"kept"
+    summary = json.loads((out / "summary.json").read_text())
+    assert [Path(one["image"]).name for one in summary["images"]] == ["a.png", "b.png", "c.bmp"]
+    assert run(checkpoint, images, output=out, options=["--overlay"]) == 0
+    assert (out / "a_mask.png").read_bytes() == b"kept"
+    assert (out / "a_overlay.png").exists()
+    assert run(checkpoint, images, output=out, options=["--overwrite"]) == 0
+    assert (out / "a_mask.png").read_bytes() != b"kept"
+
+
+def test_a_killed_run_goes_on_and_its_areas_are_in_the_summary(checkpoint, images, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    whole = predict.Prediction._segment
+
+    def stop_at_second(self, task, ranks):
+        if task.image.name == "b.png":
+            raise KeyboardInterrupt
+        return whole(self, task, ranks)
+
+    monkeypatch.setattr(predict.Prediction, "_segment", stop_at_second)
+    assert run(checkpoint, images, output=out) == 130
+    assert not (out / "summary.json").exists()
+    monkeypatch.setattr(predict.Prediction, "_segment", whole)
+    assert run(checkpoint, images, output=out) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["images"]) == 3
+    assert sum(summary["total"]["pixels"]) == 3 * SIZE[0] * SIZE[1]
+    assert not list(out.glob(".*"))
+
+
+def test_broken_files_are_named_and_skipped(checkpoint, images, tmp_path, capsys):
+    (images / "bad.png").write_bytes((images / "a.png").read_bytes()[:-900])
+    (images / "text.jpg").write_text("no image")
+    out = tmp_path / "out"
+    assert run(checkpoint, images, output=out, options=["--overlay"]) == 1
+    errors = capsys.readouterr()
+    assert "error: 2 images could not be segmented" in errors.err
+    assert "bad.png" in errors.out + errors.err
+    assert {path.name for path in out.glob("*mask*")} == {"a_mask.png", "b_mask.png", "c_mask.png"}
+    assert not list(out.glob(".*"))
+    assert len(json.loads((out / "summary.json").read_text())["failures"]) == 2
+
+
+def test_files_of_one_stem_keep_their_extension(checkpoint, tmp_path):
+    for name in ("a.png", "a.bmp", "b.png"):
+        save(tmp_path / name)
+    assert run(checkpoint, tmp_path / "*.png", tmp_path / "a.bmp", output=tmp_path / "out") == 0
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert names == {"a_png_mask.png", "a_bmp_mask.png", "b_mask.png"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (["absent.png"], [], "absent.png: there is no image"),
+        (["*.xyz"], [], "there is no image"),
+        (["images"], ["--bands", "1,2"], "--bands 1,2"),
+        (["images"], ["--stretch", "9,1"], "--stretch 9,1"),
+        (["images"], ["--size_p", "63"], "--size_p 63"),
+        (["images"], ["--sub_batch_size", "0"], "--sub_batch_size 0"),
+        (["images"], ["--scene_size", "3"], "--scene_size 3"),
+        (["images"], ["--mode", "3"], "--mode 3"),
+        (["images"], ["--backbone", "resnet50"], "--backbone resnet50"),
+        (["images"], ["--device", "nonsense"], "nonsense"),
+        (["images"], ["--output", "images"], "holds images"),
+        (["images", "other/a.png"], [], "would give the same files"),
+    ],
+)
+def test_mistakes_end_in_one_line(checkpoint, images, tmp_path, monkeypatch, capsys, inputs, options, message):
+    (tmp_path / "other").mkdir()
+    save(tmp_path / "other" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--checkpoint", str(checkpoint), "--output", "out", "--device", "cpu", *options, "--input", *inputs]
+    assert predict.main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]
+
+
+def test_mode_1_of_a_later_stage_and_released_files(checkpoint, tmp_path):
+    save(tmp_path / "a.png")
+    assert Segmenter.from_checkpoint(checkpoint, mode=1, device="cpu").method.headline == "global"
+    write_released_checkpoint(tmp_path / "g.pth", 1)
+    write_released_checkpoint(tmp_path / "l2g.pth", 3)
+    sizes = {"backbone": "resnet18", "size_g": SIDE, "size_p": SIDE, "min_overlap": 16, "device": "cpu"}
+    with pytest.raises(ValueError, match="give --mode"):
+        Segmenter.from_checkpoint(tmp_path / "l2g.pth", **sizes)
+    with pytest.raises(ValueError, match="--path_g"):
+        Segmenter.from_checkpoint(tmp_path / "l2g.pth", mode=3, **sizes)
+    segmenter = Segmenter.from_checkpoint(tmp_path / "l2g.pth", mode=3, path_g=tmp_path / "g.pth", **sizes)
+    assert segmenter.segment(tmp_path / "a.png").shape == SIZE
+
+
+def test_a_geotiff_gives_geotiffs_with_its_georeference(checkpoint, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    values = random_image((90, 120)).numpy()
+    values[:, :30, :40] = 0
+    path = write_raster(tmp_path / "a.tif", values, nodata=0)
+    out = tmp_path / "out"
+    assert run(checkpoint, path, output=out, options=["--probabilities", "--overlay", "--scene_size", "100"]) == 0
+    with rasterio.open(path) as source, rasterio.open(out / "a_mask.tif") as mask:
+        assert (mask.crs, mask.transform, mask.shape) == (source.crs, source.transform, source.shape)
+        ids = mask.read(1)
+        assert mask.nodata == IGNORED
+        assert mask.colormap(1)[1][:3] == Classes.generic(N_CLASS).palette[1]
+    assert (ids[:30, :40] == IGNORED).all()
+    assert (ids == IGNORED).sum() == 30 * 40
+    with rasterio.open(out / "a_probabilities.tif") as file:
+        shares = file.read()
+    assert np.isnan(shares[:, :30, :40]).all()
+    assert (shares[:, 30:].argmax(0) == ids[30:]).mean() > 0.99
+    summary = json.loads((out / "summary.json").read_text())
+    area = sum(summary["total"]["square_metres"])
+    assert area == pytest.approx((90 * 120 - 30 * 40) * PIXEL**2)
+    assert summary["total"]["left_out"] == 30 * 40
+
+
+def test_windows_and_held_images_give_the_same(checkpoint, tmp_path, monkeypatch):
+    pytest.importorskip("rasterio")
+    path = write_raster(tmp_path / "a.tif", random_image((150, 190)).numpy())
+    segmenter = Segmenter.from_checkpoint(checkpoint, device="cpu", scene_size=120)
+    held = segmenter.segment(path)
+    monkeypatch.setattr("utils.sources.HELD_PIXELS", 1)
+    monkeypatch.setattr("segmenting.hold", lambda source: source)
+    assert np.array_equal(segmenter.segment(path), held)

@@ -1,0 +1,96 @@
+"""Large images as scenes: the scenes cover, their weights add up to one, and joining them loses nothing."""
+
+import pytest
+import torch
+from pictures import PixelMethod, Whole, build_method, pixel_scores, random_image
+
+from segmenting import reduce_scores, segment_any, segment_turned
+from utils.canvas import Ids
+from utils.scenes import ramps, scene_grid
+from utils.sources import Held, Part
+from utils.turns import TURNS
+
+SIZES = [(300, 500), (161, 160), (160, 1000), (1000, 33), (320, 321), (480, 777)]
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1, 5001), (32768, 30000)])
+@pytest.mark.parametrize("scene_size", [160, 5000])
+def test_scenes_cover_with_the_overlap_asked_for_and_no_pixel_is_in_three_along_an_axis(size, scene_size):
+    grid = scene_grid(size, scene_size)
+    for axis in (grid.rows, grid.columns):
+        assert axis.patch <= scene_size
+        counts = axis.counts()
+        assert counts.min() >= 1
+        assert counts.max() <= 2
+        if len(axis.starts) > 1:
+            assert all(
+                b - a <= axis.patch - scene_size // 16 for a, b in zip(axis.starts[:-1], axis.starts[1:], strict=True)
+            )
+
+
+def test_an_image_of_the_scene_size_is_one_scene():
+    assert len(scene_grid((160, 160), 160)) == 1
+    assert len(scene_grid((161, 160), 160)) == 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_weights_of_scenes_add_up_to_one_and_pass_over_gradually(size):
+    axis = scene_grid(size, 160).columns
+    total = torch.zeros(axis.side)
+    for start, weights in zip(axis.starts, ramps(axis), strict=True):
+        total[start : start + axis.patch] += weights
+        assert weights.diff().abs().max() <= 0.2
+    torch.testing.assert_close(total, torch.ones(axis.side))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scores_of_pixels_survive_any_scenes(size):
+    image = random_image(size)
+    found, expected = Whole(), Whole()
+    segment_any(PixelMethod(scene_size=160), Held(image), found, probabilities=True)
+    segment_any(PixelMethod(scene_size=5000), Held(image), expected, probabilities=True)
+    assert (found.ids != expected.ids).float().mean() < 1e-3  # ties only
+    torch.testing.assert_close(found.probabilities, expected.probabilities, atol=2e-3, rtol=0)
+    reduced = reduce_scores(pixel_scores(image), True)
+    assert torch.equal(expected.ids, reduced.ids)
+
+
+def test_away_from_seams_a_scene_of_its_own_gives_the_same():
+    image = random_image((100, 330))
+    method = build_method(mode=3, scene_size=128)
+    grid = scene_grid((100, 330), 128)
+    whole = Whole()
+    segment_any(method, Held(image), whole)
+    for index, box in enumerate(grid.boxes()):
+        alone = Whole()
+        segment_any(method, Part(Held(image), box), alone)
+        first = 0 if index == 0 else 20
+        last = box.width - (0 if index == len(grid) - 1 else 20)
+        found = whole.ids[:, box.left + first : box.left + last]
+        assert (found == alone.ids[:, first:last]).float().mean() > 0.9999
+
+
+@pytest.mark.parametrize("turns", ["flip", "d4"])
+@pytest.mark.parametrize("size", [(60, 90), (130, 100)])
+def test_turning_the_image_turns_what_d4_or_flip_gives(turns, size):
+    image = random_image(size)
+    method = build_method(mode=3, turns=TURNS[turns])
+
+    def ids(picture):
+        found = Whole()
+        segment_any(method, Held(picture), found)
+        return found.ids
+
+    straight = ids(image)
+    for turn in TURNS[turns]:
+        assert (ids(turn.apply(image)) == turn.apply(straight)).float().mean() > 0.999
+
+
+def test_one_turn_gives_what_segment_gives_for_the_turned_image():
+    image, turn = random_image((70, 100)), TURNS["d4"][3]
+    method = build_method(mode=2)
+    arguments = method.network, method.stage
+    found, expected = Ids(turn.size((70, 100))), Ids(turn.size((70, 100)))
+    segment_turned(*arguments, Held(image), 64, method.settings, {"ensemble": found}, (turn,))
+    segment_turned(*arguments, Held(turn.apply(image)), 64, method.settings, {"ensemble": expected})
+    assert torch.equal(found.ids, expected.ids)

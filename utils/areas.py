@@ -1,0 +1,106 @@
+"""How much of each class is in segmented images: as records for JSON and as a table for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.classes import Classes
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Areas:
+    """What one image holds: `pixels` of each class, those `left_out` (without data), and its size in pixels.
+
+    `square_metres` is the area of a pixel, None where the file has no projected reference.
+    """
+
+    image: str
+    mask: str
+    height: int
+    width: int
+    pixels: list[int]
+    left_out: int
+    square_metres: float | None
+
+
+class AreaLog:
+    """The areas of the images that are done, a line of JSON each, in a file that a stopped run leaves for the next.
+
+    Each process has its own; `known` are those of all files that earlier runs left, by image.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.path = folder / f".areas.{rank}.jsonl"
+        self.known: dict[str, Areas] = {}
+        for path in [folder / "summary.json", *sorted(folder.glob(".areas.*.jsonl"))]:
+            for record in _records(path):
+                with suppress(TypeError):
+                    self.known[record["image"]] = Areas(**record)
+
+    def add(self, areas: Areas) -> None:
+        """Raises InputError where it cannot be written."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(areas)) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+    def remove(self) -> None:
+        """When all is in the summary."""
+        self.path.unlink(missing_ok=True)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The images in a summary, or in a log, whose last line may be cut short."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    found = []
+    with suppress(ValueError, TypeError, KeyError):
+        if path.suffix == ".json":
+            return json.loads(text)["images"]
+        for line in text.splitlines():
+            found.append(json.loads(line))
+    return found
+
+
+def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The areas of `images`, one by one and in all, in types that JSON knows; `extra` comes first."""
+    total = [sum(one.pixels[k] for one in images) for k in range(len(classes))]
+    metres = None
+    if images and all(one.square_metres is not None for one in images):
+        metres = [sum(one.pixels[k] * one.square_metres for one in images) for k in range(len(classes))]
+    return {
+        **extra,
+        "classes": list(classes.names),
+        "total": {
+            "pixels": total,
+            "left_out": sum(one.left_out for one in images),
+            "per_cent": [100 * pixels / max(1, sum(total)) for pixels in total],
+            "square_metres": metres,
+        },
+        "images": [asdict(one) for one in images],
+    }
+
+
+def summary_table(record: Mapping[str, Any]) -> str:
+    """The totals of `record`, made by `summary_record`, as lines of text; no newline at the end."""
+    total, names = record["total"], record["classes"]
+    metres = total["square_metres"]
+    rows = [("class", "pixels", "per cent", *(["square metres"] if metres else []))]
+    for k, name in enumerate(names):
+        row = (name, str(total["pixels"][k]), f"{total['per_cent'][k]:.2f}")
+        rows.append((*row, f"{metres[k]:.0f}") if metres else row)
+    if total["left_out"]:
+        rows.append(("no data", str(total["left_out"]), "", *([""] if metres else [])))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    count = len(record["images"])
+    return "\n".join([f"{count} image{'' if count == 1 else 's'}", lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,158 @@
+"""Scenes: the parts, each with a global context of its own, that an image beyond a limit is segmented in.
+
+Scenes overlap a little, and across an overlap the scores pass over linearly from one scene to the next.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from utils.tiling import Axis, PatchGrid, Size
+
+SCENE_SIZE = 5000
+"""Pixels; the longest side that results are published for."""
+
+OVERLAPS_PER_SCENE = 16
+"""Neighbouring scenes share this part of the longest side that a scene may have."""
+
+
+BAND = 512
+"""Rows of a result that are passed on at a time."""
+
+
+@dataclass
+class Rows:
+    """The result in some rows of an image, on the host: `ids` (rows, W) uint8, and where they are asked for
+    `probabilities` (n_class, rows, W) float16."""
+
+    ids: Tensor
+    probabilities: Tensor | None = None
+
+
+Emit = Callable[[int, Rows], None]
+"""Takes the first row and the rows that follow from it; from the top of an image to its bottom, each row once."""
+
+
+def scene_grid(size: Size, scene_size: int) -> PatchGrid:
+    """Scenes with sides of at most `scene_size` pixels that cover an image of `size`.
+
+    One, the image itself, where no side is longer. Else as few as possible, all of one size, that overlap by a
+    sixteenth of `scene_size`, the parts shared by two being shared by no third.
+    """
+    overlap = scene_size // OVERLAPS_PER_SCENE
+    sides = tuple(_scene_side(side, scene_size, overlap) for side in size)
+    return PatchGrid.cover(size, sides, overlap)
+
+
+def _scene_side(side: int, longest: int, overlap: int) -> int:
+    if side <= longest:
+        return side
+    count = -(-(side - overlap) // (longest - overlap))
+    return -(-(side + (count - 1) * overlap) // count)
+
+
+def ramps(axis: Axis) -> list[Tensor]:
+    """For each scene along `axis`, (scene's length,) float32 weights that rise and fall over the overlaps.
+
+    At every pixel of the axis they add up to 1.
+    """
+    weights = [torch.ones(axis.patch) for _ in axis.starts]
+    for k in range(len(weights) - 1):
+        shared = axis.starts[k] + axis.patch - axis.starts[k + 1]
+        rising = (torch.arange(shared) + 0.5) / shared
+        weights[k][axis.patch - shared :] = 1 - rising
+        weights[k + 1][:shared] = rising
+    return weights
+
+
+class SceneCanvas:
+    """Joins the scores of overlapping scenes; calls `emit` when a row of scenes is done.
+
+    Scenes come in the grid's order, each from top to bottom; the canvas is the sink of the scene that `begin` named.
+    What is final becomes a result at once, by `reduce`; scores are held only where scenes overlap: the right edge of
+    one scene, and one strip across the image. Results are held for one row of scenes.
+    """
+
+    def __init__(self, grid: PatchGrid, reduce: Callable[[Tensor], Rows], emit: Emit) -> None:
+        self.grid, self.reduce, self.emit = grid, reduce, emit
+        self.weights = ramps(grid.rows), ramps(grid.columns)
+        self.row = self.column = 0
+        self.edge: Tensor | None = None  # (n_class, h, overlap): the right edge of the scene to the left
+        self.own_edge: Tensor | None = None  # the same of the current scene, while it comes
+        self.strip: Tensor | None = None  # (n_class, overlap, W): the lower edges, of this row or the one above
+        self.page: Rows | None = None  # the results of this row of scenes
+
+    def begin(self, index: int) -> None:
+        """The next scores are those of scene `index` of the grid."""
+        self.row, self.column = divmod(index, len(self.grid.columns.starts))
+        self.edge, self.own_edge = self.own_edge if self.column else None, None
+
+    def _span(self, axis: Axis, k: int) -> tuple[int, int, int]:
+        """Of scene `k` along `axis`: its start, how much of it no later scene shares, and what an earlier one does."""
+        start = axis.starts[k]
+        last = k + 1 == len(axis.starts)
+        own = axis.patch if last else axis.starts[k + 1] - start
+        shared = axis.starts[k - 1] + axis.patch - start if k else 0
+        return start, own, shared
+
+    def __call__(self, top: int, scores: Tensor) -> None:
+        """Add rows from `top` of the current scene: `scores` (n_class, rows, w), means per covering patch."""
+        down, across = self.weights[0][self.row], self.weights[1][self.column]
+        weights = torch.outer(down[top : top + scores.shape[1]], across)
+        scores = scores.float().cpu() * weights
+        left, own, shared = self._span(self.grid.columns, self.column)
+        if own < scores.shape[2]:
+            if self.own_edge is None:
+                self.own_edge = scores.new_empty(len(scores), self.grid.patch[0], scores.shape[2] - own)
+            self.own_edge[:, top : top + scores.shape[1]] = scores[:, :, own:]
+        scores = scores[:, :, :own]
+        if shared:
+            scores[:, :, :shared] += self.edge[:, top : top + scores.shape[1]]
+        self._add_rows(top, scores, slice(left, left + own))
+        last = self.column + 1 == len(self.grid.columns.starts)
+        if last and top + scores.shape[1] == self.grid.patch[0]:
+            self._emit_page(self.grid.rows.starts[self.row])
+
+    def _add_rows(self, top: int, scores: Tensor, columns: slice) -> None:
+        """Rows that are final across; those that the scenes below share go to the strip, the others to the page.
+
+        In the same columns, all of the strip that is read of the row above is read before the first row is written.
+        """
+        _, own, shared = self._span(self.grid.rows, self.row)
+        joined = max(0, min(shared - top, scores.shape[1]))
+        if joined:
+            scores[:, :joined] += self.strip[:, top : top + joined, columns]
+        final = max(0, min(own - top, scores.shape[1]))
+        if final:
+            self._put(top, self.reduce(scores[:, :final]), own, columns)
+        if final < scores.shape[1]:
+            if self.strip is None:
+                longest = self.grid.patch[0] - min(b - a for a, b in pairwise(self.grid.rows.starts))
+                self.strip = scores.new_empty(len(scores), longest, self.grid.image[1])
+            first = top + final - own
+            self.strip[:, first : first + scores.shape[1] - final, columns] = scores[:, final:]
+
+    def _emit_page(self, first: int) -> None:
+        """Pass on this row of scenes, a few rows at a time: who writes them makes copies."""
+        page, self.page = self.page, None
+        for top in range(0, len(page.ids), BAND):
+            rows = slice(top, top + BAND)
+            self.emit(
+                first + top,
+                Rows(page.ids[rows], None if page.probabilities is None else page.probabilities[:, rows]),
+            )
+
+    def _put(self, top: int, rows: Rows, height: int, columns: slice) -> None:
+        """Keep the result of some rows and columns of this row of scenes, `height` rows in all."""
+        width = self.grid.image[1]
+        if self.page is None:
+            p = rows.probabilities
+            self.page = Rows(
+                rows.ids.new_empty(height, width), None if p is None else p.new_empty(len(p), height, width)
+            )
+        self.page.ids[top : top + len(rows.ids), columns] = rows.ids
+        if rows.probabilities is not None:
+            self.page.probabilities[:, top : top + len(rows.ids), columns] = rows.probabilities
