@@ -6,9 +6,11 @@ cd "$root"
 
 # After changing the first two, delete demo/data.
 images=24
-image_size=512 # pixels
-epochs=(6 4 4) # of stages 1, 2 and 3
-network=(--size_g 252 --size_p 252 --backbone resnet18 --backbone_weights none) # the checkpoints record it
+image_size=384 # pixels
+epochs=(16 3 3) # of stages 1, 2 and 3
+network=(--size_g 124 --size_p 124 --min_overlap 20 --backbone resnet18 --backbone_weights none) # checkpoints record it
+rates=(1e-3 3e-4 3e-4) # higher than the published ones: the networks start from nothing, and see little
+training=(--batch_size 3 --num_workers 1)
 
 export DATA_PATH=$root/demo/data MODEL_PATH=$root/demo/saved_models LOG_PATH=$root/demo/runs
 predictions=$root/demo/predictions
@@ -28,11 +30,11 @@ if [[ ! -d $DATA_PATH ]]; then
 fi
 
 title "Stage 1: the global branch"
-./train_deep_globe_global.sh --num_epochs "${epochs[0]}" "${network[@]}"
+./train_deep_globe_global.sh --num_epochs "${epochs[0]}" --lr "${rates[0]}" "${training[@]}" "${network[@]}"
 title "Stage 2: the local branch, fed by the global one"
-./train_deep_globe_global2local.sh --num_epochs "${epochs[1]}"
+./train_deep_globe_global2local.sh --num_epochs "${epochs[1]}" --lr "${rates[1]}" "${training[@]}"
 title "Stage 3: the global branch, refined by the local one"
-./train_deep_globe_local2global.sh --num_epochs "${epochs[2]}"
+./train_deep_globe_local2global.sh --num_epochs "${epochs[2]}" --lr "${rates[2]}" "${training[@]}"
 title "Evaluation"
 ./eval_deep_globe.sh --save_predictions "$predictions"
 

@@ -5,6 +5,9 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/venv.sh"
 cd "$root"
 
 use_venv requirements-dev.txt
+# Tests start processes that share the cores: threads that wait must not spin.
+export OMP_WAIT_POLICY=passive
+
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m pytest "$@"

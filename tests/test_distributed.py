@@ -17,6 +17,7 @@ from builders import build_model, build_sample, build_settings
 from torch import Tensor, nn
 
 import helper
+import steps
 import train_deep_globe
 from dataset.base import BatchPart, EpochSampler
 from helper import Evaluation, evaluate, train_one_epoch
@@ -128,7 +129,7 @@ def test_statistics_are_the_mean_over_the_processes_that_had_images(tmp_path: Pa
         model = build_model()
         model.learn(STAGES[1].trains)
         model.train()
-        model.global_(helper.global_inputs(build_batch(indices), build_settings()))
+        model.global_(steps.global_inputs(build_batch(indices), build_settings()))
         means.append({name: b for name, b in model.named_buffers() if "running" in name})
     for name in means[0]:
         torch.testing.assert_close(found[0][0][name], (means[0][name] + means[1][name]) / 2)
@@ -189,11 +190,11 @@ def test_two_processes_killed_and_resumed_end_as_uninterrupted_ones(reference, t
 def fail_in_one(rank: int) -> None:
     """Let one process meet an image that cannot be read, in its second step."""
     if int(os.environ["RANK"]) == rank:
-        step, steps = helper.STEPS[1], []
+        step, calls = helper.STEPS[1], []
 
         def failing_step(*arguments):
-            steps.append(1)
-            if len(steps) == 2:
+            calls.append(1)
+            if len(calls) == 2:
                 raise InputError("17_sat.jpg cannot be read: it is gone")
             return step(*arguments)
 

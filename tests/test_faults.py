@@ -16,6 +16,7 @@ from builders import N_CLASS, build_model, build_sample, build_settings
 from PIL import Image
 
 import helper
+import steps
 import train_deep_globe
 from dataset.base import SegmentationDataset
 from utils import files
@@ -29,12 +30,12 @@ from utils.tally import Progress, Tally
 
 def poison(monkeypatch, id_: str) -> None:
     """Let the image called `id_` come to the network as NaN."""
-    inputs = helper.global_inputs
+    inputs = steps.global_inputs
 
     def poisoned(batch: list, settings) -> torch.Tensor:
         return inputs(batch, settings) * (math.nan if any(sample.id == id_ for sample in batch) else 1)
 
-    monkeypatch.setattr(helper, "global_inputs", poisoned)
+    monkeypatch.setattr(steps, "global_inputs", poisoned)
 
 
 def test_a_step_without_a_finite_loss_changes_nothing(monkeypatch) -> None:
@@ -72,8 +73,8 @@ def call(capsys, *arguments: str) -> tuple[int, str]:
 def test_bad_steps_are_told_with_their_images_and_end_the_run_when_too_many(
     reference, tmp_path: Path, monkeypatch, capsys, caplog
 ) -> None:
-    every = helper.global_inputs
-    monkeypatch.setattr(helper, "global_inputs", lambda batch, settings: every(batch, settings) * math.nan)
+    every = steps.global_inputs
+    monkeypatch.setattr(steps, "global_inputs", lambda batch, settings: every(batch, settings) * math.nan)
     folders = reference.folders.beside(tmp_path)
     before = folders.weights(1)
     code, told = call(capsys, *folders.arguments(1, "--max_bad_steps=3"))
@@ -118,10 +119,10 @@ def test_a_file_that_goes_bad_while_training_is_named(reference, tmp_path: Path,
     data = runs.generate(tmp_path / "data")
     folders = runs.Folders(tmp_path, data)
     victim = sorted((data / "train" / "Sat").iterdir())[0]
-    steps = helper.STEPS[1]
+    plain = helper.STEPS[1]
 
     def spoil(*arguments):
-        found = steps(*arguments)
+        found = plain(*arguments)
         for path in (data / "train" / "Sat").iterdir():
             path.unlink() if how == "vanished" else os.truncate(path, path.stat().st_size // 2)
         return found
