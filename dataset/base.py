@@ -3,6 +3,8 @@
 Sizes are (height, width) everywhere; Pillow's (width, height) is turned here, at the door.
 """
 
+import atexit
+import multiprocessing.util  # registers its exit handler, which waits for workers: ours must come later to run first
 import signal
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -204,6 +206,14 @@ def leave_signals_to_the_parent(worker: int) -> None:
     """Ctrl-C, and batch systems, send signals to every process; the parent has still use for its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """End workers whose loader was left in the middle: they ignore the SIGTERM that Python sends before it waits."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class SampleLoader(DataLoader[Sample]):

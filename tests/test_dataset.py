@@ -1,5 +1,7 @@
 """Images and labels are read right or refused by name; samples are drawn, turned and shrunk as they should be."""
 
+import subprocess
+import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -292,3 +294,16 @@ def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path: Path, worke
         list(SampleLoader(dataset, num_workers=workers))
     assert str(caught.value).startswith(str(tmp_path / "2_sat.jpg"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path: Path) -> None:
+    code = (
+        "import sys; from dataset import synthetic; from dataset.base import SampleLoader\n"
+        "from dataset.deep_globe import DeepGlobe; from pathlib import Path\n"
+        "synthetic.generate(Path(sys.argv[1]), 6, 64, seed=0, prepared=False)\n"
+        "samples = iter(SampleLoader(DeepGlobe(sys.argv[1], 'train', 64), num_workers=1)); next(samples)\n"
+        "sys.modules['kept'] = samples\n"
+    )
+    root = Path(__file__).parent.parent
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], cwd=root, timeout=100, check=False)
+    assert ended.returncode == 0
