@@ -22,7 +22,7 @@ from dataset.folder_file import NAME, SPLITS, FolderFile
 from dataset.layout import TEST, TRAIN, VAL, hashed_split, lists_in, paired
 from dataset.reading import decode, read_size
 from utils.classes import IGNORED, Color
-from utils.errors import InputError
+from utils.errors import InputError, exit_code
 from utils.metrics import MEASURES
 from utils.report import write_json
 
@@ -269,12 +269,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 after one line that says what is wrong."""
-    try:
-        print(describe(parse(arguments)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(describe(parse(arguments))))
 
 
 if __name__ == "__main__":

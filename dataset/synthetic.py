@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset.deep_globe import DEEP_GLOBE, published_splits
-from utils.errors import InputError
+from utils.errors import InputError, exit_code
 from utils.files import replacing
 
 MIN_SIZE = 64
@@ -239,12 +239,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 after one line that says what is wrong."""
     options = parse(arguments)
-    try:
-        generate(options.output, options.images, options.size, options.seed, options.prepared, options.overwrite)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(
+        lambda: generate(
+            options.output, options.images, options.size, options.seed, options.prepared, options.overwrite
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models.backbone import BACKBONES
 from models.glnet import GLNet
 from utils.classes import Classes
-from utils.errors import InputError
+from utils.errors import InputError, exit_code
 from utils.files import load_torch, replacing, save_torch
 from utils.options import LONGEST_SIDE, MOST_CLASSES
 from utils.patches import STATISTICS
@@ -265,12 +265,7 @@ def main() -> int:
     command.add_argument("file", type=Path, help="a checkpoint that train_deep_globe.py wrote")
     command.add_argument("output", type=Path, help="the released-format file to write")
     arguments = parser.parse_args()
-    try:
-        print(export(arguments.file, arguments.output))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(export(arguments.file, arguments.output)))
 
 
 if __name__ == "__main__":

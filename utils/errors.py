@@ -1,5 +1,8 @@
 """The exceptions that end a run with one line instead of a stack trace."""
 
+import sys
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """Bad input: a file, an option or a combination of them.
@@ -24,3 +27,13 @@ class Interrupted(Exception):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.number = number
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """The exit code of a small command that does `work`: 0, or 2 after one line that says what is wrong."""
+    try:
+        work()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
