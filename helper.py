@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -164,22 +165,23 @@ def _segment_refined(
     """Stage 3: patches, then the refined branch on their merged maps; returns the refined logits.
 
     The local half of the ensemble is applied while a patch is at hand, so that n_class channels are kept of it, on the
-    host: what the device holds does not grow with the number of patches.
+    host, as of its logits: what the device holds does not grow with the number of patches, and canvases are made when
+    the maps that the branches share are gone.
     """
     local, ensemble = "local" in canvases, "ensemble" in canvases
     seen = network.read_whole(x, logits=False, context=True, ensemble=False)
     mosaic = Mosaic(whole.grid, seen.context)
-    halves = []
+    kept = []
     for patches, x_p in whole:
-        maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble)
-        mosaic.add(maps.pyramid, patches)
-        if local:
-            canvases["local"].add(maps.logits, patches)
-        if ensemble:
-            halves.append((patches, maps.half.cpu()))
-        del maps  # or it would live on while the next ones are computed
+        merge = partial(mosaic.add, patches)
+        maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble, see=merge)
+        kept.append((patches, *(None if scores is None else scores.cpu() for scores in (maps.logits, maps.half))))
+    del seen
     refined = network.refine(x, mosaic.merged(), logits=logits, ensemble=ensemble)
-    for patches, half in halves:
+    del mosaic
+    for patches, scores, _ in kept if local else ():
+        canvases["local"].add(scores.to(whole.settings.device), patches)
+    for patches, _, half in kept if ensemble else ():
         half = half.to(whole.settings.device)
         canvases["ensemble"].add(network.join(half, refined, whole.grid, patches), patches)
     return refined.logits

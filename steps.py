@@ -1,6 +1,7 @@
 """One training step of each stage: forward, loss terms and gradients of a batch; the optimizer is the caller's."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,7 @@ def _local_maps(model: GLNet, x: Tensor, image: ImagePatches, local: Ids) -> tup
     kept = []
     for patches, x_p in image:
         logits, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
-        mosaic.add(pyramid, patches)
+        pyramid.show(partial(mosaic.add, patches))
         canvas.add(logits, patches)
         kept.append(pyramid.ps3.cpu())
         del pyramid  # or it would live on while the next one is computed

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, initial_conv
-from models.pyramid import Pyramid
+from models.pyramid import Pyramid, See
 from models.resized import resize, row_taps, spread
 from models.sharing import crop_global, crop_pyramid
 from utils.tiling import PatchGrid
@@ -84,13 +84,11 @@ class WholeMaps:
 class PatchMaps:
     """What the local branch found in n patches; None where it was not asked for.
 
-    `logits` (n, n_class, h/4, w/4), `half`: the local half of the ensemble, of the same size; `pyramid`: the maps that
-    are merged for the refined branch.
+    `logits` (n, n_class, h/4, w/4), `half`: the local half of the ensemble, of the same size.
     """
 
     logits: Tensor | None
     half: Tensor | None
-    pyramid: Pyramid
 
 
 class GLNet(nn.Module):
@@ -142,15 +140,26 @@ class GLNet(nn.Module):
         return WholeMaps(found, pyramid if context else None, taps)
 
     def read_patches(
-        self, x: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice, logits: bool, ensemble: bool
+        self,
+        x: Tensor,
+        whole: WholeMaps,
+        grid: PatchGrid,
+        patches: slice,
+        logits: bool,
+        ensemble: bool,
+        see: See | None = None,
     ) -> PatchMaps:
-        """What the local branch finds in `x` (n, 3, h, w), the `patches` of `grid`, fed with `whole`'s context."""
+        """What the local branch finds in `x` (n, 3, h, w), the `patches` of `grid`, fed with `whole`'s context.
+
+        `see` is shown the maps that are merged for the refined branch.
+        """
         other = crop_pyramid(whole.context, grid, patches)
         pyramid = self.local.pyramid(self.local.backbone(x), other, ps3=logits or ensemble)
+        if see is not None:
+            pyramid.show(see)
         return PatchMaps(
             self.local.head(pyramid.ps3) if logits else None,
             self.ensemble.local_half(pyramid.ps3) if ensemble else None,
-            pyramid,
         )
 
     def refine(self, image: Tensor, merged: Pyramid, logits: bool, ensemble: bool) -> WholeMaps:

@@ -22,7 +22,6 @@ ps3 are computed once per image and cropped.
 
 import copy
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.fpn import FPN, PS2_CHANNELS, PS3_CHANNELS, interleaved
 from models.glnet import GLNet, PatchMaps, WholeMaps, spread_crop
-from models.pyramid import Levels, Pyramid
+from models.pyramid import Levels, Pyramid, See
 from models.resized import conv, joint_conv, resize, resized_conv
 from models.sharing import crop_pyramid
 from utils.stages import Stage
@@ -91,28 +90,32 @@ class PreparedPyramid:
             self.own.append([(form.put(own), bias) for (own, *_), bias in zip(halves, biases, strict=True)])
             self.other.append([form.put(other) for _, *others in halves for other in others])
 
-    def project(self, c: Levels) -> Levels:
-        """The other branch's half of the laterals, at the size of its maps `c`: 256 channels each."""
-        return tuple(conv(x, weight) for x, weight in zip(c, self.other[0], strict=True))
+    def project(self, level: int, c: Tensor) -> Tensor:
+        """The other branch's half of a lateral, at the size of its map `c`: 256 channels."""
+        return conv(c, self.other[0][level])
 
-    def __call__(self, c: Levels, other: Pyramid | None = None) -> Pyramid:
-        """The pyramid of backbone maps `c`; in the fused form `other.c` is projected already."""
-        ps0 = [conv(x, *layer) for x, layer in zip(c, self.own[0], strict=True)]
-        if self.fused:
-            for own, theirs in zip(ps0, other.c, strict=True):
-                own += resize(theirs, own.shape[-2:])
-        for coarse, fine in pairwise(ps0):
-            fine += resize(coarse, fine.shape[-2:])
-        ps1 = self._smooth(1, ps0, other and other.ps0)
-        ps2 = self._smooth(2, ps1, other and other.ps1)
-        return Pyramid(c, tuple(ps0), ps1, ps2)
+    def __call__(self, c: list[Tensor], other: Pyramid | None = None, see: See | None = None) -> Levels:
+        """ps2 of the backbone maps `c`; in the fused form `other.c` is projected already.
 
-    def _smooth(self, depth: int, own: Levels | list[Tensor], other: Levels | None) -> Levels:
-        smoothed = tuple(conv(x, *layer) for x, layer in zip(own, self.own[depth], strict=True))
-        if self.fused:
-            for x, theirs, weight in zip(smoothed, other, self.other[depth], strict=True):
-                x += resized_conv(theirs, weight, [tuple(x.shape[-2:])])
-        return smoothed
+        `see` is shown every map, coarsest level first. None is held longer than needed: `c` itself is emptied.
+        """
+        maps: list[Tensor | None] = c
+        for depth, layers in enumerate(self.own):
+            for level, layer in enumerate(layers):
+                own, maps[level] = maps[level], None
+                if see is not None:
+                    see(depth, level, own)
+                x = conv(own, *layer)
+                del own
+                if self.fused:
+                    theirs, size = other.levels[depth][level], tuple(x.shape[-2:])
+                    x += resized_conv(theirs, self.other[depth][level], [size]) if depth else resize(theirs, size)
+                if depth == 0 and level > 0:
+                    x += resize(maps[level - 1], x.shape[-2:])
+                maps[level] = x
+        for level, x in enumerate(maps if see is not None else ()):
+            see(len(self.own), level, x)
+        return tuple(maps)
 
 
 class FoldedTail:
@@ -162,31 +165,42 @@ class PreparedGLNet:
             self.ensemble_bias = model.ensemble.bias.detach().float().to(form.device)
 
     def read_whole(self, image: Tensor, logits: bool, context: bool, ensemble: bool) -> WholeMaps:
-        pyramid = self.pyramids["global_"](self.backbones["global_"](self.form.put(image)))
-        found, taps = self._read_ps3("global_", pyramid.ps2, None, logits, ensemble)
-        if not context:
-            return WholeMaps(found, None, taps)
-        projected = self.pyramids["local"].project(pyramid.c)
-        return WholeMaps(found, Pyramid(projected, pyramid.ps0, pyramid.ps1, pyramid.ps2), taps)
+        kept: list[list[Tensor]] = [[], [], [], []]
+
+        def keep(depth: int, level: int, x: Tensor) -> None:
+            kept[depth].append(x if depth else self.pyramids["local"].project(level, x))
+
+        c = list(self.backbones["global_"](self.form.put(image)))
+        ps2 = self.pyramids["global_"](c, see=keep if context else None)
+        found, taps = self._read_ps3("global_", ps2, None, logits, ensemble)
+        return WholeMaps(found, Pyramid(*map(tuple, kept)) if context else None, taps)
 
     def read_patches(
-        self, x: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice, logits: bool, ensemble: bool
+        self,
+        x: Tensor,
+        whole: WholeMaps,
+        grid: PatchGrid,
+        patches: slice,
+        logits: bool,
+        ensemble: bool,
+        see: See | None = None,
     ) -> PatchMaps:
         other = crop_pyramid(whole.context, grid, patches)
-        pyramid = self.pyramids["local"](self.backbones["local"](self.form.put(x)), other)
+        ps2 = self.pyramids["local"](list(self.backbones["local"](self.form.put(x))), other, see)
         outputs = [k for k, asked in enumerate((logits, ensemble)) if asked]
         if not outputs:
-            return PatchMaps(None, None, pyramid)
-        scores = list(add_taps(self.tails["local"](outputs, pyramid.ps2, other.ps2)).split(self.n_class, dim=1))
+            return PatchMaps(None, None)
+        scores = list(add_taps(self.tails["local"](outputs, ps2, other.ps2)).split(self.n_class, dim=1))
         found = scores.pop(0) + self.biases["local"].view(-1, 1, 1) if logits else None
         half = scores.pop(0) + self.ensemble_bias.view(-1, 1, 1) if ensemble else None
-        return PatchMaps(found, half, pyramid)
+        return PatchMaps(found, half)
 
     def refine(self, image: Tensor, merged: Pyramid, logits: bool, ensemble: bool) -> WholeMaps:
         fused = self.pyramids["refined"]
-        other = Pyramid(fused.project(merged.c), merged.ps0, merged.ps1, merged.ps2)
-        pyramid = fused(self.backbones["refined"](self.form.put(image)), other)
-        found, taps = self._read_ps3("refined", pyramid.ps2, other.ps2, logits, ensemble)
+        projected = tuple(fused.project(level, x) for level, x in enumerate(merged.c))
+        other = Pyramid(projected, merged.ps0, merged.ps1, merged.ps2)
+        ps2 = fused(list(self.backbones["refined"](self.form.put(image))), other)
+        found, taps = self._read_ps3("refined", ps2, other.ps2, logits, ensemble)
         return WholeMaps(found, None, taps)
 
     def join(self, half: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice) -> Tensor:

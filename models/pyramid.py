@@ -8,6 +8,10 @@ from torch import Tensor
 Levels = tuple[Tensor, ...]
 """Four maps, coarsest first: p5, p4, p3, p2, at 1/32, 1/16, 1/8 and 1/4 of the input."""
 
+See = Callable[[int, int, Tensor], None]
+"""Is shown each map as soon as it stands: its depth (0: c, 1: ps0, 2: ps1, 3: ps2), its level (0: p5, ... 3: p2), and
+the map itself. So it can be used before the next ones take memory, and need not be kept."""
+
 
 @dataclass(frozen=True)
 class Pyramid:
@@ -32,3 +36,9 @@ class Pyramid:
         """`change` applied to each map of `levels` (and the same map of `others`); ps3 is left out."""
         every = zip(*(pyramid.levels for pyramid in (self, *others)), strict=True)
         return Pyramid(*(tuple(map(change, *levels)) for levels in every))
+
+    def show(self, see: See) -> None:
+        """Show `see` every map of `levels`."""
+        for depth, levels in enumerate(self.levels):
+            for level, x in enumerate(levels):
+                see(depth, level, x)

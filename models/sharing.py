@@ -31,26 +31,23 @@ class Mosaic:
     def __init__(self, grid: PatchGrid, frame: Pyramid) -> None:
         """`frame`: the image's global pyramid, (1, C, H, W) maps; only its sizes are read."""
         self.grid = grid
-        self.frame = frame
-        self.sums: Pyramid | None = None
+        self.sizes = [tuple(x.shape[-2:]) for x in frame.ps0]
+        self.sums: list[list[Tensor | None]] = [[None] * len(self.sizes) for _ in frame.levels]
 
-    def add(self, pyramid: Pyramid, patches: slice) -> None:
-        """Add the local `pyramid` of `patches`, maps of (n, C, h, w)."""
-        if self.sums is None:
-            self.sums = pyramid.map(lambda x, like: x.new_zeros(1, x.shape[1], *like.shape[-2:]), self.frame)
-
-        def add(total: Tensor, x: Tensor) -> Tensor:
-            boxes = self.grid.feature_boxes(total.shape[-2:])[patches]
-            for box, patch in zip(boxes, resize(x, boxes[0][2:]), strict=True):
-                box.of(total)[0].add_(patch)
-            return total
-
-        self.sums.map(add, pyramid)
+    def add(self, patches: slice, depth: int, level: int, x: Tensor) -> None:
+        """Add one map `x` (n, C, h, w) of the local pyramid of `patches`; depth and level as in `See`."""
+        total = self.sums[depth][level]
+        if total is None:
+            total = self.sums[depth][level] = x.new_zeros(1, x.shape[1], *self.sizes[level])
+        boxes = self.grid.feature_boxes(self.sizes[level])[patches]
+        for box, patch in zip(boxes, resize(x, boxes[0][2:]), strict=True):
+            box.of(total)[0].add_(patch)
 
     def merged(self) -> Pyramid:
-        """The merged maps, (1, C, H, W) each.
+        """The merged maps, (1, C, H, W) each. The sums become them, so this is the last that is asked of a mosaic.
 
         As released, sums are divided by the per-pixel patch counts *resized bilinearly* to the map, not by the true
         count of covered cells; the published weights were trained with that.
         """
-        return self.sums.map(lambda x: x / self.grid.shrunk_counts(x.shape[-2:]).to(x))
+        sums = Pyramid(*map(tuple, self.sums))
+        return sums.map(lambda x: x.div_(self.grid.shrunk_counts(x.shape[-2:]).to(x)))

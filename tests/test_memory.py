@@ -1,4 +1,4 @@
-"""Peak memory, counted on fake tensors: a change that needs more must say so here."""
+"""Peak memory, counted on fake tensors: a change that needs more than these budgets fails."""
 
 import pytest
 
@@ -6,16 +6,18 @@ pytest.importorskip("torch._subclasses.fake_tensor")
 
 from benchmarks.memory import count_inference, count_training
 
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
-@pytest.mark.parametrize(("precision", "budget"), [("fp32", 820), ("bf16", 450)])
-def test_inference_of_a_2448_image_stays_within_its_budget(precision: str, budget: float) -> None:
-    found = count_inference(sub_batch=1, precision=precision)
+
+@pytest.mark.parametrize(
+    ("sub_batch", "precision", "budget"), [(1, "fp32", 600), (1, "bf16", 320), (6, "fp32", 950), (6, "bf16", 520)]
+)
+def test_inference_of_a_2448_image_stays_within_its_budget(sub_batch: int, precision: str, budget: float) -> None:
+    found = count_inference(sub_batch, precision)
     assert 0.8 * budget < found["device"] < budget
     assert found["host"] < 400
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 def test_only_the_kept_local_maps_of_stage_three_are_on_the_host() -> None:
     found = count_training(mode=3, precision="fp32", side=1000, batch=2)
     images = 2 * (4 * 1000**2 + 508**2 * 3 + 127**2)

@@ -1,5 +1,7 @@
 """Maps that branches exchange: cutting and merging are inverse, and patches add up to the image's scores."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,8 @@ def merge(grid: PatchGrid, frame: Pyramid, sub_batch: int, zoom: int = 1) -> Pyr
     mosaic = Mosaic(grid, frame)
     for patches in grid.sub_batches(sub_batch):
         crops = crop_pyramid(frame, grid, patches)
-        mosaic.add(crops.map(lambda x: F.interpolate(x, scale_factor=zoom, mode="nearest")), patches)
+        enlarged = crops.map(lambda x: F.interpolate(x, scale_factor=zoom, mode="nearest"))
+        enlarged.show(partial(mosaic.add, patches))
     return mosaic.merged()
 
 
@@ -82,7 +85,8 @@ def test_merged_ones_differ_from_one_as_in_the_released_counts() -> None:
     ones = random_pyramid((508, 508)).map(torch.ones_like)
     mosaic = Mosaic(grid, ones)
     for patches in grid.sub_batches(6):
-        mosaic.add(ones.map(lambda x, n=patches.stop - patches.start: x.expand(n, -1, -1, -1)), patches)
+        patch_ones = ones.map(lambda x, n=patches.stop - patches.start: x.expand(n, -1, -1, -1))
+        patch_ones.show(partial(mosaic.add, patches))
     c2 = mosaic.merged().c[3][0, 0]
     assert c2.shape == (127, 127)
     assert int((~torch.isclose(c2, torch.ones(()))).sum()) == 1000

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def backward_per_sub_batch(model: GLNet, batch: list[Sample], settings: Settings
             mosaic = Mosaic(image.grid, context)
             for patches, x_p in image:
                 _, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
-                mosaic.add(pyramid, patches)
+                pyramid.show(partial(mosaic.add, patches))
                 local.append((len(merged), patches, pyramid.ps3))
             merged.append(mosaic.merged())
     logits, refined = model.refined(inputs, merged[0].map(lambda *maps: torch.cat(maps), *merged[1:]))

@@ -1,6 +1,7 @@
 """Where the logits of overlapping patches are summed, a band of rows at a time."""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,13 @@ class Ids:
     """A sink that keeps the class ids of an image: `ids` is (H, W) uint8, on `device`."""
 
     def __init__(self, size: Size, device: torch.device | str = "cpu") -> None:
-        self.ids = torch.empty(size, dtype=torch.uint8, device=device)
+        self.size = size
+        self.device = device
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """Made when the first rows come: until then other things may need the memory."""
+        return torch.empty(self.size, dtype=torch.uint8, device=self.device)
 
     def __call__(self, top: int, scores: Tensor) -> None:
         best, ids = scores[0], self.ids[top : top + scores.shape[1]].zero_()
@@ -45,15 +52,16 @@ class ScoreCanvas:
         columns = len(self.grid.columns.starts)
         if self.band is None:
             self.band = logits.new_zeros(logits.shape[1], self.grid.patch[0], self.grid.image[1])
-        enlarged = F.interpolate(logits, size=self.grid.patch, mode="nearest")
-        for index, scores in zip(range(len(boxes))[patches], enlarged, strict=True):
+        for index, scores in zip(range(len(boxes))[patches], logits.split(1), strict=True):
             if index // columns != self.row:
                 self._finish_rows(self.grid.rows.starts[self.row + 1] - self.grid.rows.starts[self.row])
                 self.row += 1
             left = boxes[index].left
-            self.band[:, :, left : left + self.grid.patch[1]] += scores
+            enlarged = F.interpolate(scores, size=self.grid.patch, mode="nearest")[0]
+            self.band[:, :, left : left + self.grid.patch[1]] += enlarged
         if patches.stop == len(boxes):
             self._finish_rows(self.grid.patch[0])
+            self.band = None
 
     def _finish_rows(self, count: int) -> None:
         self.sink(self.grid.rows.starts[self.row], self.band[:, :count])
