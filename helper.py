@@ -170,10 +170,10 @@ def _segment_refined(
     """
     local, ensemble = "local" in canvases, "ensemble" in canvases
     seen = network.read_whole(x, logits=False, context=True, ensemble=False)
-    mosaic = Mosaic(whole.grid, seen.context)
+    mosaic = Mosaic([whole.grid], seen.context)
     kept = []
     for patches, x_p in whole:
-        merge = partial(mosaic.add, patches)
+        merge = partial(mosaic.add, 0, patches)
         maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble, see=merge)
         kept.append((patches, *(None if scores is None else scores.cpu() for scores in (maps.logits, maps.half))))
     del seen

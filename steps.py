@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.base import Sample
 from models.glnet import GLNet, spread_crop
 from models.pyramid import Pyramid
-from models.resized import resize
 from models.sharing import Mosaic, crop_global, crop_pyramid
 from utils.canvas import Ids, ScoreCanvas, enlarge
 from utils.loss import focal_loss
@@ -39,7 +37,7 @@ def global_targets(batch: list[Sample], settings: Settings) -> Tensor:
 
 def step_global(model: GLNet, batch: list[Sample], settings: Settings, tally: Tally) -> Terms:
     """Stage 1: focal(global logits) of the whole batch in one pass."""
-    logits, _ = model.global_(global_inputs(batch, settings))
+    logits = model.global_.logits(global_inputs(batch, settings))
     loss = settings.share * focal_loss(logits, global_targets(batch, settings))
     settings.scaler.scale(loss).backward()
     for sample, scores in zip(batch, logits.detach().split(1), strict=True):
@@ -59,34 +57,44 @@ def step_global2local(model: GLNet, batch: list[Sample], settings: Settings, tal
         image = ImagePatches(sample.image, sample.label, settings)
         with torch.no_grad():
             logits_g, context = model.global_(global_inputs([sample], settings))
+        taps = model.ensemble.global_taps(context.ps3)
+        leaf = taps.detach().requires_grad_()
         found = {name: image.ids() for name in tally.matrices}
         canvases = {name: ScoreCanvas(image.grid, found[name]) for name in ("local", "ensemble")}
         for patches, x in image:
-            terms, scores = _local_terms(model, x, context, image, patches, settings)
+            terms, scores = _local_terms(model, x, context, leaf, image, patches, settings)
             settings.scaler.scale(sum(terms.values())).backward()
             add_terms(total, terms)
             for name, canvas in canvases.items():
                 canvas.add(scores[name], patches)
+        torch.autograd.backward(taps, leaf.grad)
         enlarge(logits_g, image.size, found["global"])
         tally.count(image.label, found)
     return total
 
 
 def _local_terms(
-    model: GLNet, x: Tensor, context: Pyramid, image: ImagePatches, patches: slice, settings: Settings
+    model: GLNet,
+    x: Tensor,
+    context: Pyramid,
+    taps: Tensor,
+    image: ImagePatches,
+    patches: slice,
+    settings: Settings,
 ) -> tuple[Terms, dict[str, Tensor]]:
     """Stage 2's loss terms of one sub-batch, with gradients, and its logits by prediction, without.
 
+    `taps`: what the ensemble reads of the image's global ps3.
     A function of its own so that nothing else of a sub-batch lives on while the next one is computed.
     """
-    logits, pyramid = model.local(x, crop_pyramid(context, image.grid, patches))
-    crop = crop_global(context.ps3, image.grid, patches)
-    ensemble = model.ensemble(pyramid.ps3, crop)
+    ps3 = model.local.pyramid(model.local.backbone(x), crop_pyramid(context, image.grid, patches)).ps3
+    logits, half, distance = model.read_local(ps3, crop_global(context.ps3, image.grid, patches))
+    ensemble = half + spread_crop(taps, image.grid, patches, half)
     target = image.targets(patches, logits)
     terms = {
         "focal_local": focal_loss(logits, target),
         "focal_ensemble": focal_loss(ensemble, target),
-        "fmreg": settings.lamb_fmreg * F.mse_loss(pyramid.ps3, resize(crop, pyramid.ps3.shape[-2:])),
+        "fmreg": settings.lamb_fmreg * distance,
     }
     return terms, {"local": logits.detach(), "ensemble": ensemble.detach()}
 
@@ -98,24 +106,21 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
     of the refined ps3; what gathers there goes through the refined branch once, together with the global loss.
     """
     images = [ImagePatches(sample.image, sample.label, settings) for sample in batch]
-    found = [{name: image.ids() for name in tally.matrices} for image in images]
     inputs = global_inputs(batch, settings)
-    with torch.no_grad():
-        shared = [
-            _local_maps(model, x, image, ids["local"])
-            for x, image, ids in zip(inputs.split(1), images, found, strict=True)
-        ]
-    merged, *others = (maps for maps, _ in shared)
-    logits_g, pyramid = model.refined(inputs, merged.map(lambda *maps: torch.cat(maps), *others))
+    merged, kept = _local_maps(model, inputs, images, tally)
+    # no name is given to what only the backward pass needs: it is freed on its way
+    logits_g, taps = model.read_refined(model.refined.pyramid(model.refined.backbone(inputs), merged).ps3)
+    del merged
     loss = settings.share * focal_loss(logits_g, global_targets(batch, settings))
     total: Terms = {}
     add_terms(total, {"focal_global": loss})
-    taps = model.ensemble.global_taps(pyramid.ps3)
     gradients = []
-    for image, ids, (_, kept), whole in zip(images, found, shared, taps.detach().split(1), strict=True):
+    of_images = (x.detach().split(1) for x in (taps, logits_g))
+    for image, maps, whole, scores in zip(images, kept, *of_images, strict=True):
         leaf = whole.clone().requires_grad_()
-        canvas = ScoreCanvas(image.grid, ids["ensemble"])
-        for patches, ps3 in zip(image.grid.sub_batches(settings.sub_batch_size), kept, strict=True):
+        found = {"ensemble": image.ids(), "global": image.ids()}
+        canvas = ScoreCanvas(image.grid, found["ensemble"])
+        for patches, ps3 in zip(image.grid.sub_batches(settings.sub_batch_size), maps, strict=True):
             half = model.ensemble.local_half(ps3.to(settings.device))
             ensemble = half + spread_crop(leaf, image.grid, patches, half)
             term = focal_loss(ensemble, image.targets(patches, ensemble))
@@ -123,25 +128,31 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
             add_terms(total, {"focal_ensemble": term})
             canvas.add(ensemble.detach(), patches)
         gradients.append(leaf.grad)
-    for image, ids, scores in zip(images, found, logits_g.detach().split(1), strict=True):
-        enlarge(scores, image.size, ids["global"])
-        tally.count(image.label, ids)
+        enlarge(scores, image.size, found["global"])
+        tally.count(image.label, found)
     torch.autograd.backward([settings.scaler.scale(loss), taps], [None, torch.cat(gradients)])
     return total
 
 
-def _local_maps(model: GLNet, x: Tensor, image: ImagePatches, local: Ids) -> tuple[Pyramid, list[Tensor]]:
-    """The merged local maps of one image, and the local ps3 of each sub-batch, kept on the host."""
-    context = model.global_.context(x)
-    mosaic = Mosaic(image.grid, context)
-    canvas = ScoreCanvas(image.grid, local)
-    kept = []
-    for patches, x_p in image:
-        logits, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
-        pyramid.show(partial(mosaic.add, patches))
-        canvas.add(logits, patches)
-        kept.append(pyramid.ps3.cpu())
-        del pyramid  # or it would live on while the next one is computed
+@torch.no_grad()
+def _local_maps(
+    model: GLNet, inputs: Tensor, images: list[ImagePatches], tally: Tally
+) -> tuple[Pyramid, list[list[Tensor]]]:
+    """The merged local maps of a batch, and of each image the local ps3 of each sub-batch, kept on the host."""
+    mosaic, kept = None, []
+    for i, (x, image) in enumerate(zip(inputs.split(1), images, strict=True)):
+        context = model.global_.context(x)
+        mosaic = mosaic or Mosaic([image.grid for image in images], context)
+        ids = image.ids()
+        canvas = ScoreCanvas(image.grid, ids)
+        kept.append([])
+        for patches, x_p in image:
+            logits, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
+            pyramid.show(partial(mosaic.add, i, patches))
+            canvas.add(logits, patches)
+            kept[-1].append(pyramid.ps3.cpu())
+            del pyramid  # or it would live on while the next one is computed
+        tally.count(image.label, {"local": ids})
     return mosaic.merged(), kept
 
 

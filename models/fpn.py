@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.pyramid import Levels, Pyramid
-from models.resized import conv, joint_conv, resize, resized_conv
+from models.resized import add_resized_conv, conv, joint_conv, resize
 from utils.tiling import Size
 
 PS2_CHANNELS = 128
@@ -64,7 +64,7 @@ class FPN(nn.Module):
         outputs = []
         for layer, x, y in zip(layers, own, other, strict=True):
             read_own, read_other = layer.weight.split(x.shape[1], dim=1)
-            outputs.append(conv(x, read_own, layer.bias) + resized_conv(y, read_other, [tuple(x.shape[-2:])]))
+            outputs.append(add_resized_conv(conv(x, read_own, layer.bias), y, read_other, [tuple(x.shape[-2:])]))
         return tuple(outputs)
 
     def _joined(self, own: Levels, other: Levels | None) -> Tensor:
@@ -73,8 +73,12 @@ class FPN(nn.Module):
         if not self.fused:
             return torch.cat([resize(x, size) for x in own], dim=1)
         maps, chains = interleaved(own, other)
-        joined = joint_conv(maps, chains, self.smooth.weight.split(PS2_CHANNELS, dim=1))
-        return joined + self.smooth.bias.view(1, -1, 1, 1)
+        return joint_conv(maps, chains, self.smooth.weight.split(PS2_CHANNELS, dim=1), self.smooth.bias)
+
+    def conv_ps3(self, ps2: Levels, weight: Tensor, bias: Tensor) -> Tensor:
+        """The convolution of the plain form's ps3 by `weight` (K, 512, 3, 3), which does not need ps3 itself."""
+        chains = [[tuple(ps2[-1].shape[-2:])]] * len(ps2)
+        return joint_conv(ps2, chains, weight.split(PS2_CHANNELS, dim=1), bias)
 
 
 def interleaved(own: Levels, other: Levels) -> tuple[list[Tensor], list[list[Size]]]:

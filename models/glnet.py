@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, initial_conv
 from models.pyramid import Pyramid, See
-from models.resized import resize, row_taps, spread
+from models.regulariser import conv_and_distance
+from models.resized import add_taps, resize, spread, taps_of
 from models.sharing import crop_global, crop_pyramid
 from utils.tiling import PatchGrid
 
@@ -33,6 +34,10 @@ class Branch(nn.Module):
         """The pyramid of `image` without ps3 and head: all that another branch's fused pyramid reads."""
         return self.pyramid(self.backbone(image), ps3=False)
 
+    def logits(self, image: Tensor) -> Tensor:
+        """The logits alone, in the plain form, without building ps3."""
+        return self.pyramid.conv_ps3(self.context(image).ps2, self.head.weight, self.head.bias)
+
 
 class Ensemble(nn.Conv2d):
     """3x3 convolution over (local ps3, global ps3), as the sum of its two halves; no concatenation is built."""
@@ -51,7 +56,7 @@ class Ensemble(nn.Conv2d):
 
     def global_taps(self, ps3: Tensor) -> Tensor:
         """The taps that `global_half` adds up, (N, 9 * n_class, H, W), row by row of the kernel, for `spread_crop`."""
-        return torch.cat([F.conv2d(ps3, row) for row in row_taps(self.weight[:, PS3_CHANNELS:])], dim=1)
+        return F.conv2d(ps3, taps_of(self.weight[:, PS3_CHANNELS:]))
 
     def forward(self, local: Tensor, crop: Tensor) -> Tensor:
         """Logits of patches from their ps3 and the crop of the global ps3, which is resized to it."""
@@ -128,6 +133,25 @@ class GLNet(nn.Module):
         """Start stage 3: the refined branch's backbone and head as copies of the global branch's, norm buffers too."""
         self.refined.backbone.load_state_dict(self.global_.backbone.state_dict())
         self.refined.head.load_state_dict(self.global_.head.state_dict())
+
+    # What two layers read of the same ps3 is one convolution: the widest map of all is passed, and in training its
+    # gradient made, once.
+
+    def read_local(self, ps3: Tensor, crop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the local ps3: its logits and half of the ensemble, (n, n_class, h, w) each, and its distance.
+
+        The distance is that to `crop`, what its patches cover of the global ps3.
+        """
+        weight = torch.cat([self.local.head.weight, self.ensemble.weight[:, :PS3_CHANNELS]])
+        bias = torch.cat([self.local.head.bias, self.ensemble.bias])
+        scores, distance = conv_and_distance(ps3, weight, bias, crop)
+        return *scores.chunk(2, dim=1), distance
+
+    def read_refined(self, ps3: Tensor) -> tuple[Tensor, Tensor]:
+        """The refined logits (N, n_class, h, w), and what `Ensemble.global_taps` gives, of the refined ps3."""
+        kernels = self.refined.head.weight, self.ensemble.weight[:, PS3_CHANNELS:]
+        mine, taps = F.conv2d(ps3, torch.cat([taps_of(kernel) for kernel in kernels])).chunk(2, dim=1)
+        return add_taps(mine) + self.refined.head.bias.view(-1, 1, 1), taps
 
     # What inference calls, one method for each part of an image's way through the network. The prepared form in
     # models/inference.py has the same four; this plain one is its oracle.

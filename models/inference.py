@@ -8,9 +8,10 @@ It gives what the plain form gives, up to rounding, for about a third of the wor
 resizing and cropping. So the part of every local lateral that reads the global branch is computed once per image, on
 the whole global map, and cropped.
 
-*A 3x3 convolution of a resized map needs no resized map* (`resized_conv`). Each of its nine taps is a 1x1 convolution,
-done at the map's own size; what remains, bilinear resizing, shifting by the tap and padding with zeros, is linear in
-rows and columns separately, so it is one matrix for rows and one for columns. Resizes in a row multiply into one.
+*A 3x3 convolution of a resized map needs no resized map* (`add_resized_conv`). Each of its nine taps is a 1x1
+convolution, done at the map's own size; what remains, bilinear resizing, shifting by the tap and padding with zeros,
+is linear in rows and columns separately, so it is one matrix for rows and one for columns. Resizes in a row multiply
+into one.
 
 *The end of the pyramid folds.* From ps2 to the scores there is only: resize, concatenate, smooth (1024 -> 512), and a
 3x3 convolution to n_class scores. That last one is its nine taps of ps3, each shifted and added (`add_taps`), and a tap
@@ -30,7 +31,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from models.fpn import FPN, PS2_CHANNELS, PS3_CHANNELS, interleaved
 from models.glnet import GLNet, PatchMaps, WholeMaps, spread_crop
 from models.pyramid import Levels, Pyramid, See
-from models.resized import conv, joint_conv, resize, resized_conv
+from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize
 from models.sharing import crop_pyramid
 from utils.stages import Stage
 from utils.tiling import PatchGrid
@@ -47,17 +48,6 @@ class Form:
         """`x` on the device, in the precision and, where it has rows and columns, the layout of this form."""
         x = x.detach().to(self.device, self.dtype)
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
-
-
-def add_taps(taps: Tensor) -> Tensor:
-    """Shift nine taps (N, 9 * K, H, W), the places outermost, each by its place, and add: (N, K, H, W) float32."""
-    n, channels, h, w = taps.shape
-    k = channels // 9
-    total = taps.new_zeros((n, k, h + 2, w + 2), dtype=torch.float32)
-    for place, tap in enumerate(taps.split(k, dim=1)):
-        row, column = divmod(place, 3)
-        total[:, :, 2 - row : 2 - row + h, 2 - column : 2 - column + w] += tap
-    return total[:, :, 1:-1, 1:-1]
 
 
 def fold_norms(module: nn.Module, form: Form) -> nn.Module:
@@ -109,7 +99,10 @@ class PreparedPyramid:
                 del own
                 if self.fused:
                     theirs, size = other.levels[depth][level], tuple(x.shape[-2:])
-                    x += resized_conv(theirs, self.other[depth][level], [size]) if depth else resize(theirs, size)
+                    if depth:
+                        x = add_resized_conv(x, theirs, self.other[depth][level], [size])
+                    else:
+                        x += resize(theirs, size)
                 if depth == 0 and level > 0:
                     x += resize(maps[level - 1], x.shape[-2:])
                 maps[level] = x
@@ -137,8 +130,8 @@ class FoldedTail:
     def __call__(self, outputs: list[int], own: Levels, other: Levels | None = None) -> Tensor:
         """(N, 9 * K, H, W): the taps of ps3 for the `outputs` chosen (K classes in all), at the size of p2."""
         maps, chains = (own, [[tuple(own[-1].shape[-2:])]] * len(own)) if other is None else interleaved(own, other)
-        taps = joint_conv(maps, chains, [group[:, outputs].flatten(0, 2) for group in self.groups])
-        return taps + self.bias[:, outputs].view(1, -1, 1, 1)
+        weights = [group[:, outputs].flatten(0, 2) for group in self.groups]
+        return joint_conv(maps, chains, weights, self.bias[:, outputs].flatten())
 
 
 class PreparedGLNet:

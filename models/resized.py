@@ -9,12 +9,16 @@ Resizes in a row multiply into one matrix. All of it is exact up to rounding, an
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from utils.tiling import Size
+
+TRANSIENT = 2**22
+"""Elements of a transient map, above which `add_resized_conv` takes fewer samples at a time."""
 
 
 def resize(x: Tensor, size: Size | torch.Size) -> Tensor:
@@ -37,65 +41,150 @@ def split_pays(source: Size, target: Size) -> bool:
     return 2 * source[0] * source[1] <= target[0] * target[1]
 
 
-def joint_conv(maps: Sequence[Tensor], chains: Sequence[list[Size]], weights: Sequence[Tensor]) -> Tensor:
-    """The convolution of a concatenation: the sum of each map's `resized_conv`.
+def joint_conv(maps: Sequence[Tensor], chains: Sequence[list[Size]], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """The convolution of a concatenation, each map resized along its chain; at least one has the size asked for.
 
-    Maps that are resized alike are concatenated, at their own size, and share the work of resizing.
+    Maps that are resized alike are concatenated, at their own size, and share the work of resizing. Those that need
+    none are the largest, and are not copied.
     """
     groups: dict[tuple[Size, ...], list[int]] = defaultdict(list)
     for i, (x, chain) in enumerate(zip(maps, chains, strict=True)):
         sizes = [tuple(x.shape[-2:]), *chain]
         groups[tuple(size for size, _ in groupby(sizes))].append(i)
     total = None
-    for sizes, members in groups.items():
-        x, weight = (torch.cat([parts[i] for i in members], dim=1) for parts in (maps, weights))
-        part = resized_conv(x, weight, list(sizes[1:]) or [sizes[0]])
-        total = part if total is None else total + part
+    for sizes in sorted(groups, key=len):
+        if len(sizes) == 1:
+            for i in groups[sizes]:
+                total = conv(maps[i], weights[i], bias) if total is None else total.add_(conv(maps[i], weights[i]))
+        else:
+            x, weight = (torch.cat([parts[i] for i in groups[sizes]], dim=1) for parts in (maps, weights))
+            total = add_resized_conv(total, x, weight, list(sizes[1:]))
     return total
 
 
-def resized_conv(x: Tensor, weight: Tensor, chain: list[Size]) -> Tensor:
-    """(N, K, H, W): `x` (N, C, h, w) resized to each size of `chain` in turn, then convolved by `weight` (K, C, k, k).
+def add_resized_conv(total: Tensor, x: Tensor, weight: Tensor, chain: list[Size]) -> Tensor:
+    """`total` (N, K, H, W) plus the convolution by `weight` (K, C, k, k) of `x` (N, C, h, w), resized first.
 
-    k is 1 or 3.
+    `x` is resized to each size of `chain` in turn, the last one (H, W). k is 1 or 3. `total` is changed.
     """
-    source = tuple(x.shape[-2:])
-    if weight.shape[-1] == 1 and source[0] * source[1] < chain[-1][0] * chain[-1][1]:
+    source, target = tuple(x.shape[-2:]), tuple(total.shape[-2:])
+    if weight.shape[-1] == 1 and source[0] * source[1] < target[0] * target[1]:
         x, weight = F.conv2d(x, weight), None
-    elif split_pays(source, chain[-1]):
-        return spread([F.conv2d(x, taps) for taps in row_taps(weight)], [source, *chain])
+    elif split_pays(source, target):
+        total = total.contiguous(memory_format=torch.channels_last)
+        return _AddTaps.apply(total, x, weight, [source, *chain])
     for size in chain:
         x = resize(x, size)
-    return x if weight is None else conv(x, weight)
+    return total.add_(x if weight is None else conv(x, weight))
+
+
+class _AddTaps(torch.autograd.Function):
+    """`add_resized_conv` of a 3x3 kernel as nine 1x1 convolutions at the size of `x`, then resized, shifted and added.
+
+    Written with its gradient, so that of the taps, which are larger than the result, only those of one row of the
+    kernel and of a few samples live at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, x: Tensor, weight: Tensor, chain: list[Size]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.chain = chain
+        ctx.mark_dirty(total)
+        rows, across = tap_matrices(chain, total)
+        x, kernel = _cells(x.to(total.dtype)), row_taps(weight.to(total.dtype))
+        for part in _parts(x, chain, 3 * len(weight)):
+            for matrix, taps in zip(rows, kernel, strict=True):
+                spread_row(_cells(total)[part], torch.matmul(x[part], taps.t()), matrix, across)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        (_, _, h, w), k = x.shape, len(weight)
+        rows, across = tap_matrices(ctx.chain, gradient)
+        cells, kernel = _cells(x.to(gradient.dtype)), row_taps(weight.to(gradient.dtype))
+        from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None
+        from_weight = [torch.zeros_like(taps, dtype=weight.dtype) for taps in kernel]
+        for part in _parts(cells, ctx.chain, 3 * k):
+            theirs = _cells(gradient[part]).flatten(2)  # (n, H, W * K)
+            for matrix, taps, total in zip(rows, kernel, from_weight, strict=True):
+                down = torch.matmul(matrix.t(), theirs).view(len(theirs), h, -1, k)
+                back = torch.matmul(across.t(), down).view(len(theirs), h, w, 3 * k)
+                if from_x is not None:
+                    from_x[part] += torch.matmul(back, taps)
+                if ctx.needs_input_grad[2]:
+                    total += torch.matmul(back.flatten(0, 2).t(), cells[part].flatten(0, 2))
+        if from_x is not None:
+            from_x = from_x.permute(0, 3, 1, 2).to(x.dtype)
+        # (3 rows, 3 columns, K, C) to (K, C, 3, 3)
+        from_weight = torch.stack(from_weight).view(3, 3, k, -1).permute(2, 3, 0, 1)
+        return gradient, from_x, from_weight if ctx.needs_input_grad[2] else None, None
+
+
+def _cells(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N, H, W, C) with neighbouring channels side by side; a view where they lie so already."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _parts(cells: Tensor, chain: list[Size], channels: int) -> list[slice]:
+    """Slices of samples, so few that the transient maps of `_AddTaps` stay small."""
+    largest = max(chain[0][0] * max(chain[0][1] * channels, chain[-1][1] * channels // 3), 1)
+    step = max(1, TRANSIENT // largest)
+    return [slice(start, start + step) for start in range(0, len(cells), step)]
 
 
 def row_taps(weight: Tensor) -> list[Tensor]:
-    """For each row of a kernel (K, C, 3, 3), its taps as one 1x1 convolution (3 * K, C, 1, 1), the taps outermost."""
-    return [row.permute(2, 0, 1).flatten(0, 1)[..., None, None] for row in weight.unbind(2)]
+    """For each row of a kernel (K, C, 3, 3), its taps as one matrix (3 * K, C), the taps outermost."""
+    return [row.permute(2, 0, 1).flatten(0, 1) for row in weight.unbind(2)]
+
+
+def add_taps(taps: Tensor) -> Tensor:
+    """Shift nine taps (N, 9 * K, H, W), the places outermost, each by its place, and add: (N, K, H, W) float32."""
+    n, channels, h, w = taps.shape
+    k = channels // 9
+    total = taps.new_zeros((n, k, h + 2, w + 2), dtype=torch.float32)
+    for place, tap in enumerate(taps.split(k, dim=1)):
+        row, column = divmod(place, 3)
+        total[:, :, 2 - row : 2 - row + h, 2 - column : 2 - column + w] += tap
+    return total[:, :, 1:-1, 1:-1]
+
+
+def taps_of(weight: Tensor) -> Tensor:
+    """The taps of a kernel (K, C, 3, 3), as one 1x1 convolution (9 * K, C, 1, 1), the places outermost, row by row."""
+    return torch.cat(row_taps(weight))[..., None, None]
 
 
 def spread(taps: list[Tensor], chain: list[Size]) -> Tensor:
     """Resize taps along the sizes of `chain` (the first is their own), shift each by its place, and add.
 
     `taps`: for each row of the kernel (N, 3 * K, h, w), its three taps outermost. Returns (N, K, H, W) of the chain's
-    last size, channels last in memory.
+    last size, channels last in memory. Has gradients.
     """
-    n, channels, h, w = taps[0].shape
-    k = channels // 3
-    rows, columns = (_tap_matrices([size[axis] for size in chain], taps[0]) for axis in (0, 1))
-    across = torch.stack(columns, dim=2).flatten(1)  # (W, w * 3): the three taps of a cell lie side by side in memory
-    total = None
+    n, channels, _, _ = taps[0].shape
+    rows, across = tap_matrices(chain, taps[0])
+    total = taps[0].new_zeros(n, *chain[-1], channels // 3)
     for matrix, tap in zip(rows, taps, strict=True):
-        x = tap.permute(0, 2, 3, 1).reshape(n * h, w * 3, k)
-        x = torch.matmul(across, x).view(n, h, -1)  # (n, h, W * K)
-        if total is None:
-            total = torch.matmul(matrix, x)
-        else:  # in place: these maps are large, and the product does not need its result for gradients
-            total.baddbmm_(matrix.expand(n, -1, -1), x)
-    return total.view(n, len(rows[0]), len(columns[0]), k).permute(0, 3, 1, 2)
+        spread_row(total, _cells(tap), matrix, across)
+    return total.permute(0, 3, 1, 2)
 
 
-def _tap_matrices(lengths: list[int], like: Tensor) -> list[Tensor]:
+def spread_row(total: Tensor, taps: Tensor, matrix: Tensor, across: Tensor) -> None:
+    """Add to `total` (n, H, W, K) the `taps` (n, h, w, 3 * K) of one row of a kernel; see `tap_matrices`."""
+    n, h, w, channels = taps.shape
+    x = torch.matmul(across, taps.view(n, h, w * 3, channels // 3))  # (n, h, W, K)
+    total.flatten(2).baddbmm_(matrix.expand(n, -1, -1), x.flatten(2))
+
+
+def tap_matrices(chain: list[Size], like: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The matrices that resize along `chain` and shift: for each row of a kernel (H, h), and one (W, w * 3).
+
+    The latter takes the three taps of a row at once; those of a cell lie side by side.
+    """
+    rows, columns = (_axis_matrices([size[axis] for size in chain], like) for axis in (0, 1))
+    return rows, torch.stack(columns, dim=2).flatten(1)
+
+
+def _axis_matrices(lengths: list[int], like: Tensor) -> list[Tensor]:
     """Three (last, first) matrices: the resizes of `lengths` in turn, and a zero-padded shift by -1, 0 or 1."""
     exact = torch.promote_types(like.dtype, torch.float32)  # rounded to a lower precision once, at the end
     x = torch.eye(lengths[0], dtype=exact, device=like.device).view(lengths[0], 1, lengths[0], 1)

@@ -3,6 +3,8 @@
 The two are each other's inverse up to resizing and to the released way of counting overlaps.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,32 +24,37 @@ def crop_pyramid(pyramid: Pyramid, grid: PatchGrid, patches: slice) -> Pyramid:
 
 
 class Mosaic:
-    """The local maps of one image's patches, merged into the frame of its global pyramid as they come.
+    """The local maps of the patches of B images, merged into the frame of their global pyramid as they come.
 
     Each patch's map is resized to the cells that it covers and added; `merged` divides by the patch counts.
-    Made for one image and dropped with it.
+    Made for these images and dropped with them.
     """
 
-    def __init__(self, grid: PatchGrid, frame: Pyramid) -> None:
-        """`frame`: the image's global pyramid, (1, C, H, W) maps; only its sizes are read."""
-        self.grid = grid
+    def __init__(self, grids: Sequence[PatchGrid], frame: Pyramid) -> None:
+        """`grids`: one for each image. `frame`: the global pyramid of any of them; only its sizes are read."""
+        self.grids = grids
         self.sizes = [tuple(x.shape[-2:]) for x in frame.ps0]
         self.sums: list[list[Tensor | None]] = [[None] * len(self.sizes) for _ in frame.levels]
 
-    def add(self, patches: slice, depth: int, level: int, x: Tensor) -> None:
-        """Add one map `x` (n, C, h, w) of the local pyramid of `patches`; depth and level as in `See`."""
+    def add(self, image: int, patches: slice, depth: int, level: int, x: Tensor) -> None:
+        """Add a map `x` (n, C, h, w) of the local pyramid of `patches` of an image; depth and level as in `See`."""
         total = self.sums[depth][level]
         if total is None:
-            total = self.sums[depth][level] = x.new_zeros(1, x.shape[1], *self.sizes[level])
-        boxes = self.grid.feature_boxes(self.sizes[level])[patches]
+            total = self.sums[depth][level] = x.new_zeros(len(self.grids), x.shape[1], *self.sizes[level])
+        boxes = self.grids[image].feature_boxes(self.sizes[level])[patches]
         for box, patch in zip(boxes, resize(x, boxes[0][2:]), strict=True):
-            box.of(total)[0].add_(patch)
+            box.of(total)[image].add_(patch)
 
     def merged(self) -> Pyramid:
-        """The merged maps, (1, C, H, W) each. The sums become them, so this is the last that is asked of a mosaic.
+        """The merged maps, (B, C, H, W) each. The sums become them, so this is the last that is asked of a mosaic.
 
         As released, sums are divided by the per-pixel patch counts *resized bilinearly* to the map, not by the true
         count of covered cells; the published weights were trained with that.
         """
-        sums = Pyramid(*map(tuple, self.sums))
-        return sums.map(lambda x: x.div_(self.grid.shrunk_counts(x.shape[-2:]).to(x)))
+
+        def divide(x: Tensor) -> Tensor:
+            for total, grid in zip(x, self.grids, strict=True):
+                total.div_(grid.shrunk_counts(x.shape[-2:]).to(x))
+            return x
+
+        return Pyramid(*map(tuple, self.sums)).map(divide)

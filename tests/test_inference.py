@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from builders import build_sample, build_settings, segment_scores, shared_model
 
 from helper import segment
-from models.inference import Form, PreparedGLNet, add_taps
-from models.resized import joint_conv, resize, resized_conv
+from models import resized
+from models.inference import Form, PreparedGLNet
+from models.resized import add_resized_conv, add_taps, joint_conv, resize
 from utils.canvas import Ids
 from utils.stages import STAGES
 
@@ -43,6 +44,7 @@ def test_a_prediction_is_the_same_whatever_else_is_asked_for(asked: tuple[str, .
         assert torch.equal(every[name].ids, alone[name].ids)
 
 
+@pytest.mark.parametrize("transient", (1, 2**23), ids=("one sample at a time", "all together"))
 @pytest.mark.parametrize("kernel", (1, 3))
 @pytest.mark.parametrize(
     ("source", "chain"),
@@ -55,20 +57,27 @@ def test_a_prediction_is_the_same_whatever_else_is_asked_for(asked: tuple[str, .
     ],
     ids=str,
 )
-def test_resized_conv_equals_resizing_then_convolving(
-    kernel: int, source: tuple[int, int], chain: list[tuple[int, int]]
+def test_adding_a_resized_conv_equals_resizing_then_convolving(
+    monkeypatch: pytest.MonkeyPatch,
+    transient: int,
+    kernel: int,
+    source: tuple[int, int],
+    chain: list[tuple[int, int]],
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, *source, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 5, kernel, kernel, dtype=torch.float64, requires_grad=True)
-    resized = x
+    y = x
     for size in chain:
-        resized = resize(resized, size)
-    long_way = F.conv2d(resized, weight, padding=kernel // 2)
-    short_way = resized_conv(x, weight, chain)
+        y = resize(y, size)
+    long_way = F.conv2d(y, weight, padding=kernel // 2)
+    base = torch.randn(long_way.shape, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr(resized, "TRANSIENT", transient)
+    short_way = add_resized_conv(base * 1, x, weight, chain)
+    long_way = base + long_way
     torch.testing.assert_close(short_way, long_way, rtol=0, atol=1e-10)
     seed = torch.randn_like(long_way)
-    for a, b in zip(*(torch.autograd.grad(y, (x, weight), seed) for y in (short_way, long_way)), strict=True):
+    for a, b in zip(*(torch.autograd.grad(y, (base, x, weight), seed) for y in (short_way, long_way)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
@@ -78,8 +87,9 @@ def test_joint_conv_equals_the_convolution_of_the_concatenation() -> None:
     maps = [torch.randn(2, 3, *size) for size in sizes]
     weight = torch.randn(6, 15, 3, 3)
     joined = torch.cat([resize(x, target) for x in maps], dim=1)
-    found = joint_conv(maps, [[target]] * 5, weight.split(3, dim=1))
-    torch.testing.assert_close(found, F.conv2d(joined, weight, padding=1), rtol=0, atol=1e-4)
+    bias = torch.randn(6)
+    found = joint_conv(maps, [[target]] * 5, weight.split(3, dim=1), bias)
+    torch.testing.assert_close(found, F.conv2d(joined, weight, bias, padding=1), rtol=0, atol=1e-4)
 
 
 def test_added_taps_equal_the_convolution_up_to_the_border() -> None:

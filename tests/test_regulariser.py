@@ -1,0 +1,26 @@
+"""The regulariser read off together with a convolution, against the two written apart."""
+
+import torch
+import torch.nn.functional as F
+
+from models.regulariser import conv_and_distance
+from models.resized import resize
+
+
+def test_convolution_and_distance_have_the_values_and_gradients_of_the_two_apart() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 9, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 6, 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    crop = torch.randn(3, 6, 4, 5, dtype=torch.float64)
+    seed = torch.randn(3, 4, 9, 8, dtype=torch.float64)
+    apart = F.conv2d(x, weight, bias, padding=1), F.mse_loss(x, resize(crop, (9, 8)))
+    together = conv_and_distance(x, weight, bias, crop)
+    torch.testing.assert_close(together[0], apart[0])
+    torch.testing.assert_close(together[1], apart[1].float())
+    wanted, found = (
+        torch.autograd.grad((scores * seed).sum() + 0.15 * distance.double(), (x, weight, bias))
+        for scores, distance in (apart, together)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # the distance is counted in float32
