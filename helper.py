@@ -227,7 +227,7 @@ def evaluate(
         found = {name: Ids(tuple(sample.image.shape[-2:]), settings.device) for name in stage.predictions}
         segment(network, stage, sample.image, sample.global_image, settings, found)
         if sample.label is not None:
-            tally.count(sample.label.to(settings.device), found)
+            tally.count(settings.send(sample.label), found)
         if settings.device.type == "cuda":
             torch.cuda.synchronize(settings.device)
         seconds += time.perf_counter() - start

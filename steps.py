@@ -32,7 +32,7 @@ def global_inputs(batch: list[Sample], settings: Settings) -> Tensor:
 
 def global_targets(batch: list[Sample], settings: Settings) -> Tensor:
     """(B, size_g / 4, size_g / 4): their labels."""
-    return torch.stack([sample.global_label for sample in batch]).to(settings.device)
+    return settings.send(torch.stack([sample.global_label for sample in batch]))
 
 
 def step_global(model: GLNet, batch: list[Sample], settings: Settings, tally: Tally) -> Terms:
@@ -43,7 +43,7 @@ def step_global(model: GLNet, batch: list[Sample], settings: Settings, tally: Ta
     for sample, scores in zip(batch, logits.detach().split(1), strict=True):
         prediction = Ids(tuple(sample.label.shape), settings.device)
         enlarge(scores, tuple(sample.label.shape), prediction)
-        tally.count(sample.label.to(settings.device), {"global": prediction})
+        tally.count(settings.send(sample.label), {"global": prediction})
     return {"focal_global": loss.detach()}
 
 

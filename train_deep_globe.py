@@ -281,7 +281,7 @@ def run_evaluation(
     if options.save_predictions:
         refuse_data_folder(options.save_predictions, data)
     own = range(ranks.rank, len(data), ranks.world)
-    loader = SampleLoader(data, sampler=own, num_workers=options.num_workers)
+    loader = SampleLoader(data, sampler=own, num_workers=options.num_workers, pin=settings.device.type == "cuda")
     segment = segment_averaged(TURNS[options.tta])
     title = f"evaluate {options.split}"
     result = helper.evaluate(model, stage, loader, settings, save, title, ranks, segment=segment)

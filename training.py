@@ -64,9 +64,10 @@ class Training:
         self.parts = BatchPart(
             EpochSampler(len(job.train_data), options.seed), options.batch_size, ranks.rank, ranks.world
         )
-        self.loader = SampleLoader(job.train_data, sampler=self.parts, num_workers=options.num_workers)
+        loading = {"num_workers": options.num_workers, "persistent": True, "pin": job.settings.device.type == "cuda"}
+        self.loader = SampleLoader(job.train_data, sampler=self.parts, **loading)
         own = range(ranks.rank, len(job.val_data), ranks.world)
-        self.val_loader = SampleLoader(job.val_data, sampler=own, num_workers=options.num_workers)
+        self.val_loader = SampleLoader(job.val_data, sampler=own, **loading)
         learned = [p for p in job.model.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(learned, lr=options.lr, weight_decay=WEIGHT_DECAY)
         steps = self.parts.batches * options.num_epochs
@@ -99,6 +100,8 @@ class Training:
                 while self.standing.epoch < options.num_epochs and not self.stalled():
                     self.one_epoch()
             finally:
+                self.loader.close()
+                self.val_loader.close()
                 if self.log is not None:
                     self.log.close()
         if ranks.main:

@@ -34,6 +34,9 @@ _TURNS = (
 )
 """[mirrored][quarter turns]: the one transposition that mirrors left-right, then rotates counterclockwise."""
 
+_STRIP = 64
+"""Rows."""
+
 
 class Item(NamedTuple):
     """Where a sample lies on disk."""
@@ -58,7 +61,12 @@ class Sample(NamedTuple):
 
 def image_tensor(image: Image.Image) -> Tensor:
     """(3, H, W) uint8 of an RGB image."""
-    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+    planes = np.empty((3, image.height, image.width), np.uint8)
+    # numpy gets Pillow's pixels by way of copies: of strips they stay small, and in the processor's cache
+    for top in range(0, image.height, _STRIP):
+        rows = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        planes[:, top : top + _STRIP] = np.asarray(rows).transpose(2, 0, 1)
+    return torch.from_numpy(planes)
 
 
 def shrink_image(image: Image.Image, size_g: int) -> Image.Image:
@@ -66,11 +74,10 @@ def shrink_image(image: Image.Image, size_g: int) -> Image.Image:
     return image.resize((size_g, size_g), Image.Resampling.BILINEAR)
 
 
-def draw_turn(rng: np.random.Generator) -> Image.Transpose | None:
-    """Mirrored left-right with probability 1/2; then rotated by 90, 180 or 270 degrees with probability 1/2."""
+def draw_turn(rng: np.random.Generator) -> tuple[bool, int]:
+    """Mirrored left-right with probability 1/2; then 1, 2 or 3 quarters counterclockwise with probability 1/2."""
     mirrored = rng.random() < 0.5
-    quarters = rng.integers(1, 4) if rng.random() < 0.5 else 0
-    return _TURNS[mirrored][quarters]
+    return mirrored, int(rng.integers(1, 4)) if rng.random() < 0.5 else 0
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -119,12 +126,13 @@ class SegmentationDataset(Dataset[Sample]):
         item = self.items[index]
         image, ids = self.read(index)
         if self.augment:
-            turn = draw_turn(np.random.default_rng([self.seed, epoch, zlib.crc32(item.id.encode())]))
-            if turn is not None:
+            mirrored, quarters = draw_turn(np.random.default_rng([self.seed, epoch, zlib.crc32(item.id.encode())]))
+            if (turn := _TURNS[mirrored][quarters]) is not None:
                 image = image.transpose(turn)
-                ids = None if ids is None else np.asarray(Image.fromarray(ids).transpose(turn))
-        # copied where Pillow still owns the memory: tensors must be writable
-        label = None if ids is None else torch.from_numpy(np.require(ids, requirements="W"))
+            if ids is not None:
+                ids = np.rot90(ids[:, ::-1] if mirrored else ids, quarters)
+        # copied where it was turned, and where Pillow still owns the memory: tensors must be writable
+        label = None if ids is None else torch.from_numpy(np.require(ids, requirements=("C", "W")))
         quarter = self.size_g // 4
         return Sample(
             id=item.id,
@@ -220,7 +228,8 @@ class SampleLoader(DataLoader[Sample]):
     """Batches, as lists of samples, of a data set.
 
     In the order of `sampler`, whose items are keys of the data set or, of a `BatchPart`, lists of them; else in the
-    data set's own.
+    data set's own. Workers are ready with two batches each. They end with a pass over the data; those of a `persistent`
+    loader wait for the next pass, until `close`. With `pin`, which needs CUDA, tensors are in pinned memory.
     """
 
     def __init__(
@@ -229,6 +238,8 @@ class SampleLoader(DataLoader[Sample]):
         batch_size: int = 1,
         sampler: Iterable | None = None,
         num_workers: int = 0,
+        persistent: bool = False,
+        pin: bool = False,
     ) -> None:
         if isinstance(sampler, BatchPart):
             order = {"batch_sampler": sampler}
@@ -240,6 +251,8 @@ class SampleLoader(DataLoader[Sample]):
             num_workers=num_workers,
             collate_fn=collate,
             worker_init_fn=leave_signals_to_the_parent,
+            persistent_workers=persistent and num_workers > 0,
+            pin_memory=pin,
             # torch would draw the workers' seeds from the generator that initial weights come from
             generator=torch.Generator(),
         )
@@ -250,3 +263,9 @@ class SampleLoader(DataLoader[Sample]):
             yield from super().__iter__()
         except InputError as error:
             raise InputError(str(error).strip().rsplit("utils.errors.InputError: ", 1)[-1]) from error
+
+    def close(self) -> None:
+        """End the workers that wait for another pass, if any; the next pass starts new ones."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+            self._iterator = None

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dataset.base import image_tensor
 from dataset.raster import Raster
 from dataset.reading import MAX_PIXELS, decode, header
 from dataset.stretch import Stretch
@@ -37,7 +38,7 @@ def image_planes(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return np.asarray(image)[None]
-    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    return image_tensor(image if image.mode == "RGB" else image.convert("RGB")).numpy()
 
 
 def picture(image: Image.Image, stretch: Stretch | None = None, bands: tuple[int, ...] = (1, 2, 3)) -> Held:
@@ -48,7 +49,8 @@ def picture(image: Image.Image, stretch: Stretch | None = None, bands: tuple[int
         planes = (stretch or Stretch()).apply(planes, limits).repeat(3, axis=0)
     if max(bands) > 3:
         raise InputError(f"--bands {','.join(map(str, bands))}: the picture has 3", "no such band")
-    return Held(torch.from_numpy(np.ascontiguousarray(planes[[band - 1 for band in bands]])))
+    chosen = planes if bands == (1, 2, 3) else planes[[band - 1 for band in bands]]
+    return Held(torch.from_numpy(chosen))
 
 
 @contextmanager
@@ -114,4 +116,4 @@ def shrink(source: Source, size: Size, most: int = HELD_PIXELS) -> Tensor:
         target = size if step == height else (image.height, size[1])
         bands.append(np.asarray(image.resize((target[1], target[0]), Image.Resampling.BILINEAR)))
     shrunk = Image.fromarray(np.concatenate(bands)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(shrunk).transpose(2, 0, 1).copy())
+    return image_tensor(shrunk)

@@ -1,5 +1,6 @@
 """Images and labels are read right or refused by name; samples are drawn, turned and shrunk as they should be."""
 
+import multiprocessing
 import subprocess
 import sys
 from collections import Counter
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from dataset.base import EpochSampler, Item, Sample, SampleLoader, SegmentationDataset
+from dataset.base import BatchPart, EpochSampler, Item, Sample, SampleLoader, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.reading import read_image, read_label
 from utils.errors import InputError
+from utils.patches import Settings
 from utils.resize import shrink_label
 
 PALETTE = np.array(DEEP_GLOBE.palette, np.uint8)
@@ -284,6 +287,48 @@ def test_two_workers_load_what_one_process_loads_in_lists_of_any_sizes(tmp_path:
     assert [len(batch) for batch in batches] == [3, 1]
     for key, sample in zip(sampler, chain(*batches), strict=True):
         assert_same(sample, dataset[key])
+
+
+def test_workers_of_a_persistent_loader_serve_every_epoch_until_it_is_closed(tmp_path: Path) -> None:
+    dataset = small_set(tmp_path)
+    parts = BatchPart(EpochSampler(len(dataset), seed=5), batch_size=2)
+    loader = SampleLoader(dataset, sampler=parts, num_workers=1, persistent=True)
+    workers = set()
+    for epoch, start in ((0, 0), (1, 1), (2, 0)):
+        parts.set_epoch(epoch, start)
+        expected = [[dataset[key] for key in keys] for keys in parts]
+        batches = iter(loader)
+        for samples in expected:
+            for one, other in zip(next(batches), samples, strict=True):
+                assert_same(one, other)
+            if epoch == 0:
+                break  # left in the middle
+        batches.close()
+        workers |= {process.pid for process in multiprocessing.active_children()}
+    assert len(workers) == 1
+    loader.close()
+    assert not multiprocessing.active_children()
+
+
+def test_samples_are_pinned_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = small_set(tmp_path)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x, *_: pinned.append(x) or x)
+    sample = dataset[0]
+    for one in (sample, sample._replace(label=None, global_label=None)):
+        assert_same(pin_memory([one])[0], one)
+    assert len(pinned) == 4 + 2
+    assert SampleLoader(dataset, pin=True).pin_memory and not SampleLoader(dataset).pin_memory
+
+
+def test_cuda_gets_pinned_memory_and_the_host_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda x: bool(calls))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: calls.append("pin") or x)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking: calls.append((device, non_blocking)) or x)
+    settings, x = Settings(device=torch.device("cuda")), torch.zeros(2)
+    settings.send(settings.send(x))
+    assert calls == ["pin", (settings.device, True), (settings.device, True)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -36,9 +36,15 @@ class Settings:
     share: float = 1.0
     """What the mean over a batch's pixels counts of this process's part of the batch; 1 where it has all of it."""
 
+    def send(self, x: Tensor) -> Tensor:
+        """`x` on the device; CUDA gets it from pinned memory, and so the host does not wait for the copy."""
+        if self.device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
+            x = x.pin_memory()
+        return x.to(self.device, non_blocking=True)
+
     def to_input(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 as the network reads it: float32 in [0, 1], normalised, on the device."""
-        x = lay_out(image.to(self.device).float().div_(255), self.precision)
+        x = lay_out(self.send(image).float().div_(255), self.precision)
         if self.normalize == "none":
             return x
         mean, std = (x.new_tensor(values).view(3, 1, 1) for values in STATISTICS[self.normalize])
@@ -62,7 +68,7 @@ class ImagePatches:
         self.settings = settings
         self.on_patches = on_patches
         self.source = Held(image) if isinstance(image, Tensor) else image
-        self.label = None if label is None else label.to(settings.device, non_blocking=True)
+        self.label = None if label is None else settings.send(label)
         self.grid = PatchGrid.cover(self.source.size, settings.size_p, settings.min_overlap)
         self.boxes = self.grid.boxes()
 
