@@ -38,12 +38,14 @@ RELEASED = {
 """MB on the accelerator, float32."""
 
 
-def count_inference(sub_batch: int, precision: str, mode: int = 3, side: int = SIDE) -> dict[str, float]:
-    """MB of segmenting one image of side x side: {"device", "host"}."""
+def count_inference(
+    sub_batch: int, precision: str, mode: int = 3, side: int = SIDE, size: int = 508, backbone: str = "resnet50"
+) -> dict[str, float]:
+    """MB of segmenting one image of side x side, size_g and size_p `size`: {"device", "host"}."""
     with fake_accelerator() as count:
         with host_tensors(count):
-            model, sample = GLNet(N_CLASS).eval(), random_sample(side)
-        work = Inference(model, mode, Settings(sub_batch_size=sub_batch, precision=precision))
+            model, sample = GLNet(N_CLASS, backbone).eval(), random_sample(side, size)
+        work = Inference(model, mode, Settings(size_p=size, sub_batch_size=sub_batch, precision=precision))
         del model
         gc.collect()
         count.peak = dict(count.live)
