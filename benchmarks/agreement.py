@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.workload import Inference
+from benchmarks.workload import MODES, Inference
 from dataset import registry
 from dataset.base import Sample, SampleLoader
 from restoring import restore
@@ -46,7 +46,7 @@ class Run:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """`{precision: {prediction: {"equal", "mIoU"}}}`, both shares in 0..1, and what they are of."""
-    model, header = restore(options.checkpoint, None, options.path_g, {})
+    model, header = restore(options.checkpoint, options.mode, options.path_g, {})
     description = registry.describe(options.dataset, options.data_path)
     split = options.split or description.validation
     if split in description.unlabelled:
@@ -108,6 +108,7 @@ def main() -> int:
         default=DEMO / "saved_models" / "fpn_deepglobe_local2global.pth",
         help="default: the demo's last",
     )
+    parser.add_argument("--mode", type=int, choices=MODES, help="default: the checkpoint's; a released file needs it")
     parser.add_argument("--path_g", type=Path, help="stage 1's file, beside a released one of stage 3")
     parser.add_argument("--dataset", choices=registry.NAMES, default="deep_globe", help="default: %(default)s")
     parser.add_argument("--data_path", type=Path, default=DEMO / "data", help="default: the demo's")
