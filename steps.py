@@ -114,10 +114,12 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
     loss = settings.share * focal_loss(logits_g, global_targets(batch, settings))
     total: Terms = {}
     add_terms(total, {"focal_global": loss})
-    gradients = []
-    of_images = (x.detach().split(1) for x in (taps, logits_g))
-    for image, maps, whole, scores in zip(images, kept, *of_images, strict=True):
+    gradient = torch.zeros_like(taps)
+    of_images = (x.detach().split(1) for x in (taps, gradient, logits_g))
+    for maps, whole, gathered, scores in zip(kept, *of_images, strict=True):
+        image = images.pop(0)
         leaf = whole.clone().requires_grad_()
+        leaf.grad = gathered
         found = {"ensemble": image.ids(), "global": image.ids()}
         canvas = ScoreCanvas(image.grid, found["ensemble"])
         for patches, ps3 in zip(image.grid.sub_batches(settings.sub_batch_size), maps, strict=True):
@@ -127,10 +129,10 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
             settings.scaler.scale(term).backward()
             add_terms(total, {"focal_ensemble": term})
             canvas.add(ensemble.detach(), patches)
-        gradients.append(leaf.grad)
         enlarge(scores, image.size, found["global"])
         tally.count(image.label, found)
-    torch.autograd.backward([settings.scaler.scale(loss), taps], [None, torch.cat(gradients)])
+    del image, found, canvas
+    torch.autograd.backward([settings.scaler.scale(loss), taps], [None, gradient])
     return total
 
 

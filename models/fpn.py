@@ -47,15 +47,11 @@ class FPN(nn.Module):
         `ps3=False` leaves ps3 out, where nobody reads it.
         """
         theirs = other.levels if self.fused else (None,) * 4
-        ps0: list[Tensor] = []
-        for lateral in self._layer(self.lateral, c, theirs[0]):
-            total = lateral + resize(ps0[-1], lateral.shape[-2:]) if ps0 else lateral
-            # convolutions of resized maps come with their channels last, so their partners should
-            ps0.append(total.contiguous(memory_format=torch.channels_last) if self.fused else total)
+        ps0 = self._top_down(self._layer(self.lateral, c, theirs[0]))
         ps1 = self._layer(self.smooth1, ps0, theirs[1])
         ps2 = self._layer(self.smooth2, ps1, theirs[2])
         last = self._joined(ps2, theirs[3]) if ps3 else None  # (N, 512, h/4, w/4)
-        return Pyramid(c, tuple(ps0), ps1, ps2, last)
+        return Pyramid(c, ps0, ps1, ps2, last)
 
     def _layer(self, layers: nn.ModuleList, own: Sequence[Tensor], other: Levels | None) -> Levels:
         """One convolution on every level."""
@@ -66,6 +62,15 @@ class FPN(nn.Module):
             read_own, read_other = layer.weight.split(x.shape[1], dim=1)
             outputs.append(add_resized_conv(conv(x, read_own, layer.bias), y, read_other, [tuple(x.shape[-2:])]))
         return tuple(outputs)
+
+    def _top_down(self, laterals: Levels) -> Levels:
+        """Each lateral plus the resized sum above it. The laterals become the sums, where no copy is made of them."""
+        sums: list[Tensor] = []
+        for lateral in laterals:
+            total = lateral.add_(resize(sums[-1], lateral.shape[-2:])) if sums else lateral
+            # convolutions of resized maps come with their channels last, so their partners should
+            sums.append(total.contiguous(memory_format=torch.channels_last) if self.fused else total)
+        return tuple(sums)
 
     def _joined(self, own: Levels, other: Levels | None) -> Tensor:
         """ps3: the levels resized to p2's size and concatenated, p5 first; in the fused form smoothed."""
