@@ -19,8 +19,8 @@ from models.inference import Form, PreparedGLNet
 from models.sharing import Mosaic
 from steps import STEPS
 from utils.canvas import Ids, ScoreCanvas, Sink, enlarge
-from utils.classes import IGNORED
 from utils.distributed import ALONE, Ranks, join_step, learning_statistics
+from utils.loss import Loss
 from utils.patches import ImagePatches, Settings
 from utils.precision import PRECISIONS, autocast
 from utils.sources import Source
@@ -28,10 +28,12 @@ from utils.stages import Stage
 from utils.tally import Progress, Tally
 
 
-def _share(batch: list[Sample], ranks: Ranks) -> float:
-    """What part of the labelled pixels of all processes' global labels is in this process's part of the batch."""
-    known = sum(int((sample.global_label != IGNORED).sum()) for sample in batch)
-    return known / max(1, ranks.sum(known))
+def _share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
+    """What of the weight of the pixels of all processes' global labels is in this process's part of the batch."""
+    own = torch.tensor([sum(loss.weight(sample.global_label) for sample in batch)], dtype=torch.float64)
+    total = own.clone()
+    ranks.sum_([total])
+    return float(own) / (float(total) or 1)
 
 
 def _joint_step(
@@ -49,12 +51,13 @@ def _joint_step(
     All that the host must know of the step comes from the device in one transfer.
     """
     learned = [p for p in model.parameters() if p.requires_grad]
-    if ranks.world > 1 and "focal_global" in stage.terms:
-        settings = replace(settings, share=_share(batch, ranks))
+    if ranks.world > 1 and "global" in stage.supervised:
+        settings = replace(settings, share=_share(batch, settings.loss, ranks))
+    names = (*map(settings.loss.term, stage.supervised), *stage.other_terms)
     with autocast(settings.device, settings.precision):
         terms = STEPS[stage.number](model, batch, settings, progress.tally) if batch else {}
     counts = torch.tensor([len(batch), asks], dtype=torch.float32)
-    losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in stage.terms]
+    losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in names]
     numbers = torch.cat([torch.stack(losses), counts.to(settings.device)])
     join_step(ranks, learned, learning_statistics(model), numbers, active=bool(batch))
     settings.scaler.unscale_(optimizer)
@@ -62,7 +65,7 @@ def _joint_step(
     *values, images, asked, norm = torch.cat([numbers, norm[None]]).tolist()
     progress.images += int(images)
     progress.asked = asked > 0
-    losses = dict(zip(stage.terms, values, strict=True))
+    losses = dict(zip(names, values, strict=True))
     return {**{f"loss/{k}": v for k, v in losses.items()}, "loss/total": sum(values), "gradient_norm": norm}
 
 
@@ -109,8 +112,7 @@ def train_one_epoch(
                 tensor.copy_(old)
         settings.scaler.update()
         scheduler.step()
-        mean_iou = progress.tally.matrices[progress.tally.headline].mean_iou()
-        bar.set_postfix(loss=f"{progress.loss:.3f}", mIoU=f"{100 * mean_iou:.1f}")
+        bar.set_postfix(loss=f"{progress.loss:.3f}", mIoU=f"{100 * progress.tally.mean_iou():.1f}")
         progress.seconds += time.perf_counter() - clock
         on_step(values)
         clock = time.perf_counter()
@@ -209,17 +211,19 @@ def evaluate(
     title: str = "evaluate",
     ranks: Ranks = ALONE,
     stops: Callable[[], bool] = lambda: False,
+    tally: Tally | None = None,
     segment: Callable[..., None] = segment,
 ) -> Evaluation:
     """Segment every image of `loader` and count it against its label; GLNet itself is prepared for inference first.
 
     `on_image` gets each sample and its predictions by name, (H, W) uint8 ids. Of several processes each has its part
     of the images, and `on_image` sees that part. Where `stops()` is true after an image, this process does no more.
+    It is counted in `tally`, by default a new one.
     Another `segment` may stand in for the plain one; it takes the same.
     """
     if isinstance(network, GLNet):
         network = PreparedGLNet(network.eval(), stage, Form(settings.device, PRECISIONS[settings.precision]))
-    tally = Tally(stage, network.n_class)
+    tally = tally or Tally(stage, network.n_class)
     seconds, images, stopped = 0.0, 0, False
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
@@ -232,7 +236,7 @@ def evaluate(
             torch.cuda.synchronize(settings.device)
         seconds += time.perf_counter() - start
         images += 1
-        bar.set_postfix(mIoU=f"{100 * tally.matrices[tally.headline].mean_iou():.1f}")
+        bar.set_postfix(mIoU=f"{100 * tally.mean_iou():.1f}")
         if on_image is not None:
             on_image(sample, {name: prediction.ids for name, prediction in found.items()})
         if stopped := stops():

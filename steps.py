@@ -11,7 +11,6 @@ from models.glnet import GLNet, spread_crop
 from models.pyramid import Pyramid
 from models.sharing import Mosaic, crop_global, crop_pyramid
 from utils.canvas import Ids, ScoreCanvas, enlarge
-from utils.loss import focal_loss
 from utils.patches import ImagePatches, Settings
 from utils.tally import Tally
 
@@ -36,19 +35,19 @@ def global_targets(batch: list[Sample], settings: Settings) -> Tensor:
 
 
 def step_global(model: GLNet, batch: list[Sample], settings: Settings, tally: Tally) -> Terms:
-    """Stage 1: focal(global logits) of the whole batch in one pass."""
+    """Stage 1: loss(global logits) of the whole batch in one pass."""
     logits = model.global_.logits(global_inputs(batch, settings))
-    loss = settings.share * focal_loss(logits, global_targets(batch, settings))
+    loss = settings.share * settings.loss(logits, global_targets(batch, settings))
     settings.scaler.scale(loss).backward()
     for sample, scores in zip(batch, logits.detach().split(1), strict=True):
         prediction = Ids(tuple(sample.label.shape), settings.device)
         enlarge(scores, tuple(sample.label.shape), prediction)
         tally.count(settings.send(sample.label), {"global": prediction})
-    return {"focal_global": loss.detach()}
+    return {settings.loss.term("global"): loss.detach()}
 
 
 def step_global2local(model: GLNet, batch: list[Sample], settings: Settings, tally: Tally) -> Terms:
-    """Stage 2: per sub-batch focal(local) + focal(ensemble) + lambda MSE(local ps3, crop of the global ps3).
+    """Stage 2: per sub-batch loss(local) + loss(ensemble) + lambda MSE(local ps3, crop of the global ps3).
 
     Gradients of all sub-batches of all images are added.
     """
@@ -92,15 +91,15 @@ def _local_terms(
     ensemble = half + spread_crop(taps, image.grid, patches, half)
     target = image.targets(patches, logits)
     terms = {
-        "focal_local": focal_loss(logits, target),
-        "focal_ensemble": focal_loss(ensemble, target),
+        settings.loss.term("local"): settings.loss(logits, target),
+        settings.loss.term("ensemble"): settings.loss(ensemble, target),
         "fmreg": settings.lamb_fmreg * distance,
     }
     return terms, {"local": logits.detach(), "ensemble": ensemble.detach()}
 
 
 def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tally: Tally) -> Terms:
-    """Stage 3: focal(refined logits) + the sum over sub-batches of focal(ensemble), in one backward pass.
+    """Stage 3: loss(refined logits) + the sum over sub-batches of loss(ensemble), in one backward pass.
 
     Local maps are constants here. Each ensemble sub-batch backpropagates into a detached copy of the taps that it reads
     of the refined ps3; what gathers there goes through the refined branch once, together with the global loss.
@@ -111,9 +110,9 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
     # no name is given to what only the backward pass needs: it is freed on its way
     logits_g, taps = model.read_refined(model.refined.pyramid(model.refined.backbone(inputs), merged).ps3)
     del merged
-    loss = settings.share * focal_loss(logits_g, global_targets(batch, settings))
+    loss = settings.share * settings.loss(logits_g, global_targets(batch, settings))
     total: Terms = {}
-    add_terms(total, {"focal_global": loss})
+    add_terms(total, {settings.loss.term("global"): loss})
     gradient = torch.zeros_like(taps)
     of_images = (x.detach().split(1) for x in (taps, gradient, logits_g))
     for maps, whole, gathered, scores in zip(kept, *of_images, strict=True):
@@ -125,9 +124,9 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
         for patches, ps3 in zip(image.grid.sub_batches(settings.sub_batch_size), maps, strict=True):
             half = model.ensemble.local_half(ps3.to(settings.device))
             ensemble = half + spread_crop(leaf, image.grid, patches, half)
-            term = focal_loss(ensemble, image.targets(patches, ensemble))
+            term = settings.loss(ensemble, image.targets(patches, ensemble))
             settings.scaler.scale(term).backward()
-            add_terms(total, {"focal_ensemble": term})
+            add_terms(total, {settings.loss.term("ensemble"): term})
             canvas.add(ensemble.detach(), patches)
         enlarge(scores, image.size, found["global"])
         tally.count(image.label, found)

@@ -1,4 +1,4 @@
-"""Trains and evaluates GLNet on DeepGlobe: global only (mode 1), global to local (2), local to global (3)."""
+"""Trains and evaluates GLNet: global only (mode 1), global to local (2), local to global (3)."""
 
 import argparse
 import logging
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import helper
 from dataset.base import Sample, SampleLoader, SegmentationDataset
 from dataset.check import Problem, check
-from dataset.deep_globe import DEEP_GLOBE, SPLITS, UNLABELLED, DeepGlobe
+from dataset.layout import TRAIN, SplitChoice, shortened
 from dataset.reading import MAX_PIXELS
+from dataset.registry import NAMES, Description, describe
 from models import checkpoint
 from models.backbone import BACKBONES, backbone_weights
 from models.checkpoint import Checkpoint, Header
@@ -29,10 +30,12 @@ from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError
 from utils.faults import explain
 from utils.files import check_writable
+from utils.loss import Loss, build_loss, check_class_weights
 from utils.patches import STATISTICS, Settings
 from utils.precision import gradient_scaler, keep_freed_memory, set_switches
 from utils.report import evaluation_record, evaluation_table, peak_memory_mb, write_json
 from utils.stages import STAGES, Stage
+from utils.tally import Tally
 from utils.turns import TURNS
 from utils.visualize import save_colors
 
@@ -43,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     0: done; 1: the run failed; 2: the input is at fault; 128 + n: signal n stopped it, and it can be resumed.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = command_line.build_parser(BACKBONES, tuple(STATISTICS), SPLITS)
+    parser = command_line.build_parser(BACKBONES, tuple(STATISTICS), NAMES)
     options = parser.parse_args(arguments)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     try:
@@ -76,8 +79,9 @@ def complain(message: object, code: int) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Do what the options say."""
+    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
     if options.check_data:
-        check_data(options)
+        check_data(options, described)
         return
     ranks = distributed.start(options.device)
     if not ranks.main:
@@ -86,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     if options.deterministic:
         be_deterministic()
-    prepare_and_run(options, ranks)
+    prepare_and_run(options, described, ranks)
     distributed.stop()
 
 
@@ -97,15 +101,15 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def check_data(options: argparse.Namespace) -> None:
+def check_data(options: argparse.Namespace, described: Description) -> None:
     """Read every file of every split once and print what is found; InputError where something is wrong."""
     opened, problems = {}, []
-    for split in SPLITS:
+    for split in described.splits:
         try:
-            opened[split] = open_data(options, split, options.size_g or 508, classes_of(options.n_class))
+            opened[split] = open_data(options, described, split, 4, described.classes_for(options.n_class))
         except InputError as error:
             # a data set may lack the splits that training does not need
-            if split in ("train", "crossvali") or error.kind != "empty split":
+            if split in (TRAIN, described.validation) or error.kind != "empty split":
                 problems.append(Problem(split, error.kind, str(error)))
     report = check(opened, options.num_workers)
     print(report.text(problems))
@@ -113,16 +117,17 @@ def check_data(options: argparse.Namespace) -> None:
         raise InputError(f"{count} of the files above cannot be used" if count > 1 else "one file above cannot be used")
 
 
-def prepare_and_run(options: argparse.Namespace, ranks: Ranks) -> None:
+def prepare_and_run(options: argparse.Namespace, described: Description, ranks: Ranks) -> None:
     """Build everything that the options name, then train or evaluate."""
     stage = STAGES[options.mode]
     going_on = not options.evaluation and source(options) is not None
     files = read_checkpoints(options, stage)
-    header = resolve(options, stage, files)
+    header = resolve(options, stage, files, described)
     settings = Settings(
         size_p=header.size_p,
         sub_batch_size=options.sub_batch_size,
         min_overlap=header.min_overlap,
+        loss=chosen_loss(options, header.classes, ranks.device),
         lamb_fmreg=options.lamb_fmreg,
         normalize=header.normalize,
         device=ranks.device,
@@ -131,27 +136,41 @@ def prepare_and_run(options: argparse.Namespace, ranks: Ranks) -> None:
     )
     set_switches(options.tf32, options.cudnn_benchmark)
     if options.evaluation:
-        data = open_data(options, options.split, header.size_g, header.classes)
+        data = open_data(options, described, options.split, header.size_g, header.classes)
         model = build_model(options, stage, header, files)
         files.clear()  # the prepared network is a copy of the model: one of them on the host is enough
-        run_evaluation(options, stage, model, header, settings, data, ranks)
+        labelled = options.split not in described.unlabelled
+        run_evaluation(options, stage, model, header, settings, data, labelled, ranks)
     else:
-        train_data = open_data(options, "train", header.size_g, header.classes, augment=True)
-        val_data = open_data(options, "crossvali", header.size_g, header.classes)
+        train_data = open_data(options, described, TRAIN, header.size_g, header.classes, augment=True)
+        val_data = open_data(options, described, described.validation, header.size_g, header.classes)
         model = build_model(options, stage, header, files)
         if stage.number == 1 and not going_on:
-            start_backbones(model, header.backbone, options.backbone_weights)
+            start_weights(model, header, files, options.backbone_weights)
         place(model, stage, ranks.device)
         if options.sync_bn:
             join_norms(model, stage, ranks)
         Training(Job(options, stage, model, header, settings, train_data, val_data, ranks)).run()
 
 
+def chosen_loss(options: argparse.Namespace, classes: Classes, device: torch.device) -> Loss:
+    """The loss that the options name."""
+    weights = options.class_weights
+    if weights is not None:
+        weights = check_class_weights(weights, classes.names).to(device)
+    return build_loss(options.loss, options.gamma, weights)
+
+
 def open_data(
-    options: argparse.Namespace, split: str, size_g: int, classes: Classes, augment: bool = False
+    options: argparse.Namespace,
+    described: Description,
+    split: str,
+    size_g: int,
+    classes: Classes,
+    augment: bool = False,
 ) -> SegmentationDataset:
     """The images of `split`."""
-    data = DeepGlobe(options.data_path, split, size_g, classes, augment=augment, seed=options.seed)
+    data = described.open(split, size_g, classes, augment=augment, seed=options.seed)
     data.max_pixels = options.max_pixels or MAX_PIXELS
     return data
 
@@ -169,6 +188,8 @@ def read_checkpoints(options: argparse.Namespace, stage: Stage) -> dict[str, Che
     """The files that this run reads, by option: what it evaluates or starts from, and stage 1's for the context."""
     names = [stage.reads] if options.evaluation else list(stage.starts_from)
     files = {name: checkpoint.read(options.model_path / getattr(options, name)) for name in names}
+    if options.init_from:
+        files["init_from"] = checkpoint.read(options.init_from)
     if stage.number == 3 and options.path_g:
         # a file of ours holds its own context: stage 1's is read only for a released one, and to train
         if not options.evaluation or files["path_l2g"].header is None:
@@ -185,29 +206,36 @@ def read_checkpoints(options: argparse.Namespace, stage: Stage) -> dict[str, Che
     return files
 
 
-def resolve(options: argparse.Namespace, stage: Stage, files: dict[str, Checkpoint]) -> Header:
+def resolve(options: argparse.Namespace, stage: Stage, files: dict[str, Checkpoint], described: Description) -> Header:
     """What this run's network is: options that are given, else what the checkpoint records, else the defaults.
 
-    Raises InputError where a given option contradicts the checkpoint's network.
+    Of the file that mode 1 starts from, its weights' backbone and normalisation are taken, and no more. Raises
+    InputError where a given option contradicts the checkpoint's network, and where the data set has other classes.
     """
     first = next(iter(files.values()), None)
     recorded = {} if first is None or first.header is None else vars(first.header)
-    if recorded:
+    if recorded and "init_from" in files:
+        recorded = {name: recorded[name] for name in ("backbone", "normalize")}
+    elif recorded:
         recorded = {**recorded, "n_class": len(recorded["classes"])}
-    for name, default in command_line.FROM_CHECKPOINT.items():
+    own = {"n_class": len(described.classes), "size_p": described.size_p}
+    for name, default in {**command_line.FROM_CHECKPOINT, **own}.items():
         given = getattr(options, name)
         if given is None:
             setattr(options, name, recorded.get(name, default))
-        elif recorded and given != recorded[name]:
+        elif name in recorded and given != recorded[name]:
             if name in ("backbone", "n_class"):
                 raise InputError(f"--{name} {given}: {first.path} was made with {recorded[name]}")
             logging.info(f"note: --{name} {given}; {first.path} was made with {recorded[name]}")
+    options.batch_size = options.batch_size or described.batch_size
+    options.split = options.split or described.validation
     command_line.check_sizes(options)
-    classes = recorded.get("classes") or classes_of(options.n_class)
+    if "classes" in recorded:
+        compare_classes(recorded["classes"], first.path, described)
     return Header(
         stage=stage.number,
         backbone=options.backbone,
-        classes=classes,
+        classes=described.classes_for(options.n_class),
         size_g=options.size_g,
         size_p=options.size_p,
         min_overlap=options.min_overlap,
@@ -215,9 +243,23 @@ def resolve(options: argparse.Namespace, stage: Stage, files: dict[str, Checkpoi
     )
 
 
-def classes_of(n_class: int | None) -> Classes:
-    """DeepGlobe's classes, or numbered ones where another number is asked for."""
-    return DEEP_GLOBE if n_class in (None, len(DEEP_GLOBE)) else Classes.generic(n_class)
+def compare_classes(recorded: Classes, path: Path, described: Description) -> None:
+    """Say where the file `path` was made with other names of classes than the data set's, which are taken.
+
+    Raises InputError where it has another number of them, but for classes that `--n_class` numbered.
+    """
+    own = described.classes
+    if len(recorded) == len(own):
+        if recorded.names != own.names:
+            logging.info(
+                f"note: {path} was made with the classes {', '.join(recorded.names)}; here {', '.join(own.names)}"
+            )
+    elif not (described.labels_are_ids and recorded.names == Classes.generic(len(recorded)).names):
+        raise InputError(
+            f"{path} was made with {len(recorded)} classes ({shortened(recorded.names)}), but {described.title} has "
+            f"{len(own)} ({shortened(own.names)}): give the --dataset that it was made with, or train anew, with "
+            "--init_from in mode 1"
+        )
 
 
 def build_model(options: argparse.Namespace, stage: Stage, header: Header, files: dict[str, Checkpoint]) -> GLNet:
@@ -238,9 +280,17 @@ def build_model(options: argparse.Namespace, stage: Stage, header: Header, files
     return model
 
 
-def start_backbones(model: GLNet, backbone: str, source: str) -> None:
-    """Load what both backbones start from in stage 1, if anything."""
-    state = backbone_weights(backbone, source)
+def start_weights(model: GLNet, header: Header, files: dict[str, Checkpoint], source: str) -> None:
+    """Load what stage 1 starts from, if anything: a checkpoint that may have other classes, or both backbones."""
+    if "init_from" in files:
+        path = files["init_from"].path
+        checkpoint.load_but_classes(model, files["init_from"])
+        logging.info(
+            f"Starting from {path}: backbones and pyramids are kept; heads and ensemble are new, for "
+            f"{len(header.classes)} classes ({', '.join(header.classes.names)})"
+        )
+        return
+    state = backbone_weights(header.backbone, source)
     for branch in (model.global_, model.local) if state is not None else ():
         checkpoint.load(branch.backbone, state, Path(source), ("",))
 
@@ -265,9 +315,10 @@ def run_evaluation(
     header: Header,
     settings: Settings,
     data: SegmentationDataset,
+    labelled: bool,
     ranks: Ranks,
 ) -> None:
-    """Evaluate one split; print the table, write it as JSON, and the predictions where asked.
+    """Evaluate one split; print the table, write it as JSON, if it is `labelled`, and the predictions where asked.
 
     Every process writes the predictions of its images, and the main one the rest.
     """
@@ -284,12 +335,13 @@ def run_evaluation(
     loader = SampleLoader(data, sampler=own, num_workers=options.num_workers, pin=settings.device.type == "cuda")
     segment = segment_averaged(TURNS[options.tta])
     title = f"evaluate {options.split}"
-    result = helper.evaluate(model, stage, loader, settings, save, title, ranks, segment=segment)
+    tally = Tally(stage, header.classes)
+    result = helper.evaluate(model, stage, loader, settings, save, title, ranks, tally=tally, segment=segment)
     if not ranks.main:
         return
     if options.save_predictions:
         logging.info(f"Predictions: {options.save_predictions}")
-    if options.split == UNLABELLED:
+    if not labelled:
         return
     record = evaluation_record(
         stage.number,

@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
 
-glnet --mode 1 --task_name "$stage1" --n_class 7 --size_g 508 --size_p 508 "$@"
+glnet deep_globe 1 "$@"

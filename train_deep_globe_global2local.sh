@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
 
-glnet --mode 2 --task_name "$stage2" --path_g "$stage1.pth" --lamb_fmreg 0.15 "$@"
+glnet deep_globe 2 "$@"

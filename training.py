@@ -78,7 +78,10 @@ class Training:
         self.saved_at = time.monotonic()
 
     def new_progress(self) -> Progress:
-        return Progress(Tally(self.job.stage, self.job.model.n_class))
+        return Progress(self.new_tally())
+
+    def new_tally(self) -> Tally:
+        return Tally(self.job.stage, self.job.header.classes)
 
     @property
     def standing(self) -> Standing:
@@ -183,9 +186,8 @@ class Training:
         trained = self.train(title)
         seen: Pictures = {}
         show = collect(seen, job.header.classes, standing.epoch, len(job.val_data), job.ranks)
-        found = helper.evaluate(
-            job.model, job.stage, self.val_loader, job.settings, show, "validate", job.ranks, self.stops
-        )
+        validation = (job.model, job.stage, self.val_loader, job.settings, show, "validate", job.ranks, self.stops)
+        found = helper.evaluate(*validation, self.new_tally())
         if not found.complete:
             self.save()
             self.leave()
@@ -232,7 +234,7 @@ class Training:
             ) from error
 
     def score(self, tally: Tally) -> float:
-        return tally.matrices[tally.headline].mean_iou(self.job.header.classes.left_out)
+        return tally.mean_iou()
 
     # after a step
 

@@ -2,9 +2,11 @@
 
 import csv
 import logging
+import re
 from pathlib import Path
 
-from dataset.base import Item, SegmentationDataset
+from dataset.base import Item
+from dataset.layout import files_by_id, natural
 from utils.classes import Classes
 from utils.errors import InputError
 
@@ -20,7 +22,7 @@ UNLABELLED = "offical_crossvali"
 SPLITS = ("train", "crossvali", "test", UNLABELLED)
 
 _LISTS = Path(__file__).parent / "splits" / "deep_globe.csv"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+_IMAGE, _LABEL = re.compile("(.+)_sat"), re.compile("(.+)_mask")
 _LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 _LAYOUTS = (
     "prepared (train/Sat/ID_sat.jpg, train/Label/ID_mask.png, crossvali/Sat, crossvali/Label) "
@@ -39,40 +41,23 @@ def published_splits() -> dict[str, str]:
         return {row["id"]: row["split"] for row in csv.DictReader(file)}
 
 
-class DeepGlobe(SegmentationDataset):
-    """One split of DeepGlobe, ids in numeric order.
+def find_items(root: Path, split: str) -> list[Item]:
+    """Images and labels of `split`, one of `SPLITS`, in whichever layout `root` has; ids in numeric order.
 
     Raises InputError when `root` has neither layout, the split is empty, or a labelled split lacks labels.
     """
-
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        size_g: int,
-        classes: Classes = DEEP_GLOBE,
-        augment: bool = False,
-        seed: int = 0,
-    ) -> None:
-        if split not in SPLITS:
-            raise InputError(f"split={split} is none of {', '.join(SPLITS)}")
-        super().__init__(_find_items(Path(root), split), classes, size_g, augment, seed)
-
-
-def _find_items(root: Path, split: str) -> list[Item]:
-    """Images and labels of `split`, in whichever layout `root` has."""
     if any((root / name / "Sat").is_dir() for name in SPLITS):
         folder, label_folder = root / split / "Sat", root / split / "Label"
-        images = _files(folder, "_sat", _IMAGE_SUFFIXES)
+        images = files_by_id(folder, _IMAGE)
     else:
         folder = label_folder = _distributed_folder(root)
-        images = _listed(folder, _files(folder, "_sat", _IMAGE_SUFFIXES), split)
+        images = _listed(folder, files_by_id(folder, _IMAGE), split)
     if not images:
         raise InputError(f"split {split} is empty: no ID_sat.jpg of it in {folder}; {_SOURCE}", "empty split")
-    ids = sorted(images, key=_numeric)
+    ids = sorted(images, key=natural)
     if split == UNLABELLED:
         return [Item(id_, images[id_], None) for id_ in ids]
-    labels = _files(label_folder, "_mask", _LABEL_SUFFIXES)
+    labels = files_by_id(label_folder, _LABEL, _LABEL_SUFFIXES)
     bare = [images[id_].name for id_ in ids if id_ not in labels]
     if bare:
         names = ", ".join(bare[:3]) + (", ..." if len(bare) > 3 else "")
@@ -86,7 +71,7 @@ def _find_items(root: Path, split: str) -> list[Item]:
 def _distributed_folder(root: Path) -> Path:
     """The folder that holds all images; InputError where there is none."""
     for folder in (root, root / "land-train", root / "train"):
-        if _files(folder, "_sat", _IMAGE_SUFFIXES):
+        if files_by_id(folder, _IMAGE):
             return folder
     state = "has no DeepGlobe images" if root.is_dir() else "is no folder"
     raise InputError(f"{root} {state}; expected is either layout: {_LAYOUTS}. {_SOURCE}")
@@ -108,21 +93,3 @@ def _listed(folder: Path, images: dict[str, Path], split: str) -> dict[str, Path
             unlisted,
         )
     return found
-
-
-def _files(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files ID + `ending` + one of `suffixes` in `folder`, by ID; hidden files are passed over."""
-    found: dict[str, Path] = {}
-    for path in folder.glob(f"*{ending}.*"):
-        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
-            continue
-        id_ = path.stem.removesuffix(ending)
-        if id_ in found:
-            raise InputError(f"{path} and {found[id_].name} are both {id_}'s; keep one of them")
-        found[id_] = path
-    return found
-
-
-def _numeric(id_: str) -> tuple[bool, int, str]:
-    """Sorts numbers by value, then all other ids by name."""
-    return not id_.isdecimal(), int(id_) if id_.isdecimal() else 0, id_

@@ -25,7 +25,8 @@ def find_items(file: FolderFile, split: str) -> list[Item]:
     if not ids:
         raise InputError(
             f"split {split} is empty: the hash puts none of {len(images)} images there; change splits.seed in the "
-            "data set's file, or give lists"
+            "data set's file, or give lists",
+            "empty split",
         )
     return paired(ids, images, labels, f"{file.labels} for each {file.images} in {file.folder / file.root}")
 

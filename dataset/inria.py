@@ -42,7 +42,7 @@ def find_items(root: Path, split: str, choice: SplitChoice) -> list[Item]:
     folder = root / ("test" if unlabelled else "train") / "images"
     images = files_by_id(folder, _ANY, _SUFFIXES)
     if not images:
-        raise InputError(f"{folder} has no .tif images; expected is {LAYOUT}")
+        raise InputError(f"{folder} has no .tif images; expected is {LAYOUT}", "empty split")
     if unlabelled:
         return [Item(id_, images[id_], None) for id_ in sorted(images, key=natural)]
     if choice.lists is not None:
@@ -52,7 +52,8 @@ def find_items(root: Path, split: str, choice: SplitChoice) -> list[Item]:
     if not ids:
         raise InputError(
             f"split {split} is empty: {folder} has none of its tiles; "
-            f"tiles 1 to {VALIDATION_TILES} of each city are {VAL}, the others {TRAIN}, unless lists say otherwise"
+            f"tiles 1 to {VALIDATION_TILES} of each city are {VAL}, the others {TRAIN}, unless lists say otherwise",
+            "empty split",
         )
     return paired(ids, images, files_by_id(folder.with_name("gt"), _ANY, _SUFFIXES), LAYOUT)
 

@@ -64,6 +64,7 @@ def find_items(root: Path, split: str, choice: SplitChoice) -> list[Item]:
     if not ids:
         raise InputError(
             f"split {split} is empty: the hash puts none of {len(images)} images there ({shortened(list(images))}); "
-            "try another --split_seed, or give lists of ids by --split_lists"
+            "try another --split_seed, or give lists of ids by --split_lists",
+            "empty split",
         )
     return paired(ids, images, labels, LAYOUT)

@@ -102,7 +102,7 @@ def listed(images: Mapping[str, Path], lists: Mapping[str, Path], split: str) ->
     Raises InputError when there is no such list, an image is missing, or an image is in two lists.
     """
     if split not in lists:
-        raise InputError(f"split {split} has no list; there are {', '.join(map(str, lists.values()))}")
+        raise InputError(f"split {split} has no list; there are {', '.join(map(str, lists.values()))}", "empty split")
     ids = {name: read_list(path) for name, path in lists.items()}
     if not ids[split]:
         raise InputError(f"{lists[split]} is empty; a list holds an id a line, such as {shortened(list(images), 1)}")

@@ -45,9 +45,21 @@ class Description:
             raise InputError(f"--split {split}: {self.title} has {', '.join(self.splits)}")
         return SegmentationDataset(self.find(split), classes or self.classes, size_g, augment, seed)
 
+    @property
+    def labels_are_ids(self) -> bool:
+        """Whether the grey values of labels are the ids themselves, so that there may be another number of them."""
+        return self.classes.values == tuple(range(len(self.classes)))
+
     def classes_for(self, n_class: int | None) -> Classes:
-        """The set's classes, or numbered ones where another number is asked for."""
-        return self.classes if n_class in (None, len(self.classes)) else Classes.generic(n_class)
+        """The set's classes, or numbered ones where another number is asked for.
+
+        Raises InputError where labels hold no ids that could be numbered.
+        """
+        if n_class in (None, len(self.classes)):
+            return self.classes
+        if not self.labels_are_ids:
+            raise InputError(f"--n_class {n_class}: {self.title} has {len(self.classes)} classes; leave it out")
+        return Classes.generic(n_class)
 
 
 def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Description:
@@ -76,7 +88,7 @@ def _deep_globe(root: Path, choice: SplitChoice) -> Description:
         unlabelled=(deep_globe.UNLABELLED,),
         size_p=508,
         batch_size=6,
-        find=lambda split: deep_globe.DeepGlobe(root, split, size_g=4).items,
+        find=partial(deep_globe.find_items, root),
     )
 
 

@@ -26,6 +26,7 @@ from models.glnet import GLNet
 from utils.classes import Classes
 from utils.errors import InputError, exit_code
 from utils.files import load_torch, replacing, save_torch
+from utils.metrics import MEASURES
 from utils.options import LONGEST_SIDE, MOST_CLASSES
 from utils.patches import STATISTICS
 from utils.stages import STAGES
@@ -69,6 +70,10 @@ class Header:
         named = all(isinstance(name, str) for name in classes.names)
         if not (1 <= len(classes) <= MOST_CLASSES and len(classes.palette) == len(classes) and named):
             raise ValueError(f"{len(classes)} classes with {len(classes.palette)} colours")
+        if not {*classes.left_out, *classes.foreground} <= {*range(len(classes))}:
+            raise ValueError(f"left_out {classes.left_out} or foreground {classes.foreground} is no class")
+        if len(classes.values) != len(classes) or not set(classes.measures) <= set(MEASURES):
+            raise ValueError(f"{len(classes.values)} values, measures {classes.measures}")
         return header
 
 
@@ -222,6 +227,17 @@ def load_whole(model: GLNet, checkpoint: Checkpoint, stage: int) -> None:
 def load_context(model: GLNet, checkpoint: Checkpoint) -> None:
     """Load the global branch, and nothing else, from a file of stage 1."""
     load(model, checkpoint.tensors_of(1), checkpoint.path, ["global_."])
+
+
+def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
+    """Load all that serves any classes, backbones and pyramids; heads and ensemble stay as they are.
+
+    A released file, which does not say its stage, is read as one of stage 1 or 2: in that of stage 3 the global
+    branch's backbone is then the refined branch's.
+    """
+    tensors = checkpoint.tensors_of(checkpoint.header.stage if checkpoint.header is not None else 1)
+    parts = [f"{branch}.{part}." for branch in ("global_", "local", "refined") for part in ("backbone", "pyramid")]
+    load(model, tensors, checkpoint.path, parts)
 
 
 def check_context(model: GLNet, context: Checkpoint, start: Path) -> None:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the staged scripts and the evaluation script share; they source it.
+# What the staged scripts and the evaluation script of every data set share; they source it.
 #
 # From the environment, with defaults inside the repository: DATA_PATH, MODEL_PATH, LOG_PATH, and PYTHON, the
 # interpreter, by default the repository's .venv where there is one. Relative paths are those of the caller.
@@ -17,17 +17,10 @@ if [[ -z ${PYTHON:-} ]]; then
     fi
 fi
 
-# Each stage's task is named so that its file is what the next stage reads.
-# shellcheck disable=SC2034  # used by the scripts that source this file
-{
-    stage1=fpn_deepglobe_global
-    stage2=fpn_deepglobe_global2local
-    stage3=fpn_deepglobe_local2global
-}
-
-# require_data ARGUMENTS...: exits with advice when the folder that ARGUMENTS or DATA_PATH name holds nothing.
+# require_data SET ARGUMENTS...: exits with advice when the folder that ARGUMENTS or DATA_PATH name holds nothing.
 require_data() {
-    local path=$data_path
+    local set=$1 path=$data_path
+    shift
     while (($#)); do
         case $1 in
             -h | --help) return ;;
@@ -36,8 +29,13 @@ require_data() {
         esac
         shift
     done
-    if [[ -d $path && -n $(ls -A -- "$path") ]]; then
+    # a file is that of --dataset folder
+    if [[ -f $path || (-d $path && -n $(ls -A -- "$path")) ]]; then
         return
+    fi
+    if [[ $set != deep_globe ]]; then
+        echo "There are no images in $path. Set DATA_PATH to the data set's folder; README.md shows what it holds." >&2
+        exit 2
     fi
     cat >&2 <<ADVICE
 There are no images in $path. Set DATA_PATH to a folder with
@@ -53,15 +51,34 @@ ADVICE
     exit 2
 }
 
-# glnet ARGUMENTS...: train_deep_globe.py with what all stages share. ARGUMENTS come last, so they win. Sizes and
-# classes are stage 1's to set: its checkpoint records them, and the later stages follow it.
+# glnet SET STAGE ARGUMENTS...: trains a stage (1, 2, 3) on the data set SET, or evaluates the whole network (eval).
+#
+# ARGUMENTS come last, so they win. Each stage's task is named so that its file is what the next stage reads. Sizes and
+# classes are stage 1's to set, by the data set: its checkpoint records them, and the later stages follow it.
 glnet() {
-    require_data "$@"
+    local set=$1 stage=${2:-}
+    shift $(($# < 2 ? $# : 2))
+    local name=fpn_${set//_/}
+    local path_g=$name"_global" path_g2l=$name"_global2local" path_l2g=$name"_local2global"
+    local files=(--path_g "$path_g.pth" --path_g2l "$path_g2l.pth" --path_l2g "$path_l2g.pth") evaluation=eval_$set
+    if [[ $set == deep_globe ]]; then
+        evaluation=eval # as released
+    fi
+    case $stage in
+        1) set -- --mode 1 --task_name "$path_g" "$@" ;;
+        2) set -- --mode 2 --task_name "$path_g2l" "${files[@]:0:2}" "$@" ;;
+        3) set -- --mode 3 --task_name "$path_l2g" "${files[@]:0:4}" "$@" ;;
+        eval) set -- --mode 3 --task_name "$evaluation" --evaluation "${files[@]}" "$@" ;;
+        *)
+            echo "usage: $0 STAGE [OPTION...], where STAGE is 1, 2, 3 or eval; --help after it lists the options" >&2
+            exit 2
+            ;;
+    esac
+    require_data "$set" "$@"
     local launch=("$PYTHON")
     if ((${NPROC:-1} > 1)); then
         launch+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
     fi
     exec "${launch[@]}" "$root/train_deep_globe.py" \
-        --data_path "$data_path" --model_path "$model_path" --log_path "$log_path" \
-        --batch_size 6 --sub_batch_size 6 "$@"
+        --dataset "$set" --data_path "$data_path" --model_path "$model_path" --log_path "$log_path" "$@"
 }

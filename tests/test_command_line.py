@@ -8,7 +8,7 @@ from builders import N_CLASS, SIDE, write_released_checkpoint, write_thin_checkp
 
 import train_deep_globe
 from dataset import synthetic
-from dataset.deep_globe import DeepGlobe
+from dataset.registry import describe
 from utils.errors import InputError
 
 MODES = {  # everything that training in a mode needs
@@ -50,11 +50,28 @@ REFUSED = {  # arguments, and what the line must say
     "task named as the file it starts from": ([*MODES[2], "--task_name=g"], r"--task_name g .*g\.pth"),
     "task named as the context": ([*MODES[3], "--task_name=g"], r"--task_name g .*g\.pth"),
     "task that is no file name": ([*MODES[1], "--task_name=a/b"], "--task_name 'a/b'"),
+    "weights of other classes in mode 2": ([*MODES[2], "--init_from=g.pth"], "--init_from g.pth .*mode 1 .*mode 2"),
+    "weights of other classes to evaluate": ([*EVALUATION, "--init_from=g.pth"], "--init_from g.pth .*evaluation"),
+    "missing weights of other classes": (["--mode=1", "--init_from=none.pth"], r"none\.pth: no such checkpoint"),
+    "weights of another backbone": (
+        ["--mode=1", "--init_from=models/g.pth", "--backbone=resnet50"],
+        r"--backbone resnet50: models/g\.pth was made with resnet18",
+    ),
+    "lists of a published split": ([*MODES[1], "--split_lists=."], "--split_lists goes with inria and isic"),
+    "too few class weights": ([*MODES[1], "--class_weights=1"], "--class_weights gives 1 numbers for 7 classes"),
+    "classes of another set": (
+        [*EVALUATION, "--dataset=isic", "--data_path=data"],
+        rf"l2g\.pth was made with {N_CLASS} classes .* ISIC lesion segmentation has 2 \(skin, lesion\)",
+    ),
     "empty task": ([*MODES[1], "--task_name="], "--task_name ''"),
     "unknown device": ([*MODES[1], "--device=abacus"], "--device abacus"),
     "device that is not there": ([*MODES[1], "--device=cuda:99"], "--device cuda:99"),
     "missing data": ([*MODES[1], "--data_path=nowhere"], "nowhere is no folder"),
     "missing data to evaluate": ([*EVALUATION, "--data_path=nowhere"], "nowhere is no folder"),
+    "split that the set lacks": (
+        [*EVALUATION, "--split=validation", "--data_path=data", "--n_class=5"],
+        "--split validation: DeepGlobe has train, crossvali, test, offical_crossvali",
+    ),
     "empty data": ([*MODES[1], "--data_path=empty"], "empty has no DeepGlobe images"),
     "missing backbone file": (["--mode=1", "--backbone_weights=none.pth", "--data_path=data"], "--backbone_weights"),
     **{
@@ -69,6 +86,7 @@ REFUSED = {  # arguments, and what the line must say
             ("lr", -0.1),
             ("lr", "nan"),
             ("lamb_fmreg", -1.0),
+            ("gamma", -1.0),
             ("num_workers", -1),
             ("min_overlap", -1),
             ("seed", -1),
@@ -79,7 +97,8 @@ REFUSED = {  # arguments, and what the line must say
 UNPARSED = [  # arguments that argparse itself refuses, and the option that it names
     (["--mode=4"], "--mode"),
     (["--mode=one"], "--mode"),
-    ([*EVALUATION, "--split=validation"], "--split"),
+    (["--dataset=cityscapes"], "--dataset"),
+    (["--loss=dice"], "--loss"),
     (["--backbone=vgg16"], "--backbone"),
     (["--normalize=minmax"], "--normalize"),
     (["--epochs=3"], "--epochs=3"),
@@ -90,7 +109,8 @@ FLAGS = [
     *("n_class", "data_path", "model_path", "log_path", "task_name", "mode", "evaluation"),
     *("batch_size", "sub_batch_size", "size_g", "size_p", "path_g", "path_g2l", "path_l2g", "lamb_fmreg"),
     *("num_epochs", "lr", "backbone", "backbone_weights", "normalize", "split", "num_workers"),
-    *("device", "seed", "min_overlap", "save_predictions"),
+    *("device", "seed", "min_overlap", "save_predictions", "dataset", "split_lists", "split_seed"),
+    *("loss", "gamma", "class_weights", "init_from"),
 ]
 
 
@@ -151,7 +171,7 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
     _, *entries = capsys.readouterr().out.split("\n  --")
     explained = {entry.split()[0]: entry for entry in entries}
     assert set(FLAGS) <= set(explained)
-    without_default = {"evaluation", "path_g", "path_g2l", "path_l2g", "save_predictions"}
+    without_default = {"evaluation", "path_g", "path_g2l", "path_l2g", "save_predictions", "split_lists", "init_from"}
     for name in set(FLAGS) - without_default:
         assert "(default: " in explained[name], name
     for name, default in {"size_g": "508", "size_p": "508", "n_class": "7", "lamb_fmreg": "0.15", "mode": "1"}.items():
@@ -159,7 +179,7 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
 
 
 def test_predictions_never_fall_on_the_labels(tmp_path: Path) -> None:
-    data = DeepGlobe(synthetic_data(tmp_path / "data"), "train", SIDE)
+    data = describe("deep_globe", synthetic_data(tmp_path / "data")).open("train", SIDE)
     train_deep_globe.refuse_data_folder(tmp_path / "predictions", data)
     with pytest.raises(InputError, match=r"--save_predictions .* overwrite the labels"):
         train_deep_globe.refuse_data_folder(tmp_path / "predictions" / ".." / "data", data)

@@ -344,9 +344,10 @@ def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path: Path, worke
 def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path: Path) -> None:
     code = (
         "import sys; from dataset import synthetic; from dataset.base import SampleLoader\n"
-        "from dataset.deep_globe import DeepGlobe; from pathlib import Path\n"
+        "from dataset.registry import describe; from pathlib import Path\n"
         "synthetic.generate(Path(sys.argv[1]), 6, 64, seed=0, prepared=False)\n"
-        "samples = iter(SampleLoader(DeepGlobe(sys.argv[1], 'train', 64), num_workers=1)); next(samples)\n"
+        "data = describe('deep_globe', Path(sys.argv[1])).open('train', 64)\n"
+        "samples = iter(SampleLoader(data, num_workers=1)); next(samples)\n"
         "sys.modules['kept'] = samples\n"
     )
     root = Path(__file__).parent.parent

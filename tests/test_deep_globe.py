@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset.deep_globe import DeepGlobe, published_splits
+from dataset.base import SegmentationDataset
+from dataset.deep_globe import published_splits
+from dataset.registry import describe
 from utils.errors import InputError
 
 
@@ -16,6 +18,10 @@ def write_pair(folder: Path, id_: str, label_folder: Path | None = None) -> None
     for path in (folder / f"{id_}_sat.jpg", (label_folder or folder) / f"{id_}_mask.png"):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 12)).save(path)
+
+
+def opened(root: Path, split: str) -> SegmentationDataset:
+    return describe("deep_globe", root).open(split, 8)
 
 
 def test_the_published_lists_have_454_207_and_142_ids() -> None:
@@ -31,33 +37,33 @@ def test_the_distributed_layout_is_split_by_the_lists_and_tells_once_what_is_mis
         write_pair(tmp_path / "land-train", id_)
     for split, ids in chosen.items():
         caplog.clear()
-        assert [item.id for item in DeepGlobe(tmp_path, split, 8).items] == sorted(ids, key=int)
+        assert [item.id for item in opened(tmp_path, split).items] == sorted(ids, key=int)
         (line,) = caplog.messages
         total = Counter(lists.values())[split]
         assert f"{total - 3} of the {total} images listed for {split} are not there, and 1 images" in line
-    assert len(DeepGlobe(tmp_path / "land-train", "test", 8)) == 3
+    assert len(opened(tmp_path / "land-train", "test")) == 3
 
 
 def test_the_prepared_layout_is_split_by_its_folders(tmp_path: Path) -> None:
     for split, ids in {"train": ("1000", "20", "3"), "crossvali": ("4",), "test": ("5",)}.items():
         for id_ in ids:
             write_pair(tmp_path / split / "Sat", id_, tmp_path / split / "Label")
-    assert [item.id for item in DeepGlobe(tmp_path, "train", 8).items] == ["3", "20", "1000"]
-    assert [item.id for item in DeepGlobe(tmp_path, "crossvali", 8).items] == ["4"]
-    assert DeepGlobe(tmp_path, "test", 8)[0].id == "5"
+    assert [item.id for item in opened(tmp_path, "train").items] == ["3", "20", "1000"]
+    assert [item.id for item in opened(tmp_path, "crossvali").items] == ["4"]
+    assert opened(tmp_path, "test")[0].id == "5"
 
 
 def test_the_unlabelled_split_is_read_only_when_asked_for_and_has_no_labels(tmp_path: Path) -> None:
     write_pair(tmp_path / "train" / "Sat", "1", tmp_path / "train" / "Label")
-    assert len(DeepGlobe(tmp_path, "train", 8)) == 1
+    assert len(opened(tmp_path, "train")) == 1
     write_pair(tmp_path / "offical_crossvali" / "Sat", "2", tmp_path)
-    assert DeepGlobe(tmp_path, "offical_crossvali", 8)[0].label is None
+    assert opened(tmp_path, "offical_crossvali")[0].label is None
 
 
 def test_an_empty_split_is_refused_with_what_was_looked_for_where(tmp_path: Path) -> None:
     write_pair(tmp_path, "119")
     with pytest.raises(InputError, match=r"split crossvali is empty: no ID_sat\.jpg of it in .*deepglobe\.org"):
-        DeepGlobe(tmp_path, "crossvali", 8)
+        opened(tmp_path, "crossvali")
 
 
 def test_an_image_without_its_label_in_a_labelled_split_is_refused_by_name(tmp_path: Path) -> None:
@@ -65,19 +71,19 @@ def test_an_image_without_its_label_in_a_labelled_split_is_refused_by_name(tmp_p
     write_pair(tmp_path, "266")
     (tmp_path / "266_mask.png").unlink()
     with pytest.raises(InputError, match=r"1 of 2 images of split train have no ID_mask\.png .*\(266_sat\.jpg\)"):
-        DeepGlobe(tmp_path, "train", 8)
+        opened(tmp_path, "train")
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])
 def test_a_folder_of_neither_layout_is_refused_with_both_layouts(tmp_path: Path, folder: str) -> None:
     with pytest.raises(InputError, match=r"(has no DeepGlobe images|is no folder).*train/Sat/ID_sat\.jpg.*distributed"):
-        DeepGlobe(tmp_path / folder, "train", 8)
+        opened(tmp_path / folder, "train")
 
 
 def test_two_files_of_one_id_and_unknown_splits_are_refused(tmp_path: Path) -> None:
     write_pair(tmp_path, "119")
     (tmp_path / "119_sat.png").write_bytes((tmp_path / "119_sat.jpg").read_bytes())
     with pytest.raises(InputError, match=r"119_sat.* are both 119's"):
-        DeepGlobe(tmp_path, "train", 8)
-    with pytest.raises(InputError, match="split=validation is none of train"):
-        DeepGlobe(tmp_path, "validation", 8)
+        opened(tmp_path, "train")
+    with pytest.raises(InputError, match="--split validation: DeepGlobe has train, crossvali"):
+        opened(tmp_path, "validation")

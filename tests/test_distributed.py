@@ -7,13 +7,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runs
 import torch
-from builders import build_model, build_sample, build_settings
+from builders import N_CLASS, build_model, build_sample, build_settings
 from torch import Tensor, nn
 
 import helper
@@ -22,9 +23,13 @@ import train_deep_globe
 from dataset.base import BatchPart, EpochSampler
 from helper import Evaluation, evaluate, train_one_epoch
 from utils import distributed
+from utils.classes import Classes
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
+from utils.loss import build_loss
+from utils.metrics import MEASURES
 from utils.stages import STAGES
+from utils.tally import Tally
 
 SAMPLES = [((64, 90), 0.0), ((80, 64), 0.5), ((50, 40), 0.9), ((64, 64), 0.2), ((90, 90), 0.1)]
 """Sizes and the share of pixels left out, so that means over pixels are not means over images."""
@@ -37,7 +42,10 @@ def build_batch(indices: list[int]) -> list:
     return [build_sample(SAMPLES[k][0], k, str(k), SAMPLES[k][1]) for k in indices]
 
 
-def train_and_report(mode: int, ranks: Ranks, norms_learn: bool) -> list[dict[str, Tensor]]:
+MEASURED = replace(Classes.generic(N_CLASS), foreground=(1, 3), measures=tuple(MEASURES))
+
+
+def train_and_report(mode: int, ranks: Ranks, norms_learn: bool, **changes: Any) -> list[dict[str, Tensor]]:
     """For each batch: gradients, norm statistics and loss terms after its step; weights stay as they are."""
     stage, model, seen = STAGES[mode], build_model(), []
     model.learn(stage.trains)
@@ -57,13 +65,14 @@ def train_and_report(mode: int, ranks: Ranks, norms_learn: bool) -> list[dict[st
         seen.append({**grads, **buffers, **{name: torch.tensor(value) for name, value in values.items()}})
 
     parts = [build_batch(indices[ranks.rank :: ranks.world]) for indices in BATCHES]
-    train_one_epoch(model, stage, parts, optimizer, scheduler, build_settings(), report, "train", None, ranks)
+    train_one_epoch(model, stage, parts, optimizer, scheduler, build_settings(**changes), report, "train", None, ranks)
     return seen
 
 
 def evaluate_and_report(mode: int, ranks: Ranks) -> Evaluation:
     batches = [[sample] for sample in build_batch(list(range(5))[ranks.rank :: ranks.world])]
-    return evaluate(build_model(), STAGES[mode], batches, build_settings(), ranks=ranks)
+    tally = Tally(STAGES[mode], MEASURED)
+    return evaluate(build_model(), STAGES[mode], batches, build_settings(), ranks=ranks, tally=tally)
 
 
 def _work(what: Callable, arguments: tuple, rank: int, world: int, port: int, path: Path) -> None:
@@ -98,6 +107,11 @@ def gradients_in_eval_mode(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
     return train_and_report(mode, ranks, norms_learn=False)
 
 
+def weighted_gradients(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
+    loss = build_loss("ce", class_weights=torch.tensor([0.0, 1.0, 5.0, 0.1, 2.0]))
+    return train_and_report(mode, ranks, norms_learn=False, loss=loss)
+
+
 def gradients_in_training(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
     return train_and_report(mode, ranks, norms_learn=True)
 
@@ -106,9 +120,17 @@ def gradients_in_training(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("mode", [1, 2, 3])
 def test_gradients_and_losses_equal_those_of_one_process(tmp_path: Path, mode: int, world: int) -> None:
     """Stage 2's as it trains; those of stages 1 and 3 with norm layers in evaluation. Uneven parts, and none."""
-    what = gradients_in_training if mode == 2 else gradients_in_eval_mode
+    assert_equal_gradients(gradients_in_training if mode == 2 else gradients_in_eval_mode, tmp_path, mode, world)
+
+
+def test_gradients_and_losses_with_class_weights_equal_those_of_one_process(tmp_path: Path) -> None:
+    """Parts whose classes weigh differently count by their weight, not by their pixels."""
+    assert_equal_gradients(weighted_gradients, tmp_path, 1, 2)
+
+
+def assert_equal_gradients(what: Callable, path: Path, mode: int, world: int) -> None:
     expected = what(mode, ALONE)
-    found = together(what, world, tmp_path, mode)
+    found = together(what, world, path, mode)
     for step, wanted in enumerate(expected):
         for name, tensor in wanted.items():
             if "running" in name:
@@ -143,6 +165,7 @@ def test_evaluation_counts_the_same_in_any_number_of_processes(tmp_path: Path, m
             assert (found.images, found.complete) == (5, True)
             for name, matrix in expected.tally.matrices.items():
                 assert torch.equal(found.tally.matrices[name].counts, matrix.counts), name
+                assert found.tally.matrices[name].measures() == pytest.approx(matrix.measures()), name
 
 
 @pytest.mark.parametrize(("length", "batch_size", "world"), [(7, 3, 1), (7, 3, 2), (10, 4, 3), (5, 4, 4), (1, 6, 2)])

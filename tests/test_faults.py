@@ -19,6 +19,7 @@ import helper
 import steps
 import train_deep_globe
 from dataset.base import SegmentationDataset
+from dataset.registry import describe
 from utils import files
 from utils.errors import InputError
 from utils.faults import explain
@@ -78,7 +79,7 @@ def test_bad_steps_are_told_with_their_images_and_end_the_run_when_too_many(
     folders = reference.folders.beside(tmp_path)
     before = folders.weights(1)
     code, told = call(capsys, *folders.arguments(1, "--max_bad_steps=3"))
-    ids = [item.id for item in train_deep_globe.DeepGlobe(folders.data, "train", 64).items]
+    ids = [item.id for item in describe("deep_globe", folders.data).find("train")]
     assert code == 1
     assert told.startswith("error: 3 steps in a row without a finite loss and gradient, the last in epoch 1, step 3")
     assert "focal_global nan" in told
@@ -105,7 +106,7 @@ def die_in_worker(id_: str) -> None:
 
 def test_a_killed_worker_is_told_with_the_images_that_were_next(reference, tmp_path: Path) -> None:
     folders = reference.folders.beside(tmp_path)
-    id_ = train_deep_globe.DeepGlobe(folders.data, "train", 64).items[0].id
+    id_ = describe("deep_globe", folders.data).find("train")[0].id
     arguments = folders.arguments(1, "--num_workers=1")
     result = runs.run(arguments, tmp_path / "run", prepare=die_in_worker, extra=(id_,))
     assert result.code == 1, result.output

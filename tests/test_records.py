@@ -13,16 +13,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 from utils.logger import LONGEST_SIDE, RunLog, headline
-from utils.metrics import ConfusionMatrix
+from utils.metrics import Scores
 from utils.report import MB, evaluation_record, evaluation_table, peak_memory_mb, write_json
 from utils.visualize import NO_CLASS, colorize, save_colors, shrink_for_display
 
 CLASSES = Classes(("unknown", "urban", "bare land"), ((0, 0, 0), (0, 255, 255), (255, 255, 255)), (0,))
 
 
-def matrix(*pairs: tuple[int, int]) -> ConfusionMatrix:
-    """The confusion matrix of pixels given as (true id, predicted id)."""
-    counted = ConfusionMatrix(len(CLASSES))
+def matrix(*pairs: tuple[int, int]) -> Scores:
+    """The scores of pixels given as (true id, predicted id)."""
+    counted = Scores(CLASSES)
     truth, guess = torch.tensor(pairs).T
     counted.update(truth, guess)
     return counted
@@ -93,7 +93,7 @@ def test_log_is_complete_after_each_epoch_and_a_later_run_appends(tmp_path: Path
 
 def test_log_keeps_many_classes_on_one_line(tmp_path: Path) -> None:
     many = Classes.generic(40)
-    full = ConfusionMatrix(40)
+    full = Scores(many)
     full.update(torch.arange(40), torch.arange(40))
     with RunLog(tmp_path, "task", many) as log:
         assert len(log.epoch(0, 1, train={"global": full}, val={"global": full}).splitlines()) == 10
@@ -232,6 +232,7 @@ def test_record_gives_null_without_union_and_counts_it_as_0(tmp_path: Path) -> N
         "mode": 3,
         "classes": ["unknown", "urban", "bare land"],
         "left_out": ["unknown"],
+        "measures": [],
         "share": [0.25, 0.25, 0.5],
         "images": 5,
         "seconds_per_image": 1.5,
@@ -253,7 +254,7 @@ def test_record_has_only_the_predictions_that_exist() -> None:
 
 
 def test_record_of_no_labelled_pixel_is_valid_json(tmp_path: Path) -> None:
-    record = evaluation_record(1, CLASSES, {"global": ConfusionMatrix(3)}, 1, 0.1, 1.0)
+    record = evaluation_record(1, CLASSES, {"global": Scores(CLASSES)}, 1, 0.1, 1.0)
     write_json(tmp_path / "eval.json", record)
     assert json.loads((tmp_path / "eval.json").read_text())["global"] == {"iou": [None] * 3, "mIoU": 0, "mIoU_all": 0}
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from dataset import synthetic
-from dataset.deep_globe import DEEP_GLOBE, DeepGlobe
+from dataset.deep_globe import DEEP_GLOBE
+from dataset.registry import describe
 from models.checkpoint import export
 from utils.logger import RULE
 from utils.metrics import ConfusionMatrix
@@ -98,7 +99,7 @@ def test_evaluation_writes_the_keys_that_it_should(work: Path) -> None:
 
 
 def test_saved_predictions_are_class_colours_and_give_the_written_scores(work: Path) -> None:
-    data = DeepGlobe(work / "data", "crossvali", 64)
+    data = describe("deep_globe", work / "data").open("crossvali", 64)
     matrix = ConfusionMatrix(len(DEEP_GLOBE))
     assert {path.name for path in (work / "pictures").iterdir()} == {f"{item.id}_mask.png" for item in data.items}
     for sample in data:
@@ -144,8 +145,28 @@ def test_a_script_ends_with_the_exit_code_of_what_it_runs(tmp_path: Path) -> Non
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 7\n')
     python.chmod(0o755)
-    for script in SCRIPTS:
-        done = run([str(ROOT / script), "--batch_size=3", "a b"], tmp_path, PYTHON=str(python))
+    others = [(f"train_{name}.sh", stage) for name in ("inria", "isic") for stage in ("1", "2", "3", "eval")]
+    for script, *stage in (*((script,) for script in SCRIPTS), *others):
+        done = run([str(ROOT / script), *stage, "--batch_size=3", "a b"], tmp_path, PYTHON=str(python))
         assert done.returncode == 7
         # what the caller gives comes last, so that it wins, and unsplit
         assert done.stdout.splitlines()[-2:] == ["--batch_size=3", "a b"]
+
+
+@pytest.mark.parametrize("name", ["inria", "isic"])
+def test_a_script_with_its_stage_as_argument_passes_what_that_stage_needs(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data.json").touch()
+    echo = {"PYTHON": "/bin/echo", "DATA_PATH": "data.json"}
+    script = f"train_{name}.sh"
+    told = {stage: run_script(script, stage, folder=tmp_path, **echo).split() for stage in ("1", "2", "3", "eval")}
+    for stage, words in told.items():
+        assert words[1:3] == ["--dataset", name]
+        options = dict(zip(words[1::2], words[2::2], strict=False))
+        assert options["--mode"] == stage.replace("eval", "3")
+        assert options["--task_name"] == (f"eval_{name}" if stage == "eval" else f"fpn_{name}_{STAGES[int(stage) - 1]}")
+    assert told["3"][-4:] == ["--path_g", f"fpn_{name}_global.pth", "--path_g2l", f"fpn_{name}_global2local.pth"]
+    assert told["eval"][-2:] == ["--path_l2g", f"fpn_{name}_local2global.pth"]
+    for arguments in ([], ["4"], ["--help"]):
+        refused = run([str(ROOT / script), *arguments], tmp_path, **echo)
+        assert refused.returncode == 2
+        assert "STAGE is 1, 2, 3 or eval" in refused.stderr

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.deep_globe import DeepGlobe
+from dataset.registry import describe
 from dataset.synthetic import AGRICULTURE, BARREN, RANGELAND, URBAN, WATER, draw_scene, main
 
 
@@ -24,19 +24,21 @@ def test_the_distributed_layout_fills_every_published_split(
     tmp_path: Path, images: int, counts: tuple[int, ...]
 ) -> None:
     assert generate(tmp_path, images=images) == 0
-    assert tuple(len(DeepGlobe(tmp_path, split, 8)) for split in ("train", "crossvali", "test")) == counts
+    data = describe("deep_globe", tmp_path)
+    assert tuple(len(data.find(split)) for split in ("train", "crossvali", "test")) == counts
 
 
 @pytest.mark.parametrize(("images", "counts"), [(2, (1, 1)), (8, (6, 2)), (13, (10, 3))])
 def test_the_prepared_layout_has_a_quarter_in_crossvali(tmp_path: Path, images: int, counts: tuple[int, ...]) -> None:
     assert generate(tmp_path, "--prepared", images=images) == 0
     assert (tmp_path / "train" / "Label").is_dir() and not list(tmp_path.glob("*.*"))
-    assert tuple(len(DeepGlobe(tmp_path, split, 8)) for split in ("train", "crossvali")) == counts
+    data = describe("deep_globe", tmp_path)
+    assert tuple(len(data.find(split)) for split in ("train", "crossvali")) == counts
 
 
 def test_files_are_read_back_as_drawn_up_to_jpeg_and_leave_no_parts_behind(tmp_path: Path) -> None:
     generate(tmp_path, "--seed", "5", images=3)
-    sample = DeepGlobe(tmp_path, "train", 8)[0]
+    sample = describe("deep_globe", tmp_path).open("train", 8)[0]
     image, label = draw_scene(5, 0, 64)
     np.testing.assert_array_equal(sample.label, label)
     assert np.abs(sample.image.permute(1, 2, 0).numpy().astype(float) - image).mean() < 8

@@ -17,7 +17,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from utils.classes import Classes
 from utils.errors import InputError
-from utils.metrics import ConfusionMatrix
+from utils.metrics import ConfusionMatrix, Scores
 from utils.report import PREDICTIONS, write_json
 from utils.visualize import legend, shrink_for_display
 
@@ -29,8 +29,8 @@ FLUSH_SECONDS = 30
 
 RULE = "=" * 32
 
-Matrices = Mapping[str, ConfusionMatrix]
-"""Confusion matrices of "global", "local" and "ensemble", as far as the mode has them."""
+Matrices = Mapping[str, Scores]
+"""The scores of "global", "local" and "ensemble", as far as the mode has them."""
 
 
 def headline(matrices: Container[str]) -> str:
@@ -180,8 +180,9 @@ class RunLog:
         """Record the scores of an epoch; returns the lines that the text log got.
 
         TensorBoard gets `IoU` (the headline's mIoU; two runs, `IoU/train iou` and `IoU/validation iou`, as
-        released), `mIoU/<prediction>_train` and `_validation`, and the headline's `IoU_per_class/<class>_train` and
-        `_validation`, where a class without union has no point.
+        released), `mIoU/<prediction>_train` and `_validation`, the same of each measure of the classes
+        (`jaccard/<prediction>_train`), and the headline's `IoU_per_class/<class>_train` and `_validation`, where a
+        class without union has no point.
         """
         lines = epoch_lines(epoch, num_epochs, train, val, self._classes)
         with _writing(self.text), self.text.open("a", encoding="utf-8") as log:
@@ -202,10 +203,12 @@ class RunLog:
         return matrix.mean_iou(self._classes.left_out)
 
     def _scores(self, epoch: int, part: str, matrices: Matrices) -> None:
-        """One part's mean of every prediction, and the headline's classes."""
-        for name in PREDICTIONS:
-            if name in matrices:
-                self._events.add(summary.scalar(f"mIoU/{name}_{part}", self._mean(matrices[name])), epoch)
+        """One part's mean and measures of every prediction, and the headline's classes."""
+        for name in (name for name in PREDICTIONS if name in matrices):
+            values = {"mIoU": self._mean(matrices[name]), **matrices[name].measures()}
+            for measure, value in values.items():
+                if not np.isnan(value):
+                    self._events.add(summary.scalar(f"{measure}/{name}_{part}", value), epoch)
         for name, iou in zip(self._classes.names, matrices[headline(matrices)].iou(), strict=True):
             if not np.isnan(iou):
                 self._events.add(summary.scalar(f"IoU_per_class/{name}_{part}", iou), epoch)

@@ -6,6 +6,7 @@ the sum of these, so that weights shift attention between classes and leave the 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,15 +19,18 @@ from utils.errors import InputError
 EPSILON = 1e-7
 GAMMA = 3.0
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Takes logits and target, gives a scalar."""
+
+def pixel_weights(target: Tensor, ignored: int = IGNORED, class_weights: Tensor | None = None) -> Tensor:
+    """What each pixel of `target` counts in a mean: 0 where it is `ignored`, else 1 or its class's weight."""
+    known = target != ignored
+    if class_weights is None:
+        return known
+    return known * class_weights.to(target.device)[target.where(known, 0).long()]
 
 
-def _mean(values: Tensor, target: Tensor, known: Tensor, class_weights: Tensor | None) -> Tensor:
-    """The (weighted) mean of `values` (N, H, W) over the pixels that are `known`; 0 where these weigh nothing."""
-    weights = known
-    if class_weights is not None:
-        weights = known * class_weights.to(values)[target.where(known, 0)]
+def _mean(values: Tensor, target: Tensor, ignored: int, class_weights: Tensor | None) -> Tensor:
+    """The (weighted) mean of `values` (N, H, W) over the pixels; 0 where these weigh nothing."""
+    weights = pixel_weights(target, ignored, class_weights)
     total = weights.sum()
     return (values * weights).sum() / total.where(total > 0, 1)
 
@@ -47,7 +51,7 @@ def focal_loss(
     probability = F.softmax(logits, dim=1).gather(1, target.where(known, 0).unsqueeze(1)).squeeze(1)
     probability = probability.clamp(EPSILON, 1 - EPSILON)
     loss = -((1 - probability) ** gamma) * probability.log()
-    return _mean(loss, target, known, class_weights)
+    return _mean(loss, target, ignored, class_weights)
 
 
 def cross_entropy(
@@ -56,7 +60,7 @@ def cross_entropy(
     """Mean of -log p over the pixels, p being the true class's probability."""
     target = target.long()
     loss = F.cross_entropy(logits, target, ignore_index=ignored, reduction="none")
-    return _mean(loss, target, target != ignored, class_weights)
+    return _mean(loss, target, ignored, class_weights)
 
 
 def lovasz_softmax(
@@ -93,6 +97,29 @@ def _jaccard_steps(truth: Tensor) -> Tensor:
 LOSSES = ("focal", "ce", "lovasz", "focal+lovasz")
 
 
+@dataclass(frozen=True)
+class Loss:
+    """The loss called `name`, one of `LOSSES`: the sum of its `parts`.
+
+    Calling it with logits and target gives a scalar. `class_weights` (K,), if any, are what its parts weigh with.
+    """
+
+    name: str
+    parts: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+    class_weights: Tensor | None = None
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        return sum(part(logits, target) for part in self.parts)
+
+    def term(self, prediction: str) -> str:
+        """What this loss of `prediction` is called among the terms of a step: `focal_global`."""
+        return f"{self.name}_{prediction}"
+
+    def weight(self, target: Tensor) -> float:
+        """What all pixels of `target` count together: by it the means of several targets make one."""
+        return float(pixel_weights(target, class_weights=self.class_weights).sum(dtype=torch.float64))
+
+
 def build_loss(name: str = "focal", gamma: float = GAMMA, class_weights: Tensor | None = None) -> Loss:
     """The loss called `name`, one of `LOSSES`; the default is `focal_loss`, as released. `gamma` is the focal loss's.
 
@@ -107,10 +134,7 @@ def build_loss(name: str = "focal", gamma: float = GAMMA, class_weights: Tensor 
     }
     if name not in LOSSES:
         raise InputError(f"--loss {name} is none of {', '.join(LOSSES)}")
-    chosen = [parts[part] for part in name.split("+")]
-    if len(chosen) == 1:
-        return chosen[0]
-    return lambda logits, target: sum(loss(logits, target) for loss in chosen)
+    return Loss(name, tuple(parts[part] for part in name.split("+")), class_weights)
 
 
 def check_class_weights(values: Sequence[float], names: Sequence[str]) -> Tensor:

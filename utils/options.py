@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.loss import GAMMA, LOSSES
 from utils.precision import PRECISIONS
 from utils.stages import STAGES
 from utils.tiling import MIN_OVERLAP
@@ -17,36 +18,39 @@ FROM_CHECKPOINT = {
     "normalize": "none",
     "min_overlap": MIN_OVERLAP,
 }
-"""Options that a checkpoint records. Not given, they take its value, and these where there is none."""
+"""Options that a checkpoint records. Not given, they take its value; where there is none, the data set's, or these."""
 
 POSITIVE = ("batch_size", "sub_batch_size", "num_epochs", "n_class", "size_g", "size_p", "max_pixels", "max_bad_steps")
-NOT_NEGATIVE = ("lr", "lamb_fmreg", "num_workers", "min_overlap", "seed", "save_every", "early_stopping")
+NOT_NEGATIVE = ("lr", "gamma", "lamb_fmreg", "num_workers", "min_overlap", "seed", "save_every", "early_stopping")
 
 MOST_CLASSES = 255
 LONGEST_SIDE = 1 << 15
 """Pixels; what no `--size_g` or `--size_p` can sensibly be, lest a damaged checkpoint asks for terabytes."""
 
 
-def build_parser(backbones: tuple[str, ...], normalizations: tuple[str, ...], splits: tuple[str, ...]):
+def build_parser(backbones: tuple[str, ...], normalizations: tuple[str, ...], data_sets: tuple[str, ...]):
     """The parser of `train_deep_globe.py`; what other floors name (backbones, ...) is passed in."""
     parser = argparse.ArgumentParser(
         prog="train_deep_globe.py",
-        description="Train or evaluate GLNet on DeepGlobe.\nModes: 1 global, 2 global to local, 3 local to global.",
+        description="Train or evaluate GLNet.\nModes: 1 global, 2 global to local, 3 local to global.",
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
     )
     _add_run(parser)
+    _add_data(parser, data_sets)
     _add_files(parser)
     _add_network(parser, backbones, normalizations)
     _add_training(parser)
     _add_computing(parser)
     _add_safety(parser)
-    _add_evaluation(parser, splits)
+    _add_evaluation(parser)
     return parser
 
 
-def _recorded(name: str) -> str:
-    return f"(default: the checkpoint's, else {FROM_CHECKPOINT[name]})"
+def _recorded(name: str, data_sets: str = "") -> str:
+    """Where the default is from; `data_sets`: which of them have which one, where it is theirs to say."""
+    theirs = f"the data set's: {data_sets}" if data_sets else ""
+    return f"(default: the checkpoint's, else {theirs}{FROM_CHECKPOINT[name]})"
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -89,11 +93,32 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_data(parser: argparse.ArgumentParser, data_sets: tuple[str, ...]) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        choices=data_sets,
+        default="deep_globe",
+        help="what lies at --data_path; folder: images of your own, as a JSON file says that\n"
+        "`python -m dataset.describe` writes (default: %(default)s)",
+    )
+    group.add_argument(
+        "--data_path",
+        type=Path,
+        default=Path("data"),
+        help="the data set's folder; of folder the JSON file, or the folder that holds it (default: data)",
+    )
+    group.add_argument(
+        "--split_lists",
+        type=Path,
+        metavar="DIR",
+        help="inria, isic: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
+    )
+    group.add_argument("--split_seed", type=int, help="isic: seed of the split by hash (default: 0)")
+
+
 def _add_files(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files")
-    group.add_argument(
-        "--data_path", type=Path, default=Path("data"), help="DeepGlobe, in either layout (default: data)"
-    )
     group.add_argument(
         "--model_path", type=Path, default=Path("saved_models"), help="folder of checkpoints (default: saved_models)"
     )
@@ -111,9 +136,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def _add_network(parser: argparse.ArgumentParser, backbones: tuple[str, ...], normalizations: tuple[str, ...]) -> None:
     group = parser.add_argument_group("network and geometry")
-    group.add_argument("--n_class", type=int, help=f"number of classes {_recorded('n_class')}")
+    group.add_argument("--n_class", type=int, help=f"number of classes {_recorded('n_class', 'deep_globe ')}")
     group.add_argument("--size_g", type=int, help=f"side of the shrunk image, in pixels {_recorded('size_g')}")
-    group.add_argument("--size_p", type=int, help=f"side of a patch, in pixels {_recorded('size_p')}")
+    group.add_argument(
+        "--size_p", type=int, help=f"side of a patch, in pixels {_recorded('size_p', 'inria 536, others ')}"
+    )
     group.add_argument(
         "--min_overlap",
         type=int,
@@ -141,10 +168,33 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     epochs = ", ".join(f"{s.epochs} in mode {s.number}" for s in STAGES.values())
     rates = ", ".join(f"{s.lr:g} in mode {s.number}" for s in STAGES.values())
     group.add_argument(
-        "--batch_size", type=int, default=6, help="images in a step, all processes together (default: 6)"
+        "--init_from",
+        type=Path,
+        metavar="FILE",
+        help="start mode 1 from this checkpoint, ours or released, which may have other classes: heads and\n"
+        "ensemble are new, all else is kept, and --backbone_weights are not read",
+    )
+    group.add_argument(
+        "--batch_size", type=int, help="images in a step, all processes together (default: inria: 4, else 6)"
     )
     group.add_argument("--num_epochs", type=int, help=f"(default: {epochs})")
     group.add_argument("--lr", type=float, help=f"base learning rate (default: {rates})")
+    group.add_argument(
+        "--loss",
+        choices=LOSSES,
+        default=LOSSES[0],
+        help="focal, cross-entropy, Lovasz-softmax, or a sum (default: %(default)s, as released)",
+    )
+    group.add_argument(
+        "--gamma", type=float, default=GAMMA, help="of the focal loss; 0 is cross-entropy (default: %(default)g)"
+    )
+    group.add_argument(
+        "--class_weights",
+        type=float,
+        nargs="+",
+        metavar="W",
+        help="one number for each class, by which its pixels count in the loss (default: all alike)",
+    )
     group.add_argument(
         "--lamb_fmreg",
         type=float,
@@ -207,10 +257,10 @@ def _add_computing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cudnn_benchmark", action="store_true", help="CUDA: search for the fastest convolutions first")
 
 
-def _add_evaluation(parser: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument(
-        "--split", choices=splits, default="crossvali", help="what --evaluation reads (default: crossvali)"
+        "--split", help="what --evaluation reads (default: the data set's validation: crossvali, else val)"
     )
     group.add_argument(
         "--tta",
@@ -259,6 +309,9 @@ def check(options: argparse.Namespace) -> None:
             )
     if options.tta != "none" and not options.evaluation:
         raise InputError(f"--tta {options.tta} goes with --evaluation")
+    if options.init_from and (options.evaluation or stage.number > 1):
+        other = "evaluation" if options.evaluation else f"mode {stage.number}"
+        raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
     if options.resume != "off" and (options.evaluation or options.overwrite):

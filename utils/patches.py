@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.canvas import Ids
+from utils.loss import Loss, build_loss
 from utils.precision import lay_out
 from utils.resize import shrink_label
 from utils.sources import Held, Source
@@ -27,6 +28,7 @@ class Settings:
     size_p: int = 508
     sub_batch_size: int = 6
     min_overlap: int = MIN_OVERLAP
+    loss: Loss = field(default_factory=build_loss)
     lamb_fmreg: float = 0.15
     normalize: str = "none"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

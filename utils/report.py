@@ -12,7 +12,7 @@ import torch
 
 from utils.classes import Classes
 from utils.files import replacing
-from utils.metrics import ConfusionMatrix
+from utils.metrics import Scores
 
 PREDICTIONS = ("global", "local", "ensemble")
 """The predictions that may exist, in the order of every table; mode 1 has the first only."""
@@ -39,13 +39,14 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def scores(classes: Classes, matrices: Mapping[str, ConfusionMatrix]) -> dict[str, dict[str, Any]]:
-    """`iou`, `mIoU` and `mIoU_all` of each prediction that there is; see `evaluation_record`."""
+def scores(classes: Classes, matrices: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
+    """`iou`, `mIoU`, `mIoU_all` and the measures of each prediction that there is; see `evaluation_record`."""
     return {
         name: {
             "iou": [_number(value) for value in matrices[name].iou()],
             "mIoU": _number(matrices[name].mean_iou(classes.left_out)),
             "mIoU_all": _number(matrices[name].mean_iou(())),
+            **{measure: _number(value) for measure, value in matrices[name].measures().items()},
         }
         for name in PREDICTIONS
         if name in matrices
@@ -55,23 +56,24 @@ def scores(classes: Classes, matrices: Mapping[str, ConfusionMatrix]) -> dict[st
 def evaluation_record(
     mode: int,
     classes: Classes,
-    matrices: Mapping[str, ConfusionMatrix],
+    matrices: Mapping[str, Scores],
     images: int,
     seconds_per_image: float,
     peak_memory_mb: float,
 ) -> dict[str, Any]:
     """What an evaluation found, in types that JSON knows.
 
-    `matrices` maps "global", "local" and "ensemble", as far as they exist, to confusion matrices that counted the same
-    pixels. Each gives `iou`, one number in 0..1 per class and None for a class that is neither true nor predicted;
-    `mIoU`, their mean without `classes.left_out`, where None counts 0; and `mIoU_all`, the mean with every class.
-    `share` is each class's part of the labelled pixels.
+    `matrices` maps "global", "local" and "ensemble", as far as they exist, to scores that counted the same pixels. Each
+    gives `iou`, one number in 0..1 per class and None for a class that is neither true nor predicted; `mIoU`, their
+    mean without `classes.left_out`, where None counts 0; `mIoU_all`, the mean with every class; and what
+    `classes.measures` names. `share` is each class's part of the labelled pixels.
     """
     truth = next(iter(matrices.values())).counts.sum(1).tolist()
     return {
         "mode": mode,
         "classes": list(classes.names),
         "left_out": [classes.names[k] for k in classes.left_out],
+        "measures": list(classes.measures),
         "share": [count / max(1, sum(truth)) for count in truth],
         "images": images,
         "seconds_per_image": seconds_per_image,
@@ -100,6 +102,8 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     yield (f"mIoU (without {left_out})" if left_out else "mIoU", "", *(_per_cent(s["mIoU"]) for s in found))
     if left_out:
         yield (f"mIoU with {left_out}", "", *(_per_cent(s["mIoU_all"]) for s in found))
+    for measure in record["measures"]:
+        yield (measure.replace("_", " "), "", *(_per_cent(s[measure]) for s in found))
 
 
 def evaluation_table(record: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ class Stage:
     """One stage, which is also one mode of evaluation.
 
     `trains` and `uses` name children of GLNet; `starts_from` names the options that it needs to start, `reads`
-    the one whose file it evaluates. `predictions` are what it predicts, the headline last; `terms` those of its loss.
+    the one whose file it evaluates. `predictions` are what it predicts, the headline last; `supervised` those of them
+    that the loss sees, and `other_terms` what else is in it.
     """
 
     number: int
@@ -20,13 +21,14 @@ class Stage:
     starts_from: tuple[str, ...]
     reads: str
     predictions: tuple[str, ...]
-    terms: tuple[str, ...]
+    supervised: tuple[str, ...]
+    other_terms: tuple[str, ...] = ()
 
 
 STAGES = {
     stage.number: stage
     for stage in (
-        Stage(1, "global", ("global_",), ("global_",), 5e-5, 120, (), "path_g", ("global",), ("focal_global",)),
+        Stage(1, "global", ("global_",), ("global_",), 5e-5, 120, (), "path_g", ("global",), ("global",)),
         Stage(
             2,
             "global2local",
@@ -37,7 +39,8 @@ STAGES = {
             ("path_g",),
             "path_g2l",
             ("global", "local", "ensemble"),
-            ("focal_local", "focal_ensemble", "fmreg"),
+            ("local", "ensemble"),
+            ("fmreg",),
         ),
         Stage(
             3,
@@ -49,7 +52,7 @@ STAGES = {
             ("path_g2l",),
             "path_l2g",
             ("global", "local", "ensemble"),
-            ("focal_global", "focal_ensemble"),
+            ("global", "ensemble"),
         ),
     )
 }

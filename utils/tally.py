@@ -6,20 +6,27 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from utils.canvas import Ids
-from utils.metrics import ConfusionMatrix
+from utils.classes import Classes
+from utils.metrics import Scores
 from utils.stages import Stage
 
 
 class Tally:
-    """A confusion matrix for each prediction of a stage."""
+    """The scores of each prediction of a stage; a number of `classes` stands for as many numbered ones."""
 
-    def __init__(self, stage: Stage, n_class: int) -> None:
-        self.matrices = {name: ConfusionMatrix(n_class) for name in stage.predictions}
+    def __init__(self, stage: Stage, classes: Classes | int) -> None:
+        classes = Classes.generic(classes) if isinstance(classes, int) else classes
+        self.matrices = {name: Scores(classes) for name in stage.predictions}
         self.headline = stage.predictions[-1]
 
     def count(self, label: Tensor, predictions: Mapping[str, Ids]) -> None:
         for name, prediction in predictions.items():
             self.matrices[name].update(label, prediction.ids)
+
+    def mean_iou(self) -> float:
+        """The headline's, without the classes that are left out."""
+        matrix = self.matrices[self.headline]
+        return matrix.mean_iou(matrix.classes.left_out)
 
     def sums(self) -> list[Tensor]:
         """All that was counted, matrix by matrix."""

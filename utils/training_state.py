@@ -15,7 +15,7 @@ from utils.errors import InputError
 from utils.files import load_torch, save_torch
 from utils.tally import Progress
 
-FORMAT, VERSION = "glnet training", 1
+FORMAT, VERSION = "glnet training", 2
 
 HARMLESS = {
     "check_data",
@@ -24,6 +24,7 @@ HARMLESS = {
     "deterministic",
     "early_stopping",
     "evaluation",
+    "init_from",
     "log_path",
     "max_bad_steps",
     "max_pixels",
@@ -39,6 +40,7 @@ HARMLESS = {
     "save_every",
     "save_predictions",
     "split",
+    "split_lists",
     "task_name",
 }
 """Options that may differ when a run goes on: they say where, how fast and how long, or what it once started from.
