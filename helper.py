@@ -202,6 +202,11 @@ class Evaluation:
     complete: bool = True
 
 
+def prepare(model: GLNet, stage: Stage, settings: Settings) -> PreparedGLNet:
+    """`model` as `stage` evaluates it, in the settings' precision and on their device; it copies what it needs."""
+    return PreparedGLNet(model.eval(), stage, Form(settings.device, PRECISIONS[settings.precision]))
+
+
 def evaluate(
     network: GLNet | PreparedGLNet,
     stage: Stage,
@@ -222,7 +227,7 @@ def evaluate(
     Another `segment` may stand in for the plain one; it takes the same.
     """
     if isinstance(network, GLNet):
-        network = PreparedGLNet(network.eval(), stage, Form(settings.device, PRECISIONS[settings.precision]))
+        network = prepare(network, stage, settings)
     tally = tally or Tally(stage, network.n_class)
     seconds, images, stopped = 0.0, 0, False
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)

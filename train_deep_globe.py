@@ -20,6 +20,7 @@ from models import checkpoint
 from models.backbone import BACKBONES, backbone_weights
 from models.checkpoint import Checkpoint, Header
 from models.glnet import GLNet
+from models.inference import PreparedGLNet
 from resuming import source
 from segmenting import segment_averaged
 from training import Job, Training
@@ -137,10 +138,10 @@ def prepare_and_run(options: argparse.Namespace, described: Description, ranks: 
     set_switches(options.tf32, options.cudnn_benchmark)
     if options.evaluation:
         data = open_data(options, described, options.split, header.size_g, header.classes)
-        model = build_model(options, stage, header, files)
-        files.clear()  # the prepared network is a copy of the model: one of them on the host is enough
+        network = helper.prepare(build_model(options, stage, header, files), stage, settings)
+        files.clear()  # the prepared network is a copy: one of them on the host is enough
         labelled = options.split not in described.unlabelled
-        run_evaluation(options, stage, model, header, settings, data, labelled, ranks)
+        run_evaluation(options, stage, network, header, settings, data, labelled, ranks)
     else:
         train_data = open_data(options, described, TRAIN, header.size_g, header.classes, augment=True)
         val_data = open_data(options, described, described.validation, header.size_g, header.classes)
@@ -311,7 +312,7 @@ def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
 def run_evaluation(
     options: argparse.Namespace,
     stage: Stage,
-    model: GLNet,
+    network: PreparedGLNet,
     header: Header,
     settings: Settings,
     data: SegmentationDataset,
@@ -336,7 +337,7 @@ def run_evaluation(
     segment = segment_averaged(TURNS[options.tta])
     title = f"evaluate {options.split}"
     tally = Tally(stage, header.classes)
-    result = helper.evaluate(model, stage, loader, settings, save, title, ranks, tally=tally, segment=segment)
+    result = helper.evaluate(network, stage, loader, settings, save, title, ranks, tally=tally, segment=segment)
     if not ranks.main:
         return
     if options.save_predictions:
