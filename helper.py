@@ -6,7 +6,7 @@ It neither parses options nor touches files; what must be saved or shown goes to
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from utils.distributed import ALONE, Ranks, join_step, learning_statistics
 from utils.loss import Loss
 from utils.patches import ImagePatches, Settings
 from utils.precision import PRECISIONS, autocast
+from utils.regions import Effort
 from utils.sources import Source
 from utils.stages import Stage
 from utils.tally import Progress, Tally
@@ -45,8 +46,9 @@ def _joint_step(
     progress: Progress,
     ranks: Ranks,
     asks: bool,
-) -> dict[str, float]:
-    """The gradients of one step of all processes, each on its `batch`; returns the loss terms and the gradient's norm.
+) -> tuple[dict[str, float], bool]:
+    """The gradients of one step of all processes, each on its `batch`; returns the loss terms and the gradient's norm,
+    and whether there was anything to learn from.
 
     All that the host must know of the step comes from the device in one transfer.
     """
@@ -56,17 +58,17 @@ def _joint_step(
     names = (*map(settings.loss.term, stage.supervised), *stage.other_terms)
     with autocast(settings.device, settings.precision):
         terms = STEPS[stage.number](model, batch, settings, progress.tally) if batch else {}
-    counts = torch.tensor([len(batch), asks], dtype=torch.float32)
+    counts = torch.tensor([len(batch), asks, bool(terms)], dtype=torch.float32)
     losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in names]
     numbers = torch.cat([torch.stack(losses), counts.to(settings.device)])
-    join_step(ranks, learned, learning_statistics(model), numbers, active=bool(batch))
+    join_step(ranks, learned, learning_statistics(model), numbers, active=bool(terms))
     settings.scaler.unscale_(optimizer)
-    norm = torch.stack([torch.linalg.vector_norm(p.grad) for p in learned if p.grad is not None]).norm()
-    *values, images, asked, norm = torch.cat([numbers, norm[None]]).tolist()
+    norm = torch.stack([torch.linalg.vector_norm(p.grad) for p in learned]).norm()
+    *values, images, asked, active, norm = torch.cat([numbers, norm[None]]).tolist()
     progress.images += int(images)
     progress.asked = asked > 0
-    losses = dict(zip(names, values, strict=True))
-    return {**{f"loss/{k}": v for k, v in losses.items()}, "loss/total": sum(values), "gradient_norm": norm}
+    losses = {f"loss/{name}": value for name, value in zip(names, values, strict=True)}
+    return {**losses, "loss/total": sum(values), "gradient_norm": norm}, active > 0
 
 
 def train_one_epoch(
@@ -85,7 +87,8 @@ def train_one_epoch(
     """Train on every batch of `loader`; one optimizer step a batch, one schedule step after it.
 
     Of several processes each gets its part of every batch, which may be empty. A step whose loss or gradient is not
-    finite is skipped: weights, norm statistics and metric stay as they were.
+    finite is skipped: weights, norm statistics and metric stay as they were. So do the weights where a batch holds
+    nothing to learn from (coarse to fine, images without foreground).
 
     After each step, when everything stands as it may be saved, `on_step` gets the step's loss terms, their sum
     (`loss/total`), `gradient_norm` and `learning_rate`; it ends the epoch by raising. `progress` is kept up to date,
@@ -100,15 +103,19 @@ def train_one_epoch(
     for batch in bar:
         optimizer.zero_grad(set_to_none=True)
         before = [tensor.clone() for tensor in (*statistics, *progress.tally.sums())]
-        values = _joint_step(model, stage, batch, settings, optimizer, progress, ranks, asks())
+        values, active = _joint_step(model, stage, batch, settings, optimizer, progress, ranks, asks())
         values["learning_rate"] = scheduler.get_last_lr()[0]
         progress.batches += 1
-        if all(map(math.isfinite, values.values())):
-            settings.scaler.step(optimizer)
+        finite = all(map(math.isfinite, values.values()))
+        if finite:
             progress.loss += (values["loss/total"] - progress.loss) / (progress.batches - progress.skipped)
         else:
             progress.skipped += 1
-            for tensor, old in zip((*statistics, *progress.tally.sums()), before, strict=True):
+        if finite and active:
+            settings.scaler.step(optimizer)
+        else:  # what was counted stands where there was nothing to learn from
+            moved = statistics if finite else [*statistics, *progress.tally.sums()]
+            for tensor, old in zip(moved, before, strict=False):
                 tensor.copy_(old)
         settings.scaler.update()
         scheduler.step()
@@ -128,31 +135,42 @@ def segment(
     settings: Settings,
     sinks: Mapping[str, Sink],
     on_patches: Callable[[int], None] | None = None,
-) -> None:
+    means: bool = False,
+) -> Effort:
     """Segment one image as `stage` does. The network is in evaluation mode and on the settings' device.
 
     `image` is a source of any size, or (3, H, W) uint8; `global_image` (3, size_g, size_g) uint8, the same image
-    shrunk. The scores of each prediction named in `sinks` (of `stage.predictions`) go to its sink; nothing else is
-    computed. `on_patches` is told how many patches are done.
+    shrunk. The scores of each prediction named in `sinks` (of `stage.predictions`) go to its sink, sums over patches or
+    their `means`; nothing else is computed. `on_patches` is told how many patches are done. Returns how much was looked
+    at: coarse to fine, the local branch works where the global branch found something. Elsewhere local and ensemble
+    predictions are background; where it found nothing at all, every prediction is its own.
     """
     whole = ImagePatches(image, None, settings, on_patches)
     x = settings.to_input(global_image[None])
-    canvases = {name: ScoreCanvas(whole.grid, sinks[name]) for name in ("local", "ensemble") if name in sinks}
-    if stage.number == 3:
-        logits = _segment_refined(network, x, whole, canvases, "global" in sinks)
-    else:
-        logits = _segment_context(network, x, whole, canvases, "global" in sinks)
-    if "global" in sinks:
-        enlarge(logits, whole.size, sinks["global"])
+    logits = (_segment_refined if stage.number == 3 else _segment_context)(network, x, whole, sinks, means)
+    for name, sink in sinks.items():
+        if name == "global" or not whole.boxes:
+            enlarge(logits, whole.size, sink)
+    return whole.effort()
+
+
+def _canvases(whole: ImagePatches, sinks: Mapping[str, Sink], means: bool) -> dict[str, ScoreCanvas]:
+    """For the predictions that are made of patches."""
+    return {name: whole.canvas(sinks[name], means) for name in ("local", "ensemble") if name in sinks}
 
 
 def _segment_context(
-    network: GLNet | PreparedGLNet, x: Tensor, whole: ImagePatches, canvases: Mapping[str, ScoreCanvas], logits: bool
+    network: GLNet | PreparedGLNet, x: Tensor, whole: ImagePatches, sinks: Mapping[str, Sink], means: bool
 ) -> Tensor | None:
-    """Stages 1 and 2: the global branch, and where `canvases` ask for them the patches; returns the global logits."""
-    local, ensemble = "local" in canvases, "ensemble" in canvases
-    seen = network.read_whole(x, logits=logits, context=bool(canvases), ensemble=ensemble)
-    for patches, x_p in whole if canvases else ():
+    """Stages 1 and 2: the global branch, and where `sinks` ask for them the patches; returns the global logits."""
+    local, ensemble = "local" in sinks, "ensemble" in sinks
+    patched = local or ensemble
+    coarse = whole.looks and patched
+    seen = network.read_whole(x, logits=coarse or "global" in sinks, context=patched, ensemble=ensemble)
+    if coarse:
+        whole.look(seen.logits)
+    canvases = _canvases(whole, sinks, means)
+    for patches, x_p in whole if patched else ():
         maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble)
         if local:
             canvases["local"].add(maps.logits, patches)
@@ -162,16 +180,21 @@ def _segment_context(
 
 
 def _segment_refined(
-    network: GLNet | PreparedGLNet, x: Tensor, whole: ImagePatches, canvases: Mapping[str, ScoreCanvas], logits: bool
+    network: GLNet | PreparedGLNet, x: Tensor, whole: ImagePatches, sinks: Mapping[str, Sink], means: bool
 ) -> Tensor | None:
-    """Stage 3: patches, then the refined branch on their merged maps; returns the refined logits.
+    """Stage 3: patches, then the refined branch on their merged maps; returns the refined logits, or those of the
+    global branch where it found nothing to look at.
 
     The local half of the ensemble is applied while a patch is at hand, so that n_class channels are kept of it, on the
     host, as of its logits: what the device holds does not grow with the number of patches, and canvases are made when
     the maps that the branches share are gone.
     """
-    local, ensemble = "local" in canvases, "ensemble" in canvases
-    seen = network.read_whole(x, logits=False, context=True, ensemble=False)
+    local, ensemble = "local" in sinks, "ensemble" in sinks
+    seen = network.read_whole(x, logits=whole.looks, context=True, ensemble=False)
+    if whole.looks:
+        whole.look(seen.logits)
+        if not whole.boxes:
+            return seen.logits
     mosaic = Mosaic([whole.grid], seen.context)
     kept = []
     for patches, x_p in whole:
@@ -179,8 +202,9 @@ def _segment_refined(
         maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble, see=merge)
         kept.append((patches, *(None if scores is None else scores.cpu() for scores in (maps.logits, maps.half))))
     del seen
-    refined = network.refine(x, mosaic.merged(), logits=logits, ensemble=ensemble)
+    refined = network.refine(x, mosaic.merged(), logits="global" in sinks, ensemble=ensemble)
     del mosaic
+    canvases = _canvases(whole, sinks, means)
     for patches, scores, _ in kept if local else ():
         canvases["local"].add(scores.to(whole.settings.device), patches)
     for patches, _, half in kept if ensemble else ():
@@ -193,12 +217,14 @@ def _segment_refined(
 class Evaluation:
     """What an evaluation found: the metric of each prediction, and the mean seconds of segmenting one image.
 
-    Of several processes each has the same, of all images together. `complete` is False where one was told to stop.
+    Of several processes each has the same, of all images together. `effort` is how much of them was looked at.
+    `complete` is False where one was told to stop.
     """
 
     tally: Tally
     images: int
     seconds_per_image: float
+    effort: Effort = field(default_factory=Effort)
     complete: bool = True
 
 
@@ -217,7 +243,7 @@ def evaluate(
     ranks: Ranks = ALONE,
     stops: Callable[[], bool] = lambda: False,
     tally: Tally | None = None,
-    segment: Callable[..., None] = segment,
+    segment: Callable[..., Effort] = segment,
 ) -> Evaluation:
     """Segment every image of `loader` and count it against its label; GLNet itself is prepared for inference first.
 
@@ -229,12 +255,12 @@ def evaluate(
     if isinstance(network, GLNet):
         network = prepare(network, stage, settings)
     tally = tally or Tally(stage, network.n_class)
-    seconds, images, stopped = 0.0, 0, False
+    seconds, images, stopped, effort = 0.0, 0, False, Effort()
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
         start = time.perf_counter()
         found = {name: Ids(tuple(sample.image.shape[-2:]), settings.device) for name in stage.predictions}
-        segment(network, stage, sample.image, sample.global_image, settings, found)
+        effort += segment(network, stage, sample.image, sample.global_image, settings, found)
         if sample.label is not None:
             tally.count(settings.send(sample.label), found)
         if settings.device.type == "cuda":
@@ -247,6 +273,7 @@ def evaluate(
         if stopped := stops():
             break
     seconds, images, stopped = (sum(parts) for parts in zip(*ranks.gather((seconds, images, stopped)), strict=True))
+    effort = sum(ranks.gather(effort), Effort())
     for counts in tally.sums():
         ranks.sum_([counts])
-    return Evaluation(tally, images, seconds / max(images, 1), complete=not stopped)
+    return Evaluation(tally, images, seconds / max(images, 1), effort, complete=not stopped)

@@ -158,7 +158,7 @@ class Prediction:
         try:
             with (
                 open_source(task.image, self.choice.bands, self.choice.stretch) as source,
-                tqdm(total=patches, desc=task.image.name, unit="patch", leave=False, disable=not patches) as bar,
+                tqdm(total=patches, desc=task.image.name, unit="patch", leave=False, disable=patches == 0) as bar,
             ):
                 if not ranks.main:
                     segment_any(self.method, source, lambda top, rows: None, False, None, ranks, parts)

@@ -20,28 +20,12 @@ from utils.canvas import Ids, Sink
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.patches import Settings
+from utils.regions import Effort
 from utils.scenes import BAND, SCENE_SIZE, Emit, Rows, SceneCanvas, scene_grid
 from utils.sources import Held, Part, Source, Turned, hold
 from utils.stages import Stage
 from utils.tiling import Box, PatchGrid, Size
 from utils.turns import TURNS, Turn
-
-
-class Mean:
-    """A sink that divides the sums of patches' scores by how many patches cover each pixel, and passes them on."""
-
-    def __init__(self, grid: PatchGrid, sink: Sink) -> None:
-        self.rows, self.columns = grid.rows.counts(), grid.columns.counts()
-        self.sink = sink
-
-    def __call__(self, top: int, scores: Tensor) -> None:
-        counts = torch.outer(self.rows[top : top + scores.shape[1]], self.columns)
-        self.sink(top, scores / counts.to(scores.device))
-
-
-def _mean_of(name: str, size: Size, settings: Settings, sink: Sink) -> Sink:
-    """A sink of the sums of prediction `name` that gives `sink` their mean: the global one covers each pixel once."""
-    return sink if name == "global" else Mean(PatchGrid.cover(size, settings.size_p, settings.min_overlap), sink)
 
 
 class _TurnedBack:
@@ -67,29 +51,30 @@ def segment_turned(
     sinks: Mapping[str, Sink],
     turns: tuple[Turn, ...] = TURNS["none"],
     on_patches: Callable[[int], None] | None = None,
-) -> None:
+    means: bool = False,
+) -> Effort:
     """Segment `source` as `stage` does, averaged over `turns` of the image itself.
 
-    With one turn, `sinks` get what `segment` gives: sums over the patches. With several they get the mean over turns of
-    the mean over the patches, all of which is held on the host. `on_patches` is told how many patches are done.
+    With one turn, this is `segment`: `sinks` get sums over the patches, or their `means`. With several they get the
+    mean over turns of the mean over the patches, all of which is held on the host. `on_patches` is told how many
+    patches are done. Returns how much was looked at, in all turns together.
     """
     if len(turns) == 1:
         image = Turned(source, turns[0]) if turns[0] != Turn() else source
-        segment(network, stage, image, shrink(image, (size_g, size_g)), settings, sinks, on_patches)
-        return
+        return segment(network, stage, image, shrink(image, (size_g, size_g)), settings, sinks, on_patches, means)
     totals: dict[str, Tensor] = {}
+    effort = Effort()
     for turn in turns:
         turned = Turned(source, turn)
-        back = {
-            name: _mean_of(name, turned.size, settings, _TurnedBack(turn, source.size, totals, name)) for name in sinks
-        }
-        segment(network, stage, turned, shrink(turned, (size_g, size_g)), settings, back, on_patches)
+        back = {name: _TurnedBack(turn, source.size, totals, name) for name in sinks}
+        effort += segment(network, stage, turned, shrink(turned, (size_g, size_g)), settings, back, on_patches, True)
     for name, sink in sinks.items():
         for top in range(0, source.size[0], BAND):
             sink(top, (totals[name][:, top : top + BAND] / len(turns)).to(settings.device))
+    return effort
 
 
-def segment_averaged(turns: tuple[Turn, ...]) -> Callable[..., None]:
+def segment_averaged(turns: tuple[Turn, ...]) -> Callable[..., Effort]:
     """`helper.segment`, averaged over `turns`, for evaluation; with one turn `helper.segment` itself."""
     if turns == TURNS["none"]:
         return segment
@@ -101,8 +86,8 @@ def segment_averaged(turns: tuple[Turn, ...]) -> Callable[..., None]:
         global_image: Tensor,
         settings: Settings,
         sinks: Mapping[str, Sink],
-    ) -> None:
-        segment_turned(network, stage, Held(image), global_image.shape[-1], settings, sinks, turns)
+    ) -> Effort:
+        return segment_turned(network, stage, Held(image), global_image.shape[-1], settings, sinks, turns)
 
     return averaged
 
@@ -122,17 +107,19 @@ class Method:
     def headline(self) -> str:
         return self.stage.predictions[-1]
 
-    def patches(self, size: Size) -> int:
-        """How many patches are segmented of an image of `size`, in mode 1 none."""
+    def patches(self, size: Size) -> int | None:
+        """How many patches are segmented of an image of `size`, in mode 1 none; None where that depends on it."""
         if self.stage.number == 1:
             return 0
+        if self.settings.coarse_to_fine is not None:
+            return None
         scenes = scene_grid(size, self.scene_size)
         grid = PatchGrid.cover(scenes.patch, self.settings.size_p, self.settings.min_overlap)
         return len(scenes) * len(self.turns) * len(grid)
 
-    def sums(self, source: Source, sink: Sink, on_patches: Callable[[int], None] | None) -> None:
+    def scores(self, source: Source, sink: Sink, on_patches: Callable[[int], None] | None, means: bool) -> Effort:
         """The scores of a scene: what `segment_turned` gives."""
-        segment_turned(
+        return segment_turned(
             self.network,
             self.stage,
             hold(source),
@@ -141,15 +128,8 @@ class Method:
             {self.headline: sink},
             self.turns,
             on_patches,
+            means,
         )
-
-    def means(self, source: Source, sink: Sink, on_patches: Callable[[int], None] | None) -> None:
-        """The scores of a scene, divided by how many patches cover a pixel."""
-        self.sums(source, self.mean_sink(source.size, sink), on_patches)
-
-    def mean_sink(self, size: Size, sink: Sink) -> Sink:
-        """A sink for `sums` that gives `sink` means."""
-        return sink if len(self.turns) > 1 else _mean_of(self.headline, size, self.settings, sink)
 
 
 def reduce_scores(scores: Tensor, probabilities: bool) -> Rows:
@@ -158,25 +138,6 @@ def reduce_scores(scores: Tensor, probabilities: bool) -> Rows:
     ids(0, scores)
     shares = scores.float().softmax(0).half().cpu() if probabilities else None
     return Rows(ids.ids.cpu(), shares)
-
-
-class _OneScene:
-    """A sink for the sums of a single scene: ids are those of the sums themselves, as in evaluation."""
-
-    def __init__(self, method: Method, size: Size, emit: Emit, probabilities: bool) -> None:
-        self.emit = emit
-        self.means = method.mean_sink(size, self._keep) if probabilities else None
-        self.kept: Tensor | None = None
-
-    def _keep(self, top: int, scores: Tensor) -> None:
-        self.kept = reduce_scores(scores, True).probabilities
-
-    def __call__(self, top: int, scores: Tensor) -> None:
-        rows = reduce_scores(scores, False)
-        if self.means is not None:
-            self.means(top, scores)
-            rows.probabilities = self.kept
-        self.emit(top, rows)
 
 
 @torch.inference_mode()
@@ -188,16 +149,23 @@ def segment_any(
     on_patches: Callable[[int], None] | None = None,
     ranks: Ranks = ALONE,
     folder: Path | None = None,
-) -> None:
-    """Segment an image of any size; `emit` gets its rows as they become final.
+) -> Effort:
+    """Segment an image of any size; `emit` gets its rows as they become final. Returns how much was looked at.
+
+    Without `probabilities` the ids of a single scene are those of sums over patches, as in evaluation. Everything else
+    is of means over patches, whose ids are the same up to ties by rounding.
 
     Processes share the scenes of one image: all must call this, the main one alone emits, and the others leave scores
     in `folder`, which all see. Raises InputError, in all of them, where one cannot read.
     """
     grid = scene_grid(source.size, method.scene_size)
     if len(grid) == 1:
-        method.sums(source, _OneScene(method, source.size, emit, probabilities), on_patches)
-        return
+
+        def pass_on(top: int, scores: Tensor) -> None:
+            emit(top, reduce_scores(scores, probabilities))
+
+        return method.scores(source, pass_on, on_patches, means=probabilities)
+    effort = Effort()
     canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
     boxes = grid.boxes()
     for first in range(0, len(boxes), ranks.world):
@@ -207,10 +175,10 @@ def segment_any(
                 scene = Part(source, boxes[own])
                 if ranks.main:
                     canvas.begin(own)
-                    method.means(scene, canvas, on_patches)
+                    effort += method.scores(scene, canvas, on_patches, means=True)
                 else:
                     with ScoreFile(folder, own) as scores:
-                        method.means(scene, scores, on_patches)
+                        effort += method.scores(scene, scores, on_patches, means=True)
         except InputError as error:
             failure = str(error), error.kind
         if failures := [one for one in ranks.gather(failure) if one]:
@@ -218,6 +186,7 @@ def segment_any(
         for other in range(first + 1, min(first + ranks.world, len(boxes))) if ranks.main else ():
             canvas.begin(other)
             ScoreFile.replay(folder, other, canvas)
+    return sum(ranks.gather(effort), Effort())
 
 
 class ScoreFile:

@@ -10,7 +10,7 @@ from dataset.base import Sample
 from models.glnet import GLNet, spread_crop
 from models.pyramid import Pyramid
 from models.sharing import Mosaic, crop_global, crop_pyramid
-from utils.canvas import Ids, ScoreCanvas, enlarge
+from utils.canvas import Ids, enlarge
 from utils.patches import ImagePatches, Settings
 from utils.tally import Tally
 
@@ -56,10 +56,12 @@ def step_global2local(model: GLNet, batch: list[Sample], settings: Settings, tal
         image = ImagePatches(sample.image, sample.label, settings)
         with torch.no_grad():
             logits_g, context = model.global_(global_inputs([sample], settings))
+        if image.looks and not _look(image, logits_g, tally):
+            continue
         taps = model.ensemble.global_taps(context.ps3)
         leaf = taps.detach().requires_grad_()
         found = {name: image.ids() for name in tally.matrices}
-        canvases = {name: ScoreCanvas(image.grid, found[name]) for name in ("local", "ensemble")}
+        canvases = {name: image.canvas(found[name]) for name in ("local", "ensemble")}
         for patches, x in image:
             terms, scores = _local_terms(model, x, context, leaf, image, patches, settings)
             settings.scaler.scale(sum(terms.values())).backward()
@@ -70,6 +72,20 @@ def step_global2local(model: GLNet, batch: list[Sample], settings: Settings, tal
         enlarge(logits_g, image.size, found["global"])
         tally.count(image.label, found)
     return total
+
+
+def _look(image: ImagePatches, coarse: Tensor, tally: Tally) -> bool:
+    """Whether there is something to look at in `image`, coarse to fine, to whose patches it is then confined.
+
+    Where there is nothing, the `coarse` logits of the global branch are every prediction, and counted.
+    """
+    image.look(coarse)
+    if image.boxes:
+        return True
+    ids = image.ids()
+    enlarge(coarse, image.size, ids)
+    tally.count(image.label, dict.fromkeys(tally.matrices, ids))
+    return False
 
 
 def _local_terms(
@@ -117,10 +133,12 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
     of_images = (x.detach().split(1) for x in (taps, gradient, logits_g))
     for maps, whole, gathered, scores in zip(kept, *of_images, strict=True):
         image = images.pop(0)
+        if not image.boxes:
+            continue
         leaf = whole.clone().requires_grad_()
         leaf.grad = gathered
         found = {"ensemble": image.ids(), "global": image.ids()}
-        canvas = ScoreCanvas(image.grid, found["ensemble"])
+        canvas = image.canvas(found["ensemble"])
         for patches, ps3 in zip(image.grid.sub_batches(settings.sub_batch_size), maps, strict=True):
             half = model.ensemble.local_half(ps3.to(settings.device))
             ensemble = half + spread_crop(leaf, image.grid, patches, half)
@@ -130,7 +148,7 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
             canvas.add(ensemble.detach(), patches)
         enlarge(scores, image.size, found["global"])
         tally.count(image.label, found)
-    del image, found, canvas
+    image = found = canvas = None  # not `del`: of images without patches there were none
     torch.autograd.backward([settings.scaler.scale(loss), taps], [None, gradient])
     return total
 
@@ -139,14 +157,24 @@ def step_local2global(model: GLNet, batch: list[Sample], settings: Settings, tal
 def _local_maps(
     model: GLNet, inputs: Tensor, images: list[ImagePatches], tally: Tally
 ) -> tuple[Pyramid, list[list[Tensor]]]:
-    """The merged local maps of a batch, and of each image the local ps3 of each sub-batch, kept on the host."""
+    """The merged local maps of a batch, and of each image the local ps3 of each sub-batch, kept on the host.
+
+    Coarse to fine, images are first confined to where there is something; where there is nothing, merged maps are 0.
+    """
+    for x, image in zip(inputs.split(1), images, strict=True):
+        if image.looks:
+            _look(image, model.global_.logits(x), tally)
+    if not any(image.boxes for image in images):
+        return model.global_.context(inputs).map(torch.zeros_like), [[] for _ in images]
     mosaic, kept = None, []
     for i, (x, image) in enumerate(zip(inputs.split(1), images, strict=True)):
+        kept.append([])
+        if not image.boxes:
+            continue
         context = model.global_.context(x)
         mosaic = mosaic or Mosaic([image.grid for image in images], context)
         ids = image.ids()
-        canvas = ScoreCanvas(image.grid, ids)
-        kept.append([])
+        canvas = image.canvas(ids)
         for patches, x_p in image:
             logits, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
             pyramid.show(partial(mosaic.add, i, patches))

@@ -13,7 +13,7 @@ from models.pyramid import Pyramid, See
 from models.regulariser import conv_and_distance
 from models.resized import add_taps, resize, spread, taps_of
 from models.sharing import crop_global, crop_pyramid
-from utils.tiling import PatchGrid
+from utils.tiling import Patches
 
 
 class Branch(nn.Module):
@@ -63,7 +63,7 @@ class Ensemble(nn.Conv2d):
         return self.local_half(local) + self.global_half(resize(crop, local.shape[-2:]))
 
 
-def spread_crop(taps: Tensor, grid: PatchGrid, patches: slice, half: Tensor) -> Tensor:
+def spread_crop(taps: Tensor, grid: Patches, patches: slice, half: Tensor) -> Tensor:
     """The global half of the ensemble for `patches` of `grid`, at the size of their local `half`.
 
     `taps` are those of the whole image: cropping and resizing them equals cropping and resizing ps3 first.
@@ -167,7 +167,7 @@ class GLNet(nn.Module):
         self,
         x: Tensor,
         whole: WholeMaps,
-        grid: PatchGrid,
+        grid: Patches,
         patches: slice,
         logits: bool,
         ensemble: bool,
@@ -192,6 +192,6 @@ class GLNet(nn.Module):
         found = self.refined.head(pyramid.ps3) if logits else None
         return WholeMaps(found, None, self.ensemble.global_taps(pyramid.ps3) if ensemble else None)
 
-    def join(self, half: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice) -> Tensor:
+    def join(self, half: Tensor, whole: WholeMaps, grid: Patches, patches: slice) -> Tensor:
         """The ensemble's logits of `patches` from its local `half` and the `whole` image's taps."""
         return half + spread_crop(whole.ensemble, grid, patches, half)

@@ -34,7 +34,7 @@ from models.pyramid import Levels, Pyramid, See
 from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize
 from models.sharing import crop_pyramid
 from utils.stages import Stage
-from utils.tiling import PatchGrid
+from utils.tiling import Patches
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class PreparedGLNet:
         self,
         x: Tensor,
         whole: WholeMaps,
-        grid: PatchGrid,
+        grid: Patches,
         patches: slice,
         logits: bool,
         ensemble: bool,
@@ -196,7 +196,7 @@ class PreparedGLNet:
         found, taps = self._read_ps3("refined", ps2, other.ps2, logits, ensemble)
         return WholeMaps(found, None, taps)
 
-    def join(self, half: Tensor, whole: WholeMaps, grid: PatchGrid, patches: slice) -> Tensor:
+    def join(self, half: Tensor, whole: WholeMaps, grid: Patches, patches: slice) -> Tensor:
         return half + spread_crop(whole.ensemble, grid, patches, half)
 
     def _read_ps3(

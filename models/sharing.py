@@ -10,15 +10,15 @@ from torch import Tensor
 
 from models.pyramid import Pyramid
 from models.resized import resize
-from utils.tiling import PatchGrid
+from utils.tiling import Patches
 
 
-def crop_global(x: Tensor, grid: PatchGrid, patches: slice) -> Tensor:
+def crop_global(x: Tensor, grid: Patches, patches: slice) -> Tensor:
     """What `patches` of `grid` cover on a global map `x` (1, C, H, W): (n, C, h, w), at the map's own scale."""
     return torch.cat([box.of(x) for box in grid.feature_boxes(x.shape[-2:])[patches]])
 
 
-def crop_pyramid(pyramid: Pyramid, grid: PatchGrid, patches: slice) -> Pyramid:
+def crop_pyramid(pyramid: Pyramid, grid: Patches, patches: slice) -> Pyramid:
     """What `patches` cover of an image's global pyramid, ps3 left out."""
     return pyramid.map(lambda x: crop_global(x, grid, patches))
 
@@ -30,7 +30,7 @@ class Mosaic:
     Made for these images and dropped with them.
     """
 
-    def __init__(self, grids: Sequence[PatchGrid], frame: Pyramid) -> None:
+    def __init__(self, grids: Sequence[Patches], frame: Pyramid) -> None:
         """`grids`: one for each image. `frame`: the global pyramid of any of them; only its sizes are read."""
         self.grids = grids
         self.sizes = [tuple(x.shape[-2:]) for x in frame.ps0]
@@ -49,7 +49,7 @@ class Mosaic:
         """The merged maps, (B, C, H, W) each. The sums become them, so this is the last that is asked of a mosaic.
 
         As released, sums are divided by the per-pixel patch counts *resized bilinearly* to the map, not by the true
-        count of covered cells; the published weights were trained with that.
+        count of covered cells; the published weights were trained with that. Where no patch was, maps are 0.
         """
 
         def divide(x: Tensor) -> Tensor:

@@ -66,21 +66,21 @@ def _spread(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @functools.cache
-def shared_model() -> GLNet:
+def shared_model(n_class: int = N_CLASS) -> GLNet:
     """A network in evaluation mode whose weights are spread so that logits differ by far more than rounding.
 
     All tests get the same one: to be read only.
     """
-    model, generator = build_empty_model(), torch.Generator().manual_seed(0)
+    model, generator = build_empty_model(n_class), torch.Generator().manual_seed(0)
     state = {name: _spread(name, x, generator) for name, x in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     model.learn(())
     return model.eval()
 
 
-def build_model() -> GLNet:
+def build_model(n_class: int = N_CLASS) -> GLNet:
     """A copy of `shared_model`, to be changed."""
-    return deepcopy(shared_model())
+    return deepcopy(shared_model(n_class))
 
 
 def thin_tensor(name: str, tensor: Tensor) -> Tensor:

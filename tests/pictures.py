@@ -13,6 +13,7 @@ import predict
 from models import checkpoint
 from models.inference import Form, PreparedGLNet
 from segmenting import Method
+from utils.regions import Effort
 from utils.scenes import Rows
 from utils.stages import STAGES
 from utils.tiling import Size
@@ -86,13 +87,14 @@ class PixelMethod(Method):
     def __init__(self, **changes) -> None:
         super().__init__(None, STAGES[1], build_settings(), SIDE, **changes)
 
-    def sums(self, source, sink: Callable, on_patches=None) -> None:
+    def scores(self, source, sink: Callable, on_patches=None, means: bool = False) -> Effort:
         from utils.tiling import Box
 
         height, width = source.size
         for top in range(0, height, 37):
             rows = source.read(Box(top, 0, min(37, height - top), width))
             sink(top, pixel_scores(rows))
+        return Effort()
 
 
 def pixel_scores(rows: Tensor) -> Tensor:

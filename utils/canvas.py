@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.tiling import PatchGrid, Size
+from utils.tiling import Patches, Size
 
 Sink = Callable[[int, Tensor], None]
 """Takes the first row and the scores (n_class, rows, W) of rows that are final, from the top of the image to its
@@ -36,38 +36,51 @@ class Ids:
 class ScoreCanvas:
     """The sum of patch logits, enlarged to the patches' size with torch's `nearest`, where patches overlap.
 
-    Patches come in the grid's order. As soon as no later patch reaches a row, it goes to the sink, so that only one
-    band, as high as a patch, is held. The order of additions to each pixel is that of the patches.
+    Patches come in their order. As soon as no later patch reaches a row, it goes to the sink, so that only one
+    band, as high as a patch, is held. The order of additions to each pixel is that of the patches. With `means` the
+    sums are divided by how many patches cover a pixel. `outside` are the scores of pixels that no patch covers, by
+    class; without them, all must be covered.
     """
 
-    def __init__(self, grid: PatchGrid, sink: Sink) -> None:
+    def __init__(
+        self, grid: Patches, sink: Sink, means: bool = False, outside: tuple[float, ...] | None = None
+    ) -> None:
         self.grid = grid
         self.sink = sink
-        self.row = 0  # of the grid; the band begins where this row of patches does
+        self.means, self.outside = means, outside
+        self.top = 0  # of the band, in the image
         self.band: Tensor | None = None  # (n_class, patch height, W)
 
     def add(self, logits: Tensor, patches: slice) -> None:
         """Add `logits` (n, n_class, h, w) of `patches`."""
         boxes = self.grid.boxes()
-        columns = len(self.grid.columns.starts)
         if self.band is None:
             self.band = logits.new_zeros(logits.shape[1], self.grid.patch[0], self.grid.image[1])
-        for index, scores in zip(range(len(boxes))[patches], logits.split(1), strict=True):
-            if index // columns != self.row:
-                self._finish_rows(self.grid.rows.starts[self.row + 1] - self.grid.rows.starts[self.row])
-                self.row += 1
-            left = boxes[index].left
+        for box, scores in zip(boxes[patches], logits.split(1), strict=True):
+            self._finish_rows(box.top)
             enlarged = F.interpolate(scores, size=self.grid.patch, mode="nearest")[0]
-            self.band[:, :, left : left + self.grid.patch[1]] += enlarged
+            self.band[:, :, box.left : box.left + box.width] += enlarged
         if patches.stop == len(boxes):
-            self._finish_rows(self.grid.patch[0])
+            self._finish_rows(self.grid.image[0])
             self.band = None
 
-    def _finish_rows(self, count: int) -> None:
-        self.sink(self.grid.rows.starts[self.row], self.band[:, :count])
-        remaining = self.band[:, count:].clone()
-        self.band[:, : remaining.shape[1]] = remaining
-        self.band[:, remaining.shape[1] :] = 0
+    def _finish_rows(self, end: int) -> None:
+        """Pass on the rows above `end`, and let the band begin there."""
+        while self.top < end:
+            count = min(end - self.top, self.band.shape[1])
+            self.sink(self.top, self._final(self.band[:, :count]))
+            remaining = self.band[:, count:].clone()
+            self.band[:, : remaining.shape[1]] = remaining
+            self.band[:, remaining.shape[1] :] = 0
+            self.top += count
+
+    def _final(self, rows: Tensor) -> Tensor:
+        if not self.means and self.outside is None:
+            return rows
+        counts = self.grid.counts(self.top, rows.shape[1]).to(rows.device)
+        for plane, score in zip(rows, self.outside or (), strict=False):
+            plane.masked_fill_(counts == 0, score)
+        return rows / counts.clamp_(min=1) if self.means else rows
 
 
 def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = 512) -> None:

@@ -124,14 +124,15 @@ def join_step(
 ) -> None:
     """Make one step of what each process did with its images; in place, and the same everywhere afterwards.
 
-    Gradients of `parameters` and `numbers`, float32, become sums over the processes. Running `statistics` become means
-    over the `active` processes, which had an image at least.
+    Gradients of `parameters`, 0 where there are none, and `numbers`, float32, become sums over the processes. Running
+    `statistics` become means over the `active` processes, which had something to learn from; not a number where none
+    was.
     """
-    if ranks.world == 1:
-        return
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+    if ranks.world == 1:
+        return
     count = torch.tensor([float(active)], device=ranks.device)
     for statistic in statistics:
         statistic.mul_(count)

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from utils.canvas import Ids
+from utils.canvas import Ids, ScoreCanvas, Sink
 from utils.loss import Loss, build_loss
 from utils.precision import lay_out
+from utils.regions import OUTSIDE, CoarseToFine, Effort
 from utils.resize import shrink_label
 from utils.sources import Held, Source
-from utils.tiling import MIN_OVERLAP, PatchGrid, Size
+from utils.tiling import MIN_OVERLAP, Patches, PatchGrid, Size
 
 STATISTICS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -37,6 +38,8 @@ class Settings:
     """Of float16 gradients."""
     share: float = 1.0
     """What the mean over a batch's pixels counts of this process's part of the batch; 1 where it has all of it."""
+    coarse_to_fine: CoarseToFine | None = None
+    """Where the local branch looks; everywhere where this is None."""
 
     def send(self, x: Tensor) -> Tensor:
         """`x` on the device; CUDA gets it from pinned memory, and so the host does not wait for the copy."""
@@ -71,12 +74,41 @@ class ImagePatches:
         self.on_patches = on_patches
         self.source = Held(image) if isinstance(image, Tensor) else image
         self.label = None if label is None else settings.send(label)
-        self.grid = PatchGrid.cover(self.source.size, settings.size_p, settings.min_overlap)
+        self.all = PatchGrid.cover(self.source.size, settings.size_p, settings.min_overlap)
+        self.grid: Patches = self.all
         self.boxes = self.grid.boxes()
 
     @property
     def size(self) -> Size:
-        return self.grid.image
+        return self.source.size
+
+    @property
+    def looks(self) -> bool:
+        """Whether patches are cut where there is something to `look` at, and not everywhere."""
+        return self.settings.coarse_to_fine is not None
+
+    def look(self, logits: Tensor) -> None:
+        """Keep only the patches where the coarse `logits` (1, 2, h, w) of the image say that there is something, which
+        may be none. Where there is a label, and these patches miss too much of it, it is asked instead.
+        """
+        focus = self.settings.coarse_to_fine
+        geometry = self.size, self.settings.size_p, self.settings.min_overlap
+        grid = focus.grids(focus.found(logits), *geometry)
+        if self.label is not None and not focus.covers(grid, self.label):
+            grid = focus.grids(focus.labelled(self.label, tuple(logits.shape[-2:])), *geometry)
+        self.grid, self.boxes = grid, grid.boxes()
+
+    def effort(self) -> Effort:
+        """How much of the image these patches are."""
+        looked_at = sum(region.height * region.width for region in self.grid.regions)
+        return Effort(self.size[0] * self.size[1], looked_at, len(self.all), len(self.grid))
+
+    def canvas(self, sink: Sink, means: bool = False) -> ScoreCanvas:
+        """Where scores of these patches are added up for `sink`; pixels that were not looked at are background."""
+        focus, outside = self.settings.coarse_to_fine, None
+        if focus is not None:
+            outside = tuple(OUTSIDE if k == focus.background else 0.0 for k in range(2))
+        return ScoreCanvas(self.grid, sink, means, outside)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the grid, each with its patches (n, 3, h, w) as the network reads them."""

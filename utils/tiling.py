@@ -4,8 +4,10 @@ Sizes are (height, width) and boxes (top, left, height, width), everywhere in th
 The float64 expressions are the released implementation's: exact rationals round some ties the other way.
 """
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -53,18 +55,31 @@ def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[i
 
 @dataclass(frozen=True)
 class Axis:
-    """Patches along one axis: `side` and `patch` in pixels, the first pixel of each patch in `starts`."""
+    """Patches along one axis of an image: its `side` and their length `patch` in pixels, the first pixel of each in
+    `starts`."""
 
     side: int
     patch: int
     starts: tuple[int, ...]
 
     @classmethod
-    def cover(cls, side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> "Axis":
-        return cls(side, min(side, patch), tuple(axis_starts(side, patch, min_overlap)))
+    def cover(
+        cls, side: int, patch: int, min_overlap: int = MIN_OVERLAP, first: int = 0, length: int | None = None
+    ) -> "Axis":
+        """Patches that cover `length` pixels from `first` on, by default all of the axis."""
+        length = side if length is None else length
+        return cls(side, min(length, patch), tuple(first + start for start in axis_starts(length, patch, min_overlap)))
+
+    @property
+    def length(self) -> int:
+        """Pixels from the first patch's start to the last one's end."""
+        return self.starts[-1] + self.patch - self.starts[0]
 
     def cells(self, length: int) -> tuple[tuple[int, ...], int]:
-        """On a feature map of `length` cells: the first cell of each patch, and how many cells every patch covers."""
+        """On a feature map of `length` cells: the first cell of each patch, and how many cells every patch covers.
+
+        The map is that of the whole axis, whatever part of it the patches cover.
+        """
         covered = max(1, round(length * (self.patch / self.side)))
         return tuple(min(round(start / self.side * length), length - covered) for start in self.starts), covered
 
@@ -77,26 +92,83 @@ class Axis:
         return steps.cumsum(0)[: self.side]
 
     def shrunk_counts(self, length: int) -> Tensor:
-        """(length,) float32: the per-pixel counts resized bilinearly to `length` cells."""
-        counts = self.counts().view(1, 1, self.side, 1)
+        """(length,) float32: the per-pixel counts resized bilinearly to `length` cells.
+
+        Pixels that no patch covers count 1: else a cell at the edge of what is covered, which is covered as a whole,
+        would have a count near 0.
+        """
+        counts = self.counts().clamp_(min=1).view(1, 1, self.side, 1)
         return F.interpolate(counts, size=(length, 1), mode="bilinear", align_corners=False).view(length)
 
 
+class Patches(ABC):
+    """Overlapping patches of one size, cut from an image: what the network, and those who feed it, ask of them."""
+
+    @property
+    @abstractmethod
+    def image(self) -> Size:
+        """Size of the image, in pixels."""
+
+    @property
+    @abstractmethod
+    def patch(self) -> Size:
+        """Size of every patch."""
+
+    @property
+    @abstractmethod
+    def regions(self) -> list[Box]:
+        """What the patches cover, in pixels: boxes that do not overlap."""
+
+    @abstractmethod
+    def boxes(self) -> list[Box]:
+        """The patches in pixels, sorted by their tops and then by their left sides."""
+
+    @abstractmethod
+    def feature_boxes(self, size: Size) -> list[Box]:
+        """The cells that each patch covers on a map of `size`: all of one size, never empty, within the map."""
+
+    @abstractmethod
+    def counts(self, top: int, rows: int) -> Tensor:
+        """(rows, W) float32: how many patches cover each pixel of `rows` rows from `top` on."""
+
+    @abstractmethod
+    def shrunk_counts(self, size: Size) -> Tensor:
+        """(H, W) float32: per-pixel patch counts resized bilinearly to `size`, never 0.
+
+        This is what the released implementation divides merged maps by. It is not the true count of the
+        patches that cover a cell.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def sub_batches(self, size: int) -> Iterator[slice]:
+        """Slices of at most `size` consecutive patches that together are all of them."""
+        return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+
+
 @dataclass(frozen=True)
-class PatchGrid:
-    """Overlapping patches of one size that cover an image, row by row."""
+class PatchGrid(Patches):
+    """Patches that cover an image, or one region of it, row by row."""
 
     rows: Axis
     columns: Axis
 
     @classmethod
-    def cover(cls, size: Size, patch: int | Size, min_overlap: int = MIN_OVERLAP) -> "PatchGrid":
-        """The grid for an image of `size`; an axis not longer than the patch gets one patch as long as the image.
+    def cover(
+        cls, size: Size, patch: int | Size, min_overlap: int = MIN_OVERLAP, region: Box | None = None
+    ) -> "PatchGrid":
+        """The grid for an image of `size`, or for `region` of it, which lies within the image.
 
-        Raises InputError when a patch does not exceed `min_overlap` and the image is larger than it.
+        An axis not longer than the patch gets one patch as long as itself. Raises InputError when a patch does not
+        exceed `min_overlap` and what is covered is larger than it.
         """
         height, width = (patch, patch) if isinstance(patch, int) else patch
-        return cls(Axis.cover(size[0], height, min_overlap), Axis.cover(size[1], width, min_overlap))
+        top, left, *lengths = region or Box(0, 0, *size)
+        return cls(
+            Axis.cover(size[0], height, min_overlap, top, lengths[0]),
+            Axis.cover(size[1], width, min_overlap, left, lengths[1]),
+        )
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts)
@@ -107,27 +179,79 @@ class PatchGrid:
 
     @property
     def patch(self) -> Size:
-        """Size of every patch."""
         return self.rows.patch, self.columns.patch
 
+    @property
+    def regions(self) -> list[Box]:
+        return [Box(self.rows.starts[0], self.columns.starts[0], self.rows.length, self.columns.length)]
+
     def boxes(self) -> list[Box]:
-        """The patches in pixels, in row-major order."""
         return [Box(top, left, *self.patch) for top in self.rows.starts for left in self.columns.starts]
 
     def feature_boxes(self, size: Size) -> list[Box]:
-        """The cells that each patch covers on a map of `size`: all of one size, never empty, within the map."""
         tops, height = self.rows.cells(size[0])
         lefts, width = self.columns.cells(size[1])
         return [Box(top, left, height, width) for top in tops for left in lefts]
 
-    def sub_batches(self, size: int) -> Iterator[slice]:
-        """Slices of at most `size` consecutive patches that together are all of them."""
-        return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
+    def counts(self, top: int, rows: int) -> Tensor:
+        return torch.outer(self.rows.counts()[top : top + rows], self.columns.counts())
 
     def shrunk_counts(self, size: Size) -> Tensor:
-        """(H, W) float32: per-pixel patch counts resized bilinearly to `size`.
-
-        This is what the released implementation divides merged maps by. It is not the true count of the
-        patches that cover a cell. Counts and bilinear weights are both separable, so two vectors suffice.
-        """
+        # counts and bilinear weights are both separable, so two vectors suffice
         return torch.outer(self.rows.shrunk_counts(size[0]), self.columns.shrunk_counts(size[1]))
+
+
+@dataclass(frozen=True)
+class RegionGrids(Patches):
+    """The grids of several regions of one image, which do not overlap, as one; or of none."""
+
+    size: Size
+    grids: tuple[PatchGrid, ...]
+
+    @classmethod
+    def cover(cls, size: Size, regions: Sequence[Box], patch: int, min_overlap: int = MIN_OVERLAP) -> "RegionGrids":
+        """The grids for `regions` of an image of `size`, each at least a patch large, or as the image is.
+
+        Raises InputError as `PatchGrid.cover` does.
+        """
+        return cls(size, tuple(PatchGrid.cover(size, patch, min_overlap, region) for region in regions))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.grids))
+
+    @property
+    def image(self) -> Size:
+        return self.size
+
+    @property
+    def patch(self) -> Size:
+        return self.grids[0].patch
+
+    @property
+    def regions(self) -> list[Box]:
+        return [region for grid in self.grids for region in grid.regions]
+
+    @cached_property
+    def _order(self) -> list[int]:
+        boxes = [box for grid in self.grids for box in grid.boxes()]
+        return sorted(range(len(boxes)), key=boxes.__getitem__)
+
+    def _sorted(self, boxes: list[Box]) -> list[Box]:
+        return [boxes[k] for k in self._order]
+
+    def boxes(self) -> list[Box]:
+        return self._sorted([box for grid in self.grids for box in grid.boxes()])
+
+    def feature_boxes(self, size: Size) -> list[Box]:
+        return self._sorted([box for grid in self.grids for box in grid.feature_boxes(size)])
+
+    def counts(self, top: int, rows: int) -> Tensor:
+        return sum(grid.counts(top, rows) for grid in self.grids)
+
+    def shrunk_counts(self, size: Size) -> Tensor:
+        total = torch.zeros(size)
+        for grid in self.grids:
+            first, *_, last = [*(boxes := grid.feature_boxes(size)), boxes[-1]]
+            cells = Box(first.top, first.left, last.top + last.height - first.top, last.left + last.width - first.left)
+            cells.of(total).add_(cells.of(grid.shrunk_counts(size)))
+        return total.masked_fill_(total == 0, 1)

@@ -1,0 +1,258 @@
+"""Coarse to fine: plain GLNet where the box is the whole image, background outside, training that never stumbles."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import MIN_OVERLAP, SIDE, Scores, build_model, build_sample, build_settings, shared_model
+from test_distributed import together
+from test_training import gradients
+from torch import Tensor
+
+from dataset.base import Sample
+from helper import STEPS, evaluate, segment, train_one_epoch
+from models.glnet import GLNet
+from models.inference import Form, PreparedGLNet
+from segmenting import segment_turned
+from utils.classes import IGNORED
+from utils.distributed import ALONE, Ranks
+from utils.patches import ImagePatches, Settings
+from utils.regions import OUTSIDE, CoarseToFine
+from utils.resize import shrink_label
+from utils.sources import Held
+from utils.stages import STAGES
+from utils.tally import Progress, Tally
+from utils.tiling import Box, PatchGrid
+from utils.turns import TURNS
+
+FOCUS = CoarseToFine(foreground=1)
+PLAIN = build_settings()
+COARSE_TO_FINE = build_settings(coarse_to_fine=FOCUS)
+
+
+def build_binary(everywhere: float, learning: int = 0) -> GLNet:
+    """A network of two classes whose global branch finds `everywhere` (large: foreground, negative: background)."""
+    model = build_model(2)
+    with torch.no_grad():
+        model.global_.head.bias += torch.tensor([-everywhere, everywhere])
+    if learning:
+        model.learn(STAGES[learning].trains)
+        model.train()
+    return model
+
+
+class Told(CoarseToFine):
+    """The global branch is taken to find what is true of this mask, whatever it finds."""
+
+    mask: Tensor
+
+    def found(self, logits: Tensor) -> Tensor:
+        return self.mask
+
+
+def told(size: tuple[int, int], *boxes: Box) -> Settings:
+    """Settings under which the objects of an image of `size` are found to be `boxes`, in pixels."""
+    focus, mask = Told(1, margin=0.0), torch.zeros(size, dtype=torch.bool)
+    for box in boxes:
+        box.of(mask).fill_(True)
+    object.__setattr__(focus, "mask", mask)
+    return replace(PLAIN, coarse_to_fine=focus)
+
+
+def labelled(size: tuple[int, int], *boxes: Box, seed: int = 0) -> Sample:
+    """A random image whose label has foreground in `boxes`, and some pixels that are left out."""
+    sample = build_sample(size, seed, str(seed))
+    label = torch.where(sample.label == IGNORED, sample.label, 0)
+    for box in boxes:
+        box.of(label).fill_(1)
+    return sample._replace(label=label, global_label=shrink_label(label, (SIDE // 4,) * 2))
+
+
+def scores(
+    network: GLNet | PreparedGLNet, mode: int, sample: Sample, settings: Settings, means: bool = False
+) -> dict[str, Tensor]:
+    sinks = {name: Scores(tuple(sample.image.shape[-2:])) for name in STAGES[mode].predictions}
+    segment(network, STAGES[mode], sample.image, sample.global_image, settings, sinks, means=means)
+    return {name: sink.whole() for name, sink in sinks.items()}
+
+
+# inference
+
+
+@pytest.mark.parametrize("means", [False, True])
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("mode", [1, 2, 3])
+def test_a_box_that_is_the_whole_image_gives_plain_glnet_bit_by_bit(mode: int, prepared: bool, means: bool) -> None:
+    model, sample = build_binary(100.0), build_sample((100, 150))
+    network = PreparedGLNet(model, STAGES[mode], Form(torch.device("cpu"))) if prepared else model
+    expected = scores(network, mode, sample, PLAIN, means)
+    found = scores(network, mode, sample, COARSE_TO_FINE, means)
+    for name, plain in expected.items():
+        assert torch.equal(found[name], plain), name
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_where_nothing_is_found_every_prediction_is_the_coarse_one(mode: int) -> None:
+    model, sample = build_binary(-100.0), build_sample((100, 150))
+    coarse = scores(model, 1, sample, PLAIN)["global"]
+    for found in scores(model, mode, sample, COARSE_TO_FINE).values():
+        assert torch.equal(found, coarse)
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+@pytest.mark.parametrize("size", [(300, 170), (50, 260)])
+def test_outside_the_boxes_is_background(mode: int, size: tuple[int, int]) -> None:
+    sample = build_sample(size)
+    boxes = [Box(0, 0, min(64, size[0]), 64), Box(0, size[1] - 64, min(64, size[0]), 64)]
+    settings = told(size, *boxes)
+    for means in (False, True):
+        found = scores(shared_model(2), mode, sample, settings, means)
+        inside = torch.zeros(size, dtype=torch.bool)
+        for box in boxes:
+            box.of(inside).fill_(True)
+        for name in ("local", "ensemble"):
+            assert found[name][:, ~inside].unique(dim=1).tolist() == [[OUTSIDE], [0]]
+            assert found[name][:, inside].unique(dim=1).shape[1] > 10
+        assert found["global"].isfinite().all()
+
+
+def test_inside_a_box_is_what_its_patches_give() -> None:
+    size = (210, 330)
+    boxes = [Box(10, 20, 64, 64), Box(30, 250, 64, 64), Box(140, 100, 64, 64)]
+    model, sample = shared_model(2), build_sample(size)
+    found = scores(model, 2, sample, told(size, *boxes))
+    with torch.inference_mode():
+        whole = model.read_whole(PLAIN.to_input(sample.global_image[None]), False, True, True)
+        for box in boxes:
+            grid = PatchGrid.cover(size, SIDE, MIN_OVERLAP, box)
+            x = PLAIN.to_input(box.of(sample.image)[None])
+            maps = model.read_patches(x, whole, grid, slice(0, 1), True, True)
+            joined = model.join(maps.half, whole, grid, slice(0, 1))
+            for name, logits in (("local", maps.logits), ("ensemble", joined)):
+                expected = F.interpolate(logits, size=(64, 64), mode="nearest")[0]
+                torch.testing.assert_close(box.of(found[name]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_effort_is_counted_over_images_and_turns() -> None:
+    size = (200, 200)
+    settings = told(size, Box(0, 0, 64, 64), Box(150, 150, 20, 20))
+    model, sample = shared_model(2), build_sample(size)
+    result = evaluate(model, STAGES[2], [[sample, sample]], settings)
+    grid = PatchGrid.cover(size, SIDE, MIN_OVERLAP)
+    assert result.effort.saved() == {
+        "pixels_not_looked_at": pytest.approx(1 - 2 * 64 * 64 / 40000),
+        "patches_not_computed": pytest.approx(1 - 2 / len(grid)),
+    }
+    sinks = {"ensemble": Scores(size)}
+    effort = segment_turned(model, STAGES[2], Held(sample.image), SIDE, settings, sinks, TURNS["flip"])
+    assert (effort.pixels, effort.cut) == (2 * 40000, 4)
+    assert sinks["ensemble"].whole().isfinite().all()
+    assert evaluate(model, STAGES[2], [[sample]], PLAIN).effort.saved() == dict.fromkeys(result.effort.saved(), 0.0)
+
+
+# training
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_training_with_the_whole_image_as_box_is_plain_training_bit_by_bit(mode: int) -> None:
+    batch = [labelled((100, 90), Box(10, 10, 60, 60)), labelled((64, 120), Box(0, 0, 5, 5), seed=1)]
+    seen = []
+    for settings in (PLAIN, COARSE_TO_FINE):
+        model, tally = build_binary(100.0, mode), Tally(STAGES[mode], 2)
+        terms = STEPS[mode](model, batch, settings, tally)
+        seen.append({**terms, **gradients(model), **dict(model.named_buffers()), **dict(enumerate(tally.sums()))})
+    assert seen[0].keys() == seen[1].keys()
+    for name, tensor in seen[0].items():
+        assert torch.equal(seen[1][name], tensor), name
+
+
+def mixed_batch() -> list[Sample]:
+    """An object in a corner; images lower and smaller than a patch; no foreground; all of it foreground."""
+    return [
+        labelled((300, 200), Box(250, 150, 20, 30), seed=0),
+        labelled((40, 190), Box(5, 100, 10, 10), seed=1),
+        labelled((30, 50), Box(3, 3, 4, 4), seed=2),
+        labelled((90, 100), seed=3),
+        labelled((100, 130), Box(0, 0, 100, 130), seed=4),
+    ]
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_images_of_any_size_and_content_train_in_one_batch(mode: int) -> None:
+    """The coarse prediction finds nothing: the boxes come from the labels."""
+    model, batch, tally = build_binary(-100.0, mode), mixed_batch(), Tally(STAGES[mode], 2)
+    terms = STEPS[mode](model, batch, COARSE_TO_FINE, tally)
+    known = sum(int((sample.label != IGNORED).sum()) for sample in batch)
+    assert all(math.isfinite(value) and value > 0 for value in terms.values())
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+    assert [int(matrix.counts.sum()) for matrix in tally.matrices.values()] == [known] * len(tally.matrices)
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_an_image_without_foreground_adds_no_term_of_patches(mode: int) -> None:
+    """In mode 3 with norm layers in evaluation: in training they see the batch as one."""
+    one, nothing = labelled((100, 150), Box(20, 30, 40, 40)), labelled((90, 100), seed=1)
+    alone, both = (build_binary(-100.0, mode).eval() for _ in range(2))
+    expected = STEPS[mode](alone, [one], COARSE_TO_FINE, Tally(STAGES[mode], 2))
+    found = STEPS[mode](both, [one, nothing], COARSE_TO_FINE, Tally(STAGES[mode], 2))
+    assert float(found["focal_ensemble"]) == pytest.approx(float(expected["focal_ensemble"]), rel=1e-4)
+    torch.testing.assert_close(both.ensemble.weight.grad, alone.ensemble.weight.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_coarse_box_that_misses_too_much_of_the_label_is_replaced_by_the_label_s() -> None:
+    size, there, elsewhere = (300, 64), Box(0, 0, 64, 64), Box(280, 0, 20, 40)
+    logits = torch.zeros(1, 2, 16, 16)
+    both = [Box(0, 0, 75, 64), Box(236, 0, 64, 64)]  # of the label, in 16 rows of 18.75 pixels
+    for objects, regions in (((there,), [there]), ((there, elsewhere), both), ((), [there])):
+        sample = labelled(size, *objects)
+        image = ImagePatches(sample.image, sample.label, told(size, there))
+        image.look(logits)
+        assert image.grid.regions == regions
+    without_label = ImagePatches(sample.image, None, told(size, there))
+    without_label.look(logits)
+    assert without_label.grid.regions == [there]
+
+
+def train(batches: list[list[Sample]], mode: int, ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], list[dict]]:
+    """The network's state after a step for each batch, and what each step told; nothing is ever found."""
+    model, seen = build_binary(-100.0, mode), []
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
+    progress = Progress(Tally(STAGES[mode], 2))
+    arguments = model, STAGES[mode], batches, optimizer, scheduler, COARSE_TO_FINE, seen.append
+    train_one_epoch(*arguments, "train", progress, ranks)
+    assert progress.skipped == 0
+    assert progress.batches == len(batches)
+    return {name: x for name, x in model.state_dict().items() if "tracked" not in name}, seen
+
+
+def test_a_batch_with_nothing_to_learn_from_changes_nothing() -> None:
+    one, nothing = labelled((64, 90), Box(20, 30, 20, 20)), labelled((90, 70), seed=1)
+    expected, _ = train([[one]], 2)
+    found, seen = train([[nothing, nothing], [one], [nothing]], 2)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert [values["loss/total"] == 0 for values in seen] == [True, False, True]
+    assert [values["gradient_norm"] == 0 for values in seen] == [True, False, True]
+
+
+def train_together(mode: int, ranks: Ranks) -> tuple[dict[str, Tensor], list[dict]]:
+    one, nothing = labelled((64, 90), Box(20, 30, 20, 20)), labelled((90, 70), seed=1)
+    batches = [[nothing, nothing], [one, nothing], [nothing]]
+    return train([batch[ranks.rank :: ranks.world] for batch in batches], mode, ranks)
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_processes_with_nothing_to_learn_from_keep_step(mode: int, tmp_path) -> None:
+    (state, seen), (other, told) = together(train_together, 2, tmp_path, mode)
+    assert seen == told
+    assert len(seen) == 3
+    for name, tensor in state.items():
+        assert torch.equal(other[name], tensor), name
+        assert tensor.isfinite().all()
+    if mode == 2:
+        expected, _ = train_together(mode, ALONE)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-4)
