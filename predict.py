@@ -31,6 +31,7 @@ from utils.errors import InputError
 from utils.faults import explain
 from utils.patches import STATISTICS, Settings
 from utils.precision import PRECISIONS
+from utils.regions import CoarseToFine
 from utils.scenes import SCENE_SIZE, Rows
 from utils.sources import Source
 from utils.stages import STAGES
@@ -68,6 +69,8 @@ class Segmenter:
         min_overlap: int | None = None,
         normalize: str | None = None,
         backbone: str | None = None,
+        coarse_to_fine: bool | None = None,
+        box_margin: float | None = None,
     ) -> "Segmenter":
         """The network in the file `path`, on `device` (by default the best there is).
 
@@ -76,8 +79,9 @@ class Segmenter:
         """
         given = {"size_g": size_g, "size_p": size_p, "min_overlap": min_overlap}
         given |= {"normalize": normalize, "backbone": backbone}
+        given |= {"coarse_to_fine": coarse_to_fine, "box_margin": box_margin}
         model, header = restore(Path(path), mode, None if path_g is None else Path(path_g), given)
-        prediction_options.check_geometry(header.size_g, header.size_p, header.min_overlap)
+        prediction_options.check_geometry(header.size_g, header.size_p, header.min_overlap, header.box_margin)
         place = distributed.pick_device(device if device is None else str(device))
         stage = STAGES[header.stage]
         settings = Settings(
@@ -87,6 +91,7 @@ class Segmenter:
             normalize=header.normalize,
             device=place,
             precision=precision,
+            coarse_to_fine=CoarseToFine.of(header.classes, header.box_margin) if header.coarse_to_fine else None,
         )
         network = PreparedGLNet(model, stage, Form(place, PRECISIONS[precision]))
         return cls(Method(network, stage, settings, header.size_g, scene_size, TURNS[tta]), header)
@@ -168,10 +173,13 @@ def run(options: argparse.Namespace) -> list[str]:
     images = find_images(options.input)
     ranks = distributed.start(options.device)
     names = ("path_g", "mode", "precision", "tta", "sub_batch_size", "scene_size", "size_g", "size_p", "min_overlap")
-    more = {name: getattr(options, name) for name in (*names, "normalize", "backbone")}
+    names += "normalize", "backbone", "coarse_to_fine", "box_margin"
+    more = {name: getattr(options, name) for name in names}
     segmenter = Segmenter.from_checkpoint(options.checkpoint, device=ranks.device, **more)
     prediction = Prediction(segmenter.method, segmenter.classes, choice, ranks)
-    about = {"checkpoint": str(options.checkpoint), "mode": segmenter.header.stage, "tta": options.tta}
+    header = segmenter.header
+    about = {"checkpoint": str(options.checkpoint), "mode": header.stage, "tta": options.tta}
+    about |= {"coarse_to_fine": header.coarse_to_fine and header.stage > 1}
     prediction.run(images, about)
     distributed.stop()
     return prediction.failures

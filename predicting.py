@@ -5,7 +5,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,9 @@ class Prediction:
                     return None
                 with Outputs(source, task.missing, self.classes, self.choice.colors) as outputs:
                     probabilities = "probabilities" in task.missing
-                    segment_any(self.method, source, outputs.emit, probabilities, bar.update, ranks, parts)
-                return outputs.areas(task.image, task.paths["mask"])
+                    effort = segment_any(self.method, source, outputs.emit, probabilities, bar.update, ranks, parts)
+                areas = outputs.areas(task.image, task.paths["mask"])
+                return replace(areas, not_looked_at=effort.not_looked_at) if self.method.looks else areas
         finally:
             if ranks.main:
                 shutil.rmtree(parts, ignore_errors=True)

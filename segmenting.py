@@ -107,11 +107,16 @@ class Method:
     def headline(self) -> str:
         return self.stage.predictions[-1]
 
+    @property
+    def looks(self) -> bool:
+        """Whether it is looked into the image where to cut patches, coarse to fine."""
+        return self.stage.number > 1 and self.settings.coarse_to_fine is not None
+
     def patches(self, size: Size) -> int | None:
         """How many patches are segmented of an image of `size`, in mode 1 none; None where that depends on it."""
         if self.stage.number == 1:
             return 0
-        if self.settings.coarse_to_fine is not None:
+        if self.looks:
             return None
         scenes = scene_grid(size, self.scene_size)
         grid = PatchGrid.cover(scenes.patch, self.settings.size_p, self.settings.min_overlap)

@@ -34,6 +34,7 @@ from utils.files import check_writable
 from utils.loss import Loss, build_loss, check_class_weights
 from utils.patches import STATISTICS, Settings
 from utils.precision import gradient_scaler, keep_freed_memory, set_switches
+from utils.regions import CoarseToFine
 from utils.report import evaluation_record, evaluation_table, peak_memory_mb, write_json
 from utils.stages import STAGES, Stage
 from utils.tally import Tally
@@ -134,6 +135,9 @@ def prepare_and_run(options: argparse.Namespace, described: Description, ranks: 
         device=ranks.device,
         precision=options.precision,
         scaler=gradient_scaler(ranks.device, options.precision),
+        coarse_to_fine=(
+            CoarseToFine.of(header.classes, header.box_margin, options.box_recall) if header.coarse_to_fine else None
+        ),
     )
     set_switches(options.tf32, options.cudnn_benchmark)
     if options.evaluation:
@@ -241,6 +245,8 @@ def resolve(options: argparse.Namespace, stage: Stage, files: dict[str, Checkpoi
         size_p=options.size_p,
         min_overlap=options.min_overlap,
         normalize=options.normalize,
+        coarse_to_fine=options.coarse_to_fine,
+        box_margin=options.box_margin,
     )
 
 
@@ -351,6 +357,7 @@ def run_evaluation(
         result.images,
         result.seconds_per_image,
         peak_memory_mb(settings.device),
+        result.effort if header.coarse_to_fine and stage.number > 1 else None,
     )
     target = options.log_path / f"{options.task_name}.json"
     print(evaluation_table(record))

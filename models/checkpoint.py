@@ -29,6 +29,7 @@ from utils.files import load_torch, replacing, save_torch
 from utils.metrics import MEASURES
 from utils.options import LONGEST_SIDE, MOST_CLASSES
 from utils.patches import STATISTICS
+from utils.regions import BOX_MARGIN, MOST_MARGIN
 from utils.stages import STAGES
 
 FORMAT, VERSION = "glnet", 1
@@ -44,7 +45,7 @@ RELEASED_ROOTS = ("resnet_global", "resnet_local", "fpn_global", "fpn_local", "e
 
 @dataclass(frozen=True)
 class Header:
-    """What a file of ours says about its network: enough to evaluate it."""
+    """What a file of ours says about its network: enough to evaluate it. The last two are not in older files."""
 
     stage: int
     backbone: str
@@ -53,6 +54,8 @@ class Header:
     size_p: int
     min_overlap: int
     normalize: str
+    coarse_to_fine: bool = False
+    box_margin: float = BOX_MARGIN
 
     def to_record(self) -> dict[str, Any]:
         return {**asdict(self), "classes": self.classes.to_record()}
@@ -66,6 +69,8 @@ class Header:
         for name in ("size_g", "size_p", "min_overlap"):
             if not (isinstance(getattr(header, name), int) and 0 <= getattr(header, name) <= LONGEST_SIDE):
                 raise ValueError(f"{name} {getattr(header, name)}")
+        if not isinstance(header.coarse_to_fine, bool) or not 0 <= header.box_margin <= MOST_MARGIN:
+            raise ValueError(f"coarse_to_fine {header.coarse_to_fine}, box_margin {header.box_margin}")
         classes = header.classes
         named = all(isinstance(name, str) for name in classes.names)
         if not (1 <= len(classes) <= MOST_CLASSES and len(classes.palette) == len(classes) and named):

@@ -141,15 +141,14 @@ def test_the_effort_is_counted_over_images_and_turns() -> None:
     model, sample = shared_model(2), build_sample(size)
     result = evaluate(model, STAGES[2], [[sample, sample]], settings)
     grid = PatchGrid.cover(size, SIDE, MIN_OVERLAP)
-    assert result.effort.saved() == {
-        "pixels_not_looked_at": pytest.approx(1 - 2 * 64 * 64 / 40000),
-        "patches_not_computed": pytest.approx(1 - 2 / len(grid)),
-    }
+    assert result.effort.not_looked_at == pytest.approx(1 - 2 * 64 * 64 / 40000)
+    assert result.effort.not_computed == pytest.approx(1 - 2 / len(grid))
     sinks = {"ensemble": Scores(size)}
     effort = segment_turned(model, STAGES[2], Held(sample.image), SIDE, settings, sinks, TURNS["flip"])
     assert (effort.pixels, effort.cut) == (2 * 40000, 4)
     assert sinks["ensemble"].whole().isfinite().all()
-    assert evaluate(model, STAGES[2], [[sample]], PLAIN).effort.saved() == dict.fromkeys(result.effort.saved(), 0.0)
+    plain = evaluate(model, STAGES[2], [[sample]], PLAIN).effort
+    assert (plain.not_looked_at, plain.not_computed) == (0, 0)
 
 
 # training

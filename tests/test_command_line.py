@@ -63,6 +63,10 @@ REFUSED = {  # arguments, and what the line must say
         [*EVALUATION, "--dataset=isic", "--data_path=data"],
         rf"l2g\.pth was made with {N_CLASS} classes .* ISIC lesion segmentation has 2 \(skin, lesion\)",
     ),
+    "coarse to fine of many classes": (
+        [*MODES[2], "--coarse_to_fine", "--data_path=data"],
+        "--coarse_to_fine .*5 classes",
+    ),
     "empty task": ([*MODES[1], "--task_name="], "--task_name ''"),
     "unknown device": ([*MODES[1], "--device=abacus"], "--device abacus"),
     "device that is not there": ([*MODES[1], "--device=cuda:99"], "--device cuda:99"),
@@ -89,6 +93,10 @@ REFUSED = {  # arguments, and what the line must say
             ("gamma", -1.0),
             ("num_workers", -1),
             ("min_overlap", -1),
+            ("box_margin", -0.1),
+            ("box_margin", 11.0),
+            ("box_margin", "nan"),
+            ("box_recall", 1.5),
             ("seed", -1),
         ]
     },
@@ -110,7 +118,7 @@ FLAGS = [
     *("batch_size", "sub_batch_size", "size_g", "size_p", "path_g", "path_g2l", "path_l2g", "lamb_fmreg"),
     *("num_epochs", "lr", "backbone", "backbone_weights", "normalize", "split", "num_workers"),
     *("device", "seed", "min_overlap", "save_predictions", "dataset", "split_lists", "split_seed"),
-    *("loss", "gamma", "class_weights", "init_from"),
+    *("loss", "gamma", "class_weights", "init_from", "coarse_to_fine,", "box_margin", "box_recall"),
 ]
 
 

@@ -199,6 +199,12 @@ def test_files_of_one_stem_keep_their_extension(checkpoint, tmp_path):
         (["images"], ["--mode", "3"], "--mode 3"),
         (["images"], ["--backbone", "resnet50"], "--backbone resnet50"),
         (["images"], ["--device", "nonsense"], "nonsense"),
+        (
+            ["images"],
+            ["--coarse_to_fine"],
+            f"--coarse_to_fine looks for the one foreground class of two; here are {N_CLASS}",
+        ),
+        (["images"], ["--box_margin", "-1"], "--box_margin -1.0"),
         (["images"], ["--output", "images"], "holds images"),
         (["images", "other/a.png"], [], "would give the same files"),
     ],

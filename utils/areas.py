@@ -15,7 +15,8 @@ from utils.errors import InputError
 class Areas:
     """What one image holds: `pixels` of each class, those `left_out` (without data), and its size in pixels.
 
-    `square_metres` is the area of a pixel, None where the file has no projected reference.
+    `square_metres` is the area of a pixel, None where the file has no projected reference. `not_looked_at` is the part
+    of the image, 0..1, that coarse to fine left out, None where all was looked at.
     """
 
     image: str
@@ -25,6 +26,7 @@ class Areas:
     pixels: list[int]
     left_out: int
     square_metres: float | None
+    not_looked_at: float | None = None
 
 
 class AreaLog:
@@ -74,6 +76,10 @@ def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str
     metres = None
     if images and all(one.square_metres is not None for one in images):
         metres = [sum(one.pixels[k] * one.square_metres for one in images) for k in range(len(classes))]
+    left = None
+    if any(one.not_looked_at is not None for one in images):
+        sizes = [one.height * one.width for one in images]
+        left = sum(size * (one.not_looked_at or 0) for size, one in zip(sizes, images, strict=True)) / sum(sizes)
     return {
         **extra,
         "classes": list(classes.names),
@@ -82,6 +88,7 @@ def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str
             "left_out": sum(one.left_out for one in images),
             "per_cent": [100 * pixels / max(1, sum(total)) for pixels in total],
             "square_metres": metres,
+            "not_looked_at": left,
         },
         "images": [asdict(one) for one in images],
     }
@@ -103,4 +110,7 @@ def summary_table(record: Mapping[str, Any]) -> str:
         for row in rows
     ]
     count = len(record["images"])
-    return "\n".join([f"{count} image{'' if count == 1 else 's'}", lines[0], "-" * len(lines[0]), *lines[1:]])
+    title = f"{count} image{'' if count == 1 else 's'}"
+    if total["not_looked_at"] is not None:
+        title += f", {100 * total['not_looked_at']:.2f} per cent of their pixels not looked at in full resolution"
+    return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])

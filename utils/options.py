@@ -6,6 +6,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.loss import GAMMA, LOSSES
 from utils.precision import PRECISIONS
+from utils.regions import BOX_MARGIN, BOX_RECALL, MOST_MARGIN
 from utils.stages import STAGES
 from utils.tiling import MIN_OVERLAP
 from utils.turns import TURNS
@@ -17,6 +18,8 @@ FROM_CHECKPOINT = {
     "backbone": "resnet50",
     "normalize": "none",
     "min_overlap": MIN_OVERLAP,
+    "coarse_to_fine": False,
+    "box_margin": BOX_MARGIN,
 }
 """Options that a checkpoint records. Not given, they take its value; where there is none, the data set's, or these."""
 
@@ -40,6 +43,13 @@ def build_parser(backbones: tuple[str, ...], normalizations: tuple[str, ...], da
     _add_data(parser, data_sets)
     _add_files(parser)
     _add_network(parser, backbones, normalizations)
+    add_coarse_to_fine(parser).add_argument(
+        "--box_recall",
+        type=float,
+        default=BOX_RECALL,
+        help="in training, take the boxes from the label where the coarse ones hold a smaller part of its\n"
+        "foreground; 0: never, 1: wherever they miss a pixel (default: %(default)s)",
+    )
     _add_training(parser)
     _add_computing(parser)
     _add_safety(parser)
@@ -161,6 +171,24 @@ def _add_network(parser: argparse.ArgumentParser, backbones: tuple[str, ...], no
         help=f"of pixel values after scaling to [0, 1]: none, 0.5/0.5, or ImageNet's\nmean and deviation "
         f"{_recorded('normalize')}",
     )
+
+
+def add_coarse_to_fine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What training, evaluation and prediction share."""
+    group = parser.add_argument_group("coarse to fine")
+    group.add_argument(
+        "--coarse_to_fine",
+        action=argparse.BooleanOptionalAction,
+        help="binary sets, modes 2 and 3: the local branch looks only into boxes around the foreground that\n"
+        "the global branch found; outside is background (default: the checkpoint's, else off)",
+    )
+    group.add_argument(
+        "--box_margin",
+        type=float,
+        metavar="PART",
+        help=f"enlarge boxes by this part of their sides, in each direction {_recorded('box_margin')}",
+    )
+    return group
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -293,6 +321,9 @@ def check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not value >= 0:
             raise InputError(f"--{name} {value} is negative")
+    check_margin(options.box_margin)
+    if not 0 <= options.box_recall <= 1:
+        raise InputError(f"--box_recall {options.box_recall} is a part of the foreground, from 0 to 1")
     if options.n_class is not None and options.n_class > MOST_CLASSES:
         raise InputError(f"--n_class {options.n_class} is more than the {MOST_CLASSES} that a byte holds beside 255")
     if "/" in options.task_name or not options.task_name.strip("."):
@@ -317,6 +348,12 @@ def check(options: argparse.Namespace) -> None:
     if options.resume != "off" and (options.evaluation or options.overwrite):
         other = "--evaluation" if options.evaluation else "--overwrite"
         raise InputError(f"--resume {options.resume} goes with training, and not with {other}: leave one of them out")
+
+
+def check_margin(margin: float | None) -> None:
+    """Raise InputError for what enlarges no box."""
+    if margin is not None and not 0 <= margin <= MOST_MARGIN:
+        raise InputError(f"--box_margin {margin} is a part of a box's side, from 0 to {MOST_MARGIN:g}")
 
 
 def check_sizes(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.options import FROM_CHECKPOINT, check_sizes
+from utils.options import FROM_CHECKPOINT, add_coarse_to_fine, check_margin, check_sizes
 from utils.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
 from utils.turns import TURNS
 
@@ -23,6 +23,7 @@ def build_parser(backbones: tuple[str, ...], normalizations: tuple[str, ...], pr
     _add_results(parser)
     _add_reading(parser)
     _add_network(parser, backbones, normalizations, precisions)
+    add_coarse_to_fine(parser)
     return parser
 
 
@@ -120,8 +121,9 @@ def parse_bands(text: str) -> tuple[int, ...]:
     return bands if len(bands) == 3 else bands * 3
 
 
-def check_geometry(size_g: int, size_p: int, min_overlap: int) -> None:
+def check_geometry(size_g: int, size_p: int, min_overlap: int, box_margin: float) -> None:
     """Raise InputError for sizes that do not fit together."""
     if min_overlap < 0:
         raise InputError(f"--min_overlap {min_overlap} is negative")
+    check_margin(box_margin)
     check_sizes(argparse.Namespace(size_g=size_g, size_p=size_p, min_overlap=min_overlap))

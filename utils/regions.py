@@ -18,6 +18,9 @@ from utils.tiling import MIN_OVERLAP, Box, RegionGrids, Size
 BOX_MARGIN = 0.1
 """By what part of its sides a box is enlarged, in each of the four directions."""
 
+MOST_MARGIN = 10.0
+"""A box then has 21 times its sides: more is a slip."""
+
 BOX_RECALL = 0.9
 """What part of the label's foreground the coarse boxes must hold for training to use them."""
 
@@ -39,12 +42,15 @@ class Effort:
     def __add__(self, other: "Effort") -> "Effort":
         return Effort(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def saved(self) -> dict[str, float]:
-        """The shares, 0..1, of pixels not looked at and of patches not computed."""
-        return {
-            "pixels_not_looked_at": 1 - self.looked_at / max(1, self.pixels),
-            "patches_not_computed": 1 - self.cut / max(1, self.patches),
-        }
+    @property
+    def not_looked_at(self) -> float:
+        """The share of pixels, 0..1."""
+        return 1 - self.looked_at / max(1, self.pixels)
+
+    @property
+    def not_computed(self) -> float:
+        """The share of patches, 0..1."""
+        return 1 - self.cut / max(1, self.patches)
 
 
 @dataclass(frozen=True)

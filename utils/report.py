@@ -13,6 +13,7 @@ import torch
 from utils.classes import Classes
 from utils.files import replacing
 from utils.metrics import Scores
+from utils.regions import Effort
 
 PREDICTIONS = ("global", "local", "ensemble")
 """The predictions that may exist, in the order of every table; mode 1 has the first only."""
@@ -60,13 +61,15 @@ def evaluation_record(
     images: int,
     seconds_per_image: float,
     peak_memory_mb: float,
+    effort: Effort | None = None,
 ) -> dict[str, Any]:
     """What an evaluation found, in types that JSON knows.
 
     `matrices` maps "global", "local" and "ensemble", as far as they exist, to scores that counted the same pixels. Each
     gives `iou`, one number in 0..1 per class and None for a class that is neither true nor predicted; `mIoU`, their
     mean without `classes.left_out`, where None counts 0; `mIoU_all`, the mean with every class; and what
-    `classes.measures` names. `share` is each class's part of the labelled pixels.
+    `classes.measures` names. `share` is each class's part of the labelled pixels. With `effort`, coarse to fine,
+    `not_looked_at` is the share of pixels outside the boxes and `not_computed` that of patches.
     """
     truth = next(iter(matrices.values())).counts.sum(1).tolist()
     return {
@@ -78,6 +81,7 @@ def evaluation_record(
         "images": images,
         "seconds_per_image": seconds_per_image,
         "peak_memory_mb": peak_memory_mb,
+        **({} if effort is None else {"not_looked_at": effort.not_looked_at, "not_computed": effort.not_computed}),
         **scores(classes, matrices),
     }
 
@@ -116,6 +120,7 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
     ]
     rule = "-" * len(lines[0])
     n = len(record["classes"])
+    coarse_to_fine = "not_looked_at" in record
     return "\n".join(
         [
             f"Mode {record['mode']}, {record['images']} images. Share of labelled pixels and IoU in per cent; "
@@ -128,5 +133,7 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
             rule,
             f"seconds per image  {record['seconds_per_image']:.3f}",
             f"peak memory        {record['peak_memory_mb']:.0f} MB",
+            *([f"not looked at      {_per_cent(record['not_looked_at'])} % of pixels"] if coarse_to_fine else []),
+            *([f"not computed       {_per_cent(record['not_computed'])} % of patches"] if coarse_to_fine else []),
         ]
     )
