@@ -6,9 +6,10 @@ with zeros are linear in rows and columns separately, so they are one matrix for
 Resizes in a row multiply into one matrix. All of it is exact up to rounding, and has gradients.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -17,6 +18,12 @@ from torch import Tensor
 
 from utils.tiling import Size
 
+Bands = list[tuple[slice, slice]]
+
+BAND = 16
+"""Cells of a map that is resized, which a product of matrices takes at least at a time."""
+SLACK = 1e-3
+"""Of a cell: where torch, which counts in float32, may round to the neighbouring one."""
 TRANSIENT = 2**22
 """Elements of a transient map, above which `add_resized_conv` takes fewer samples at a time."""
 
@@ -90,26 +97,33 @@ class _AddTaps(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.chain = chain
         ctx.mark_dirty(total)
-        rows, across = tap_matrices(chain, total)
+        (rows, across), bands = tap_matrices(chain, total), _bands(chain)
         x, kernel = _cells(x.to(total.dtype)), row_taps(weight.to(total.dtype))
         for part in _parts(x, chain, 3 * len(weight)):
             for matrix, taps in zip(rows, kernel, strict=True):
-                spread_row(_cells(total)[part], torch.matmul(x[part], taps.t()), matrix, across)
+                _spread_row(_cells(total)[part], torch.matmul(x[part], taps.t()), matrix, across, bands)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (_, _, h, w), k = x.shape, len(weight)
-        rows, across = tap_matrices(ctx.chain, gradient)
+        (rows, across), bands = tap_matrices(ctx.chain, gradient), _bands(ctx.chain)
         cells, kernel = _cells(x.to(gradient.dtype)), row_taps(weight.to(gradient.dtype))
         from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None
         from_weight = [torch.zeros_like(taps, dtype=weight.dtype) for taps in kernel]
         for part in _parts(cells, ctx.chain, 3 * k):
             theirs = _cells(gradient[part]).flatten(2)  # (n, H, W * K)
             for matrix, taps, total in zip(rows, kernel, from_weight, strict=True):
-                down = torch.matmul(matrix.t(), theirs).view(len(theirs), h, -1, k)
-                back = torch.matmul(across.t(), down).view(len(theirs), h, w, 3 * k)
+                down = theirs.new_zeros(len(theirs), h, theirs.shape[2])
+                for target, source in bands[0]:
+                    _add_product(down[:, source], matrix[target, source].t(), theirs[:, target])
+                down = down.view(len(theirs) * h, -1, k)
+                back = down.new_zeros(len(down), w * 3, k)
+                for target, source in bands[1]:
+                    source = slice(3 * source.start, 3 * source.stop)
+                    _add_product(back[:, source], across[target, source].t(), down[:, target])
+                back = back.view(len(theirs), h, w, 3 * k)
                 if from_x is not None:
                     from_x[part] += torch.matmul(back, taps)
                 if ctx.needs_input_grad[2]:
@@ -164,15 +178,48 @@ def spread(taps: list[Tensor], chain: list[Size]) -> Tensor:
     rows, across = tap_matrices(chain, taps[0])
     total = taps[0].new_zeros(n, *chain[-1], channels // 3)
     for matrix, tap in zip(rows, taps, strict=True):
-        spread_row(total, _cells(tap), matrix, across)
+        _spread_row(total, _cells(tap), matrix, across, _bands(chain))
     return total.permute(0, 3, 1, 2)
 
 
-def spread_row(total: Tensor, taps: Tensor, matrix: Tensor, across: Tensor) -> None:
+def _spread_row(total: Tensor, taps: Tensor, matrix: Tensor, across: Tensor, bands: tuple[Bands, Bands]) -> None:
     """Add to `total` (n, H, W, K) the `taps` (n, h, w, 3 * K) of one row of a kernel; see `tap_matrices`."""
-    n, h, w, channels = taps.shape
-    x = torch.matmul(across, taps.view(n, h, w * 3, channels // 3))  # (n, h, W, K)
-    total.flatten(2).baddbmm_(matrix.expand(n, -1, -1), x.flatten(2))
+    (n, h, w, _), (_, _, width, k) = taps.shape, total.shape
+    taps = taps.view(n * h, w * 3, k)
+    x = taps.new_zeros(n * h, width, k)
+    for target, source in bands[1]:
+        source = slice(3 * source.start, 3 * source.stop)
+        _add_product(x[:, target], across[target, source], taps[:, source])
+    x = x.view(n, h, width * k)
+    for target, source in bands[0]:
+        _add_product(total.flatten(2)[:, target], matrix[target, source], x[:, source])
+
+
+def _add_product(total: Tensor, matrix: Tensor, x: Tensor) -> None:
+    """Add `matrix` (a, b) times each of `x` (n, b, c) to `total` (n, a, c)."""
+    total.baddbmm_(matrix.expand(len(x), -1, -1), x)
+
+
+def _bands(chain: list[Size]) -> tuple[Bands, Bands]:
+    """For rows and for columns: pieces of the chain's last size, each with the piece of the first that it reads.
+
+    Elsewhere the matrices of `tap_matrices` are 0, so that products by pieces save most of the work of long ones.
+    """
+    return tuple(_axis_bands([size[axis] for size in chain]) for axis in (0, 1))
+
+
+def _axis_bands(lengths: list[int]) -> Bands:
+    count = max(1, min(lengths[0] // BAND, lengths[-1]))
+    edges = [i * lengths[-1] // count for i in range(count + 1)]
+    bands = []
+    for first, last in pairwise(edges):
+        low, high = max(first - 1, 0), min(last, lengths[-1] - 1)  # the cells at both ends, shifted by a tap
+        for source, target in reversed(list(pairwise(lengths))):
+            centers = ((cell + 0.5) * source / target - 0.5 for cell in (low, high))
+            low, high = (math.floor(center + slack) for center, slack in zip(centers, (-SLACK, SLACK), strict=True))
+            low, high = max(low, 0), min(high + 1, source - 1)
+        bands.append((slice(first, last), slice(low, high + 1)))
+    return bands
 
 
 def tap_matrices(chain: list[Size], like: Tensor) -> tuple[list[Tensor], Tensor]:

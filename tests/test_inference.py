@@ -54,6 +54,8 @@ def test_a_prediction_is_the_same_whatever_else_is_asked_for(asked: tuple[str, .
         ((13, 9), [(13, 9)]),
         ((20, 6), [(5, 40)]),
         ((1, 1), [(9, 4)]),
+        ((40, 33), [(70, 90)]),
+        ((35, 50), [(64, 50), (127, 128)]),
     ],
     ids=str,
 )
