@@ -5,6 +5,7 @@ It neither parses options nor touches files; what must be saved or shown goes to
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -95,6 +96,8 @@ def train_one_epoch(
     and tells in `asked` whether `asks()` was true in any process. Returns the training metric of this process, counted
     on the predictions that the steps made while the weights moved, as released.
     """
+    # it comes where the very first step is skipped, and is meant
+    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
     model.train()
     progress = progress or Progress(Tally(stage, model.n_class))
     statistics = learning_statistics(model)

@@ -217,7 +217,9 @@ def test_a_coarse_box_that_misses_too_much_of_the_label_is_replaced_by_the_label
 def train(batches: list[list[Sample]], mode: int, ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], list[dict]]:
     """The network's state after a step for each batch, and what each step told; nothing is ever found."""
     model, seen = build_binary(-100.0, mode), []
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.1)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    # a large eps: else the step of a gradient near 0 is as large as any, whatever rounding makes of it
+    optimizer = torch.optim.Adam(learned, lr=1e-3, weight_decay=0.1, eps=1e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
     progress = Progress(Tally(STAGES[mode], 2))
     arguments = model, STAGES[mode], batches, optimizer, scheduler, COARSE_TO_FINE, seen.append
