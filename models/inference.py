@@ -203,9 +203,10 @@ class PreparedGLNet:
         self, name: str, own: Levels, other: Levels | None, logits: bool, ensemble: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """Of a global branch: its logits, and the taps that the ensemble reads of its ps3."""
-        found = taps = None
-        if logits:
-            found = add_taps(self.tails[name]([0], own, other)) + self.biases[name].view(-1, 1, 1)
-        if ensemble:
-            taps = self.tails[name]([1], own, other)
-        return found, taps
+        outputs = [k for k, asked in enumerate((logits, ensemble)) if asked]
+        if not outputs:
+            return None, None
+        every = self.tails[name](outputs, own, other).unflatten(1, (9, len(outputs), self.n_class))
+        taps = [x.flatten(1, 2) for x in every.unbind(2)]
+        found = add_taps(taps.pop(0)) + self.biases[name].view(-1, 1, 1) if logits else None
+        return found, taps.pop() if ensemble else None
