@@ -18,6 +18,11 @@ def test_inference_of_a_2448_image_stays_within_its_budget(sub_batch: int, preci
     assert found["host"] < 400
 
 
+@pytest.mark.parametrize(("mode", "gigabytes"), [(1, 3.3), (2, 4.2), (3, 4.5)])
+def test_a_training_step_with_six_2448_images_stays_within_its_budget(mode: int, gigabytes: float) -> None:
+    assert 0.9 * gigabytes < count_training(mode, "fp32")["device"] / 1024 < gigabytes
+
+
 def test_only_the_kept_local_maps_of_stage_three_are_on_the_host() -> None:
     found = count_training(mode=3, precision="fp32", side=1000, batch=2)
     images = 2 * (4 * 1000**2 + 508**2 * 3 + 127**2)
