@@ -19,9 +19,9 @@ from PIL import Image
 
 from dataset.pictures import open_source, picture
 from dataset.stretch import Stretch
+from helper import prepare
 from models.backbone import BACKBONES
 from models.checkpoint import Header
-from models.inference import Form, PreparedGLNet
 from predicting import Choice, Prediction, find_images
 from restoring import restore
 from segmenting import Method, segment_any
@@ -93,7 +93,7 @@ class Segmenter:
             precision=precision,
             coarse_to_fine=CoarseToFine.of(header.classes, header.box_margin) if header.coarse_to_fine else None,
         )
-        network = PreparedGLNet(model, stage, Form(place, PRECISIONS[precision]))
+        network = prepare(model, stage, settings)
         return cls(Method(network, stage, settings, header.size_g, scene_size, TURNS[tta]), header)
 
     def segment(

@@ -3,12 +3,11 @@
 import torch
 
 from dataset.base import Sample
-from helper import STEPS, segment
+from helper import STEPS, prepare, segment
 from models.glnet import GLNet
-from models.inference import Form, PreparedGLNet
 from utils.canvas import Ids
 from utils.patches import Settings
-from utils.precision import PRECISIONS, autocast
+from utils.precision import autocast
 from utils.stages import STAGES
 from utils.tally import Tally
 
@@ -29,7 +28,7 @@ class Inference:
     def __init__(self, model: GLNet, mode: int, settings: Settings) -> None:
         self.stage = STAGES[mode]
         self.settings = settings
-        self.network = PreparedGLNet(model, self.stage, Form(settings.device, PRECISIONS[settings.precision]))
+        self.network = prepare(model, self.stage, settings)
 
     def __call__(self, sample: Sample, names: tuple[str, ...] = ()) -> dict[str, Ids]:
         """The class ids of `sample` by prediction; of those in `names` only, where there are any."""
