@@ -31,7 +31,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from models.fpn import FPN, PS2_CHANNELS, PS3_CHANNELS, interleaved
 from models.glnet import GLNet, PatchMaps, WholeMaps, spread_crop
 from models.pyramid import Levels, Pyramid, See
-from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize
+from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize, taps_of
 from models.sharing import crop_pyramid
 from utils.stages import Stage
 from utils.tiling import Patches
@@ -117,7 +117,7 @@ class FoldedTail:
     def __init__(self, fpn: FPN, kernels: list[Tensor], form: Form) -> None:
         """`kernels`: weights (n_class, 512, 3, 3), each one output to choose from."""
         # (9, outputs, n_class, 512): the places outermost, row by row
-        taps = torch.stack([kernel.double().permute(2, 3, 0, 1).flatten(0, 1) for kernel in kernels], 1)
+        taps = torch.stack([taps_of(kernel.double()).view(9, *kernel.shape[:2]) for kernel in kernels], 1)
         if fpn.fused:  # (9, outputs, n_class, 512) by (512, 1024, 3, 3)
             weight = torch.tensordot(taps, fpn.smooth.weight.double(), dims=1)
             self.bias = form.put(torch.tensordot(taps, fpn.smooth.bias.double(), dims=1))
