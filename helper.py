@@ -198,10 +198,10 @@ def _segment_refined(
         whole.look(seen.logits)
         if not whole.boxes:
             return seen.logits
-    mosaic = Mosaic([whole.grid], seen.context)
+    mosaic = Mosaic(1, seen.context)
     kept = []
     for patches, x_p in whole:
-        merge = partial(mosaic.add, 0, patches)
+        merge = partial(mosaic.add, 0, whole.grid, patches)
         maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble, see=merge)
         kept.append((patches, *(None if scores is None else scores.cpu() for scores in (maps.logits, maps.half))))
     del seen

@@ -161,27 +161,24 @@ def _local_maps(
 
     Coarse to fine, images are first confined to where there is something; where there is nothing, merged maps are 0.
     """
-    for x, image in zip(inputs.split(1), images, strict=True):
-        if image.looks:
-            _look(image, model.global_.logits(x), tally)
-    if not any(image.boxes for image in images):
-        return model.global_.context(inputs).map(torch.zeros_like), [[] for _ in images]
     mosaic, kept = None, []
     for i, (x, image) in enumerate(zip(inputs.split(1), images, strict=True)):
         kept.append([])
-        if not image.boxes:
-            continue
         context = model.global_.context(x)
-        mosaic = mosaic or Mosaic([image.grid for image in images], context)
+        if image.looks and not _look(image, model.global_.read(context), tally):
+            continue
+        mosaic = mosaic or Mosaic(len(images), context)
         ids = image.ids()
         canvas = image.canvas(ids)
         for patches, x_p in image:
             logits, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
-            pyramid.show(partial(mosaic.add, i, patches))
+            pyramid.show(partial(mosaic.add, i, image.grid, patches))
             canvas.add(logits, patches)
             kept[-1].append(pyramid.ps3.cpu())
             del pyramid  # or it would live on while the next one is computed
         tally.count(image.label, {"local": ids})
+    if mosaic is None:
+        return context.map(lambda x: x.new_zeros(len(images), *x.shape[1:])), kept
     return mosaic.merged(), kept
 
 

@@ -36,7 +36,11 @@ class Branch(nn.Module):
 
     def logits(self, image: Tensor) -> Tensor:
         """The logits alone, in the plain form, without building ps3."""
-        return self.pyramid.conv_ps3(self.context(image).ps2, self.head.weight, self.head.bias)
+        return self.read(self.context(image))
+
+    def read(self, context: Pyramid) -> Tensor:
+        """The logits that the plain form's `context` gives."""
+        return self.pyramid.conv_ps3(context.ps2, self.head.weight, self.head.bias)
 
 
 class Ensemble(nn.Conv2d):

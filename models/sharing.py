@@ -3,8 +3,6 @@
 The two are each other's inverse up to resizing and to the released way of counting overlaps.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -30,18 +28,19 @@ class Mosaic:
     Made for these images and dropped with them.
     """
 
-    def __init__(self, grids: Sequence[Patches], frame: Pyramid) -> None:
-        """`grids`: one for each image. `frame`: the global pyramid of any of them; only its sizes are read."""
-        self.grids = grids
+    def __init__(self, images: int, frame: Pyramid) -> None:
+        """`images`: how many. `frame`: the global pyramid of any of them; only the sizes of its maps are read."""
+        self.grids: list[Patches | None] = [None] * images
         self.sizes = [tuple(x.shape[-2:]) for x in frame.ps0]
         self.sums: list[list[Tensor | None]] = [[None] * len(self.sizes) for _ in frame.levels]
 
-    def add(self, image: int, patches: slice, depth: int, level: int, x: Tensor) -> None:
-        """Add a map `x` (n, C, h, w) of the local pyramid of `patches` of an image; depth and level as in `See`."""
+    def add(self, image: int, grid: Patches, patches: slice, depth: int, level: int, x: Tensor) -> None:
+        """Add a map `x` (n, C, h, w) of the local pyramid of `patches` of an image's `grid`; the rest as in `See`."""
+        self.grids[image] = grid
         total = self.sums[depth][level]
         if total is None:
             total = self.sums[depth][level] = x.new_zeros(len(self.grids), x.shape[1], *self.sizes[level])
-        boxes = self.grids[image].feature_boxes(self.sizes[level])[patches]
+        boxes = grid.feature_boxes(self.sizes[level])[patches]
         for box, patch in zip(boxes, resize(x, boxes[0][2:]), strict=True):
             box.of(total)[image].add_(patch)
 
@@ -54,7 +53,8 @@ class Mosaic:
 
         def divide(x: Tensor) -> Tensor:
             for total, grid in zip(x, self.grids, strict=True):
-                total.div_(grid.shrunk_counts(x.shape[-2:]).to(x))
+                if grid is not None:
+                    total.div_(grid.shrunk_counts(x.shape[-2:]).to(x))
             return x
 
         return Pyramid(*map(tuple, self.sums)).map(divide)

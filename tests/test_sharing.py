@@ -42,11 +42,11 @@ def random_pyramid(image: tuple[int, int], seed: int = 0) -> Pyramid:
 
 def merge(grid: PatchGrid, frame: Pyramid, sub_batch: int, zoom: int = 1) -> Pyramid:
     """The mosaic of all crops of `frame`, each cell repeated `zoom` times per axis."""
-    mosaic = Mosaic([grid], frame)
+    mosaic = Mosaic(1, frame)
     for patches in grid.sub_batches(sub_batch):
         crops = crop_pyramid(frame, grid, patches)
         enlarged = crops.map(lambda x: F.interpolate(x, scale_factor=zoom, mode="nearest"))
-        enlarged.show(partial(mosaic.add, 0, patches))
+        enlarged.show(partial(mosaic.add, 0, grid, patches))
     return mosaic.merged()
 
 
@@ -83,10 +83,10 @@ def test_a_crop_is_what_its_box_covers() -> None:
 def test_merged_ones_differ_from_one_as_in_the_released_counts() -> None:
     grid = PatchGrid.cover((2448, 2448), 508)
     ones = random_pyramid((508, 508)).map(torch.ones_like)
-    mosaic = Mosaic([grid], ones)
+    mosaic = Mosaic(1, ones)
     for patches in grid.sub_batches(6):
         patch_ones = ones.map(lambda x, n=patches.stop - patches.start: x.expand(n, -1, -1, -1))
-        patch_ones.show(partial(mosaic.add, 0, patches))
+        patch_ones.show(partial(mosaic.add, 0, grid, patches))
     c2 = mosaic.merged().c[3][0, 0]
     assert c2.shape == (127, 127)
     assert int((~torch.isclose(c2, torch.ones(()))).sum()) == 1000

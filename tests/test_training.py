@@ -131,10 +131,10 @@ def backward_per_sub_batch(model: GLNet, batch: list[Sample], settings: Settings
     with torch.no_grad():
         for x, image in zip(inputs.split(1), images, strict=True):
             _, context = model.global_(x)
-            mosaic = Mosaic([image.grid], context)
+            mosaic = Mosaic(1, context)
             for patches, x_p in image:
                 _, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
-                pyramid.show(partial(mosaic.add, 0, patches))
+                pyramid.show(partial(mosaic.add, 0, image.grid, patches))
                 local.append((len(merged), patches, pyramid.ps3))
             merged.append(mosaic.merged())
     logits, refined = model.refined(inputs, merged[0].map(lambda *maps: torch.cat(maps), *merged[1:]))
