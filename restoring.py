@@ -28,15 +28,11 @@ def restore(path: Path, mode: int | None, path_g: Path | None, given: Mapping[st
         raise InputError(f"--backbone {given['backbone']}: {path} was made with {recorded.backbone}")
     header = replace(recorded, stage=_stage(file, recorded, mode))
     header = replace(header, **{name: value for name, value in given.items() if value is not None})
+    context = checkpoint.read_context(file, header.stage, path_g)
     model = GLNet(len(header.classes), header.backbone)
     checkpoint.load_whole(model, file, recorded.stage)
-    if header.stage == 3 and file.header is None:
-        if path_g is None:
-            raise InputError(
-                f"{path} is a released file, which lacks the frozen global branch: mode 3 needs --path_g, the file of "
-                "mode 1, too"
-            )
-        checkpoint.load_context(model, checkpoint.read(path_g))
+    if context is not None:
+        checkpoint.load_context(model, context)
     model.learn(())
     return model.eval(), header
 

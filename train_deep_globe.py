@@ -195,15 +195,13 @@ def read_checkpoints(options: argparse.Namespace, stage: Stage) -> dict[str, Che
     files = {name: checkpoint.read(options.model_path / getattr(options, name)) for name in names}
     if options.init_from:
         files["init_from"] = checkpoint.read(options.init_from)
-    if stage.number == 3 and options.path_g:
-        # a file of ours holds its own context: stage 1's is read only for a released one, and to train
-        if not options.evaluation or files["path_l2g"].header is None:
-            files["path_g"] = checkpoint.read(options.model_path / options.path_g)
-    elif stage.number == 3 and options.evaluation and files["path_l2g"].header is None:
-        raise InputError(
-            f"{files['path_l2g'].path} is a released file, which lacks the frozen global branch: "
-            "evaluating mode 3 needs --path_g, the file of mode 1, too"
-        )
+    path_g = options.model_path / options.path_g if options.path_g else None
+    if options.evaluation:
+        context = checkpoint.read_context(files[stage.reads], stage.number, path_g)
+    else:
+        context = checkpoint.read(path_g) if stage.number == 3 and path_g else None
+    if context is not None:
+        files["path_g"] = context
     outputs = [options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth")]
     for output in () if options.evaluation else outputs:
         if any(file.path.resolve() == output.resolve() for file in files.values()):
@@ -272,17 +270,18 @@ def compare_classes(recorded: Classes, path: Path, described: Description) -> No
 def build_model(options: argparse.Namespace, stage: Stage, header: Header, files: dict[str, Checkpoint]) -> GLNet:
     """The network as `stage` evaluates it or starts to train it."""
     model = GLNet(len(header.classes), header.backbone)
+    context = files.get("path_g") if stage.number == 3 else None
     if options.evaluation:
         checkpoint.load_whole(model, files[stage.reads], stage.number)
+        if context is not None:
+            checkpoint.load_context(model, context)
     elif stage.number > 1:
-        checkpoint.load_whole(model, files[stage.starts_from[0]], stage.number - 1)
-    if stage.number == 3 and not options.evaluation:
-        model.start_refined()
-    if "path_g" in files and stage.number == 3:
-        if options.evaluation:
-            checkpoint.load_context(model, files["path_g"])
-        else:
-            checkpoint.check_context(model, files["path_g"], files["path_g2l"].path)
+        start = files[stage.starts_from[0]]
+        checkpoint.load_whole(model, start, stage.number - 1)
+        if context is not None:
+            checkpoint.check_context(model, context, start.path)
+        if stage.number == 3:
+            model.start_refined()
     model.learn(() if options.evaluation else stage.trains)
     return model
 

@@ -178,6 +178,22 @@ def read(path: str | Path) -> Checkpoint:
     return Checkpoint(path, None, only_tensors(path, tensors))
 
 
+def read_context(file: Checkpoint, stage: int, path_g: Path | None) -> Checkpoint | None:
+    """Stage 1's file `path_g`, where `stage` cannot be evaluated by `file` alone: a released one of stage 3.
+
+    A file of ours holds its own context; for it, and in other stages, there is none to read. Raises InputError where
+    `path_g` is needed and not given.
+    """
+    if stage < 3 or file.header is not None:
+        return None
+    if path_g is None:
+        raise InputError(
+            f"{file.path} is a released file, which lacks the frozen global branch: mode 3 needs --path_g, the file of "
+            "mode 1, too"
+        )
+    return read(path_g)
+
+
 def only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
     """`tensors`; InputError, naming `path`, where a name is none, or a value something else than dense numbers."""
     for name, value in tensors.items():
