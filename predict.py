@@ -29,9 +29,8 @@ from utils import distributed, prediction_options
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.faults import explain
-from utils.patches import STATISTICS, Settings
+from utils.patches import STATISTICS
 from utils.precision import PRECISIONS
-from utils.regions import CoarseToFine
 from utils.scenes import SCENE_SIZE, Rows
 from utils.sources import Source
 from utils.stages import STAGES
@@ -84,15 +83,7 @@ class Segmenter:
         prediction_options.check_geometry(header.size_g, header.size_p, header.min_overlap, header.box_margin)
         place = distributed.pick_device(device if device is None else str(device))
         stage = STAGES[header.stage]
-        settings = Settings(
-            size_p=header.size_p,
-            sub_batch_size=sub_batch_size,
-            min_overlap=header.min_overlap,
-            normalize=header.normalize,
-            device=place,
-            precision=precision,
-            coarse_to_fine=CoarseToFine.of(header.classes, header.box_margin) if header.coarse_to_fine else None,
-        )
+        settings = header.settings(sub_batch_size=sub_batch_size, device=place, precision=precision)
         network = prepare(model, stage, settings)
         return cls(Method(network, stage, settings, header.size_g, scene_size, TURNS[tta]), header)
 
@@ -177,9 +168,8 @@ def run(options: argparse.Namespace) -> list[str]:
     more = {name: getattr(options, name) for name in names}
     segmenter = Segmenter.from_checkpoint(options.checkpoint, device=ranks.device, **more)
     prediction = Prediction(segmenter.method, segmenter.classes, choice, ranks)
-    header = segmenter.header
-    about = {"checkpoint": str(options.checkpoint), "mode": header.stage, "tta": options.tta}
-    about |= {"coarse_to_fine": header.coarse_to_fine and header.stage > 1}
+    about = {"checkpoint": str(options.checkpoint), "mode": segmenter.header.stage, "tta": options.tta}
+    about |= {"coarse_to_fine": segmenter.method.looks}
     prediction.run(images, about)
     distributed.stop()
     return prediction.failures

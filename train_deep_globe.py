@@ -34,7 +34,6 @@ from utils.files import check_writable
 from utils.loss import Loss, build_loss, check_class_weights
 from utils.patches import STATISTICS, Settings
 from utils.precision import gradient_scaler, keep_freed_memory, set_switches
-from utils.regions import CoarseToFine
 from utils.report import evaluation_record, evaluation_table, peak_memory_mb, write_json
 from utils.stages import STAGES, Stage
 from utils.tally import Tally
@@ -125,19 +124,14 @@ def prepare_and_run(options: argparse.Namespace, described: Description, ranks: 
     going_on = not options.evaluation and source(options) is not None
     files = read_checkpoints(options, stage)
     header = resolve(options, stage, files, described)
-    settings = Settings(
-        size_p=header.size_p,
+    settings = header.settings(
+        options.box_recall,
         sub_batch_size=options.sub_batch_size,
-        min_overlap=header.min_overlap,
         loss=chosen_loss(options, header.classes, ranks.device),
         lamb_fmreg=options.lamb_fmreg,
-        normalize=header.normalize,
         device=ranks.device,
         precision=options.precision,
         scaler=gradient_scaler(ranks.device, options.precision),
-        coarse_to_fine=(
-            CoarseToFine.of(header.classes, header.box_margin, options.box_recall) if header.coarse_to_fine else None
-        ),
     )
     set_switches(options.tf32, options.cudnn_benchmark)
     if options.evaluation:

@@ -193,7 +193,7 @@ class Training:
             self.leave()
         for counts in trained.sums():
             job.ranks.sum_([counts])
-        score = self.score(found.tally)
+        score = found.tally.mean_iou()
         best = score > standing.best_score
         standing.epoch += 1
         if best:
@@ -213,7 +213,7 @@ class Training:
                 peak_memory_mb(job.settings.device),
                 {index: kinds for part in parts for index, kinds in part.items()},
             )
-            logging.info(f"{title}: mIoU {100 * self.score(trained):.2f} training, {100 * score:.2f} validation")
+            logging.info(f"{title}: mIoU {100 * trained.mean_iou():.2f} training, {100 * score:.2f} validation")
         self.learner.progress = self.new_progress()
         self.save()
 
@@ -232,9 +232,6 @@ class Training:
                 f"{self.images_of(self.progress.batches)} were next: {' '.join(str(error).split())} "
                 "If the machine ran out of memory, lower --num_workers"
             ) from error
-
-    def score(self, tally: Tally) -> float:
-        return tally.mean_iou()
 
     # after a step
 

@@ -17,7 +17,6 @@ from dataset.base import Sample, SampleLoader
 from restoring import restore
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
-from utils.patches import Settings
 from utils.precision import PRECISIONS
 from utils.report import write_json
 from utils.stages import STAGES
@@ -55,13 +54,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     device, stage = pick_device(options.device), STAGES[header.stage]
     runs = {}
     for precision in PRECISIONS:
-        settings = Settings(
-            size_p=header.size_p,
-            min_overlap=header.min_overlap,
-            normalize=header.normalize,
-            device=device,
-            precision=precision,
-        )
+        settings = header.settings(device=device, precision=precision)
         runs[precision] = Run(Inference(model, stage.number, settings), len(header.classes))
     pixels = 0
     for (sample,) in SampleLoader(data):

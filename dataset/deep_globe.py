@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dataset.base import Item
-from dataset.layout import files_by_id, natural
+from dataset.layout import files_by_id, natural, shortened
 from utils.classes import Classes
 from utils.errors import InputError
 
@@ -60,10 +60,9 @@ def find_items(root: Path, split: str) -> list[Item]:
     labels = files_by_id(label_folder, _LABEL, _LABEL_SUFFIXES)
     bare = [images[id_].name for id_ in ids if id_ not in labels]
     if bare:
-        names = ", ".join(bare[:3]) + (", ..." if len(bare) > 3 else "")
         raise InputError(
-            f"{len(bare)} of {len(ids)} images of split {split} have no ID_mask.png in {label_folder} ({names}); "
-            "add the labels or take the images away"
+            f"{len(bare)} of {len(ids)} images of split {split} have no ID_mask.png in {label_folder} "
+            f"({shortened(bare)}); add the labels or take the images away"
         )
     return [Item(id_, images[id_], labels[id_]) for id_ in ids]
 

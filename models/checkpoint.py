@@ -28,8 +28,8 @@ from utils.errors import InputError, exit_code
 from utils.files import load_torch, replacing, save_torch
 from utils.metrics import MEASURES
 from utils.options import LONGEST_SIDE, MOST_CLASSES
-from utils.patches import STATISTICS
-from utils.regions import BOX_MARGIN, MOST_MARGIN
+from utils.patches import STATISTICS, Settings
+from utils.regions import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine
 from utils.stages import STAGES
 
 FORMAT, VERSION = "glnet", 1
@@ -56,6 +56,19 @@ class Header:
     normalize: str
     coarse_to_fine: bool = False
     box_margin: float = BOX_MARGIN
+
+    def settings(self, box_recall: float = BOX_RECALL, **more: Any) -> Settings:
+        """The settings of this network; `more` are those that it does not record.
+
+        Raises InputError where it is to look coarse to fine for what its classes are not.
+        """
+        return Settings(
+            size_p=self.size_p,
+            min_overlap=self.min_overlap,
+            normalize=self.normalize,
+            coarse_to_fine=CoarseToFine.of(self.classes, self.box_margin, box_recall) if self.coarse_to_fine else None,
+            **more,
+        )
 
     def to_record(self) -> dict[str, Any]:
         return {**asdict(self), "classes": self.classes.to_record()}

@@ -175,10 +175,10 @@ def spread(taps: list[Tensor], chain: list[Size]) -> Tensor:
     last size, channels last in memory. Has gradients.
     """
     n, channels, _, _ = taps[0].shape
-    rows, across = tap_matrices(chain, taps[0])
+    (rows, across), bands = tap_matrices(chain, taps[0]), _bands(chain)
     total = taps[0].new_zeros(n, *chain[-1], channels // 3)
     for matrix, tap in zip(rows, taps, strict=True):
-        _spread_row(total, _cells(tap), matrix, across, _bands(chain))
+        _spread_row(total, _cells(tap), matrix, across, bands)
     return total.permute(0, 3, 1, 2)
 
 

@@ -41,12 +41,6 @@ class Ranks:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def sum(self, number: int) -> int:
-        """The sum of an integer over the processes."""
-        total = torch.tensor([number])
-        self.sum_([total])
-        return int(total)
-
     def max(self, number: int) -> int:
         """The largest of an integer over the processes."""
         return max(self.gather(number))

@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.canvas import Ids, ScoreCanvas, Sink
 from utils.loss import Loss, build_loss
 from utils.precision import lay_out
-from utils.regions import OUTSIDE, CoarseToFine, Effort
+from utils.regions import CoarseToFine, Effort
 from utils.resize import shrink_label
 from utils.sources import Held, Source
 from utils.tiling import MIN_OVERLAP, Patches, PatchGrid, Size
@@ -105,10 +105,7 @@ class ImagePatches:
 
     def canvas(self, sink: Sink, means: bool = False) -> ScoreCanvas:
         """Where scores of these patches are added up for `sink`; pixels that were not looked at are background."""
-        focus, outside = self.settings.coarse_to_fine, None
-        if focus is not None:
-            outside = tuple(OUTSIDE if k == focus.background else 0.0 for k in range(2))
-        return ScoreCanvas(self.grid, sink, means, outside)
+        return ScoreCanvas(self.grid, sink, means, self.settings.coarse_to_fine.outside if self.looks else None)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the grid, each with its patches (n, 3, h, w) as the network reads them."""

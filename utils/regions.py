@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.classes import Classes
 from utils.errors import InputError
-from utils.tiling import MIN_OVERLAP, Box, RegionGrids, Size
+from utils.tiling import MIN_OVERLAP, Box, RegionGrids, Size, around
 
 BOX_MARGIN = 0.1
 """By what part of its sides a box is enlarged, in each of the four directions."""
@@ -76,6 +76,11 @@ class CoarseToFine:
     def background(self) -> int:
         return 1 - self.foreground
 
+    @property
+    def outside(self) -> tuple[float, ...]:
+        """The scores by class where nobody looked."""
+        return tuple(OUTSIDE if k == self.background else 0.0 for k in range(2))
+
     def found(self, logits: Tensor) -> Tensor:
         """(h, w) bool: where `logits` (1, 2, h, w) say foreground."""
         return logits[0, self.foreground] > logits[0, self.background]
@@ -101,8 +106,8 @@ class CoarseToFine:
             return RegionGrids(size, ())
         least = tuple(min(patch, side) for side in size)
         apart = _joined([_enlarged(box, size, least, self.margin) for box in spans])
-        around = _enlarged(_around(spans), size, least, self.margin)
-        choices = (RegionGrids.cover(size, boxes, patch, min_overlap) for boxes in ([around], apart))
+        whole = _enlarged(around(spans), size, least, self.margin)
+        choices = (RegionGrids.cover(size, boxes, patch, min_overlap) for boxes in ([whole], apart))
         return min(choices, key=len)  # the first of equal ones
 
 
@@ -134,13 +139,6 @@ def _enlarged(box: Box, size: Size, least: Size, margin: float) -> Box:
     return Box(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
 
 
-def _around(boxes: Sequence[Box]) -> Box:
-    """The smallest box that holds all of `boxes`."""
-    top, left = min(box.top for box in boxes), min(box.left for box in boxes)
-    bottom, right = max(box.top + box.height for box in boxes), max(box.left + box.width for box in boxes)
-    return Box(top, left, bottom - top, right - left)
-
-
 def _overlap(a: Box, b: Box) -> bool:
     return all(a[k] < b[k] + b[k + 2] and b[k] < a[k] + a[k + 2] for k in (0, 1))
 
@@ -151,6 +149,6 @@ def _joined(boxes: Sequence[Box]) -> list[Box]:
     for box in boxes:
         while others := [other for other in apart if _overlap(box, other)]:
             apart = [other for other in apart if other not in others]
-            box = _around([box, *others])
+            box = around([box, *others])
         apart.append(box)
     return sorted(apart)

@@ -35,6 +35,13 @@ class Box(NamedTuple):
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
+def around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of `boxes`."""
+    top, left = min(box.top for box in boxes), min(box.left for box in boxes)
+    bottom, right = max(box.top + box.height for box in boxes), max(box.left + box.width for box in boxes)
+    return Box(top, left, bottom - top, right - left)
+
+
 def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[int]:
     """First pixels of the patches along an axis of `side` pixels; a side not longer than `patch` has one, at 0.
 
@@ -69,11 +76,6 @@ class Axis:
         """Patches that cover `length` pixels from `first` on, by default all of the axis."""
         length = side if length is None else length
         return cls(side, min(length, patch), tuple(first + start for start in axis_starts(length, patch, min_overlap)))
-
-    @property
-    def length(self) -> int:
-        """Pixels from the first patch's start to the last one's end."""
-        return self.starts[-1] + self.patch - self.starts[0]
 
     def cells(self, length: int) -> tuple[tuple[int, ...], int]:
         """On a feature map of `length` cells: the first cell of each patch, and how many cells every patch covers.
@@ -183,7 +185,7 @@ class PatchGrid(Patches):
 
     @property
     def regions(self) -> list[Box]:
-        return [Box(self.rows.starts[0], self.columns.starts[0], self.rows.length, self.columns.length)]
+        return [around(self.boxes())]
 
     def boxes(self) -> list[Box]:
         return [Box(top, left, *self.patch) for top in self.rows.starts for left in self.columns.starts]
@@ -251,7 +253,6 @@ class RegionGrids(Patches):
     def shrunk_counts(self, size: Size) -> Tensor:
         total = torch.zeros(size)
         for grid in self.grids:
-            first, *_, last = [*(boxes := grid.feature_boxes(size)), boxes[-1]]
-            cells = Box(first.top, first.left, last.top + last.height - first.top, last.left + last.width - first.left)
+            cells = around(grid.feature_boxes(size))
             cells.of(total).add_(cells.of(grid.shrunk_counts(size)))
         return total.masked_fill_(total == 0, 1)
