@@ -126,7 +126,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(reference, tmp_path, 
     """Training and validation are stubs; of each epoch both scores are asked for, validation's first."""
     scores = iter([0.5, 0.5, 0.6, 0.6, 0.6, 0.6, 0.4, 0.4, 0.9, 0.9])
     empty = helper.Tally(STAGES[1], 7)
-    monkeypatch.setattr(train_deep_globe.Training, "score", lambda self, tally: next(scores))
+    monkeypatch.setattr(helper.Tally, "mean_iou", lambda self: next(scores))
     monkeypatch.setattr(helper, "train_one_epoch", lambda *others: empty)
     monkeypatch.setattr(helper, "evaluate", lambda *others: helper.Evaluation(empty, 2, 0.0))
     caplog.set_level("INFO")
