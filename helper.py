@@ -1,41 +1,91 @@
-"""The engine: an epoch of training steps, and the segmentation and evaluation that all inference shares.
+"""The engine's two loops: an epoch of training steps, and the evaluation of a set of images.
 
-It neither parses options nor touches files; what must be saved or shown goes to callbacks.
+Nothing here parses options or touches files; what must be saved or shown goes to callbacks.
 """
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from dataset.base import Sample
+from engine import global2local, global_only, local2global
+from engine.predictor import Predictor
 from models.glnet import GLNet
-from models.inference import Form, PreparedGLNet
-from models.sharing import Mosaic
-from steps import STEPS
-from utils.canvas import Ids, ScoreCanvas, Sink, enlarge
-from utils.distributed import ALONE, Ranks, join_step, learning_statistics
+from utils.canvas import ArgmaxSink
+from utils.distributed import ALONE, Ranks, reduce_step, trained_statistics
 from utils.loss import Loss
-from utils.patches import ImagePatches, Settings
-from utils.precision import PRECISIONS, autocast
-from utils.regions import Effort
-from utils.sources import Source
+from utils.metrics import StageMetrics
+from utils.precision import autocast
+from utils.regions import Coverage
+from utils.settings import Settings
+from utils.sources import MemorySource
 from utils.stages import Stage
-from utils.tally import Progress, Tally
+
+TRAINING_STEPS = {
+    1: global_only.training_step,
+    2: global2local.training_step,
+    3: local2global.training_step,
+}
+"""By stage: forward, loss terms and gradients of a batch."""
+
+SHOWN_EVERY = 10
+"""Steps between two updates of the mIoU in the progress bar."""
 
 
-def _share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
-    """What of the weight of the pixels of all processes' global labels is in this process's part of the batch."""
+@dataclass
+class EpochState:
+    """How far the training of an epoch is.
+
+    Attributes:
+        metrics: this process's part of the training metric; everything else is the same in all processes.
+        batches: steps so far, skipped ones included.
+        skipped: steps whose loss or gradient was not finite.
+        images: images so far.
+        loss: mean over the steps that were not skipped.
+        seconds: time of the steps, waiting for images included.
+        save_requested: whether any process asked to save after the last step.
+    """
+
+    metrics: StageMetrics
+    batches: int = 0
+    skipped: int = 0
+    images: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    save_requested: bool = False
+
+
+def _batch_share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
+    """Return this process's share of the batch: the weight of its label pixels over that of all processes."""
     own = torch.tensor([sum(loss.weight(sample.global_label) for sample in batch)], dtype=torch.float64)
     total = own.clone()
     ranks.sum_([total])
     return float(own) / (float(total) or 1)
+
+
+def _gradients(
+    model: GLNet, stage: Stage, batch: list[Sample], settings: Settings, metrics: StageMetrics, ranks: Ranks
+) -> dict[str, Tensor]:
+    """Add the gradients of this process's part of a batch; return its loss terms, none without anything to learn."""
+    if ranks.world > 1 and "global" in stage.supervised:
+        settings = replace(settings, share=_batch_share(batch, settings.loss, ranks))
+    with autocast(settings.device, settings.precision):
+        return TRAINING_STEPS[stage.number](model, batch, settings, metrics) if batch else {}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one step of all processes gave: its `values` by tag, whether anything learned, and the mIoU if it is due."""
+
+    values: dict[str, float]
+    active: bool
+    mean_iou: float | None
 
 
 def _joint_step(
@@ -44,32 +94,32 @@ def _joint_step(
     batch: list[Sample],
     settings: Settings,
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    epoch: EpochState,
+    *,
     ranks: Ranks,
-    asks: bool,
-) -> tuple[dict[str, float], bool]:
-    """The gradients of one step of all processes, each on its `batch`; returns the loss terms and the gradient's norm,
-    and whether there was anything to learn from.
+    save: bool,
+) -> _Step:
+    """Make the gradients of one step of all processes, each on its `batch`, and count it in `epoch`.
 
     All that the host must know of the step comes from the device in one transfer.
     """
     learned = [p for p in model.parameters() if p.requires_grad]
-    if ranks.world > 1 and "global" in stage.supervised:
-        settings = replace(settings, share=_share(batch, settings.loss, ranks))
     names = (*map(settings.loss.term, stage.supervised), *stage.other_terms)
-    with autocast(settings.device, settings.precision):
-        terms = STEPS[stage.number](model, batch, settings, progress.tally) if batch else {}
-    counts = torch.tensor([len(batch), asks, bool(terms)], dtype=torch.float32)
+    terms = _gradients(model, stage, batch, settings, epoch.metrics, ranks)
+    counts = torch.tensor([len(batch), save, bool(terms)], dtype=torch.float32)
     losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in names]
     numbers = torch.cat([torch.stack(losses), counts.to(settings.device)])
-    join_step(ranks, learned, learning_statistics(model), numbers, active=bool(terms))
+    reduce_step(ranks, learned, trained_statistics(model), numbers, active=bool(terms))
     settings.scaler.unscale_(optimizer)
     norm = torch.stack([torch.linalg.vector_norm(p.grad) for p in learned]).norm()
-    *values, images, asked, active, norm = torch.cat([numbers, norm[None]]).tolist()
-    progress.images += int(images)
-    progress.asked = asked > 0
-    losses = {f"loss/{name}": value for name, value in zip(names, values, strict=True)}
-    return {**losses, "loss/total": sum(values), "gradient_norm": norm}, active > 0
+    shown = [epoch.metrics.mean_iou_on_device().to(norm)] if ranks.main and epoch.batches % SHOWN_EVERY == 0 else []
+    values = torch.cat([numbers, torch.stack([norm, *shown])]).tolist()
+    losses_now, (images, asked, active, norm_now, *mean_iou) = values[: len(names)], values[len(names) :]
+    epoch.images += int(images)
+    epoch.save_requested = asked > 0
+    tagged = {f"loss/{name}": value for name, value in zip(names, losses_now, strict=True)}
+    tagged |= {"loss/total": sum(losses_now), "gradient_norm": norm_now}
+    return _Step(tagged, active > 0, mean_iou[0] if mean_iou else None)
 
 
 def train_one_epoch(
@@ -79,204 +129,132 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     settings: Settings,
+    *,
     on_step: Callable[[dict[str, float]], None],
     title: str = "train",
-    progress: Progress | None = None,
+    epoch: EpochState | None = None,
     ranks: Ranks = ALONE,
-    asks: Callable[[], bool] = lambda: False,
-) -> Tally:
-    """Train on every batch of `loader`; one optimizer step a batch, one schedule step after it.
+    wants_save: Callable[[], bool] = lambda: False,
+) -> StageMetrics:
+    """Train on every batch of `loader`: one optimizer step for each batch, one schedule step after it.
 
-    Of several processes each gets its part of every batch, which may be empty. A step whose loss or gradient is not
-    finite is skipped: weights, norm statistics and metric stay as they were. So do the weights where a batch holds
-    nothing to learn from (coarse to fine, images without foreground).
+    A step whose loss or gradient is not finite is skipped: weights, norm statistics and metric stay as they were. The
+    weights also stay where a batch holds nothing to learn from (coarse to fine, images without foreground).
 
-    After each step, when everything stands as it may be saved, `on_step` gets the step's loss terms, their sum
-    (`loss/total`), `gradient_norm` and `learning_rate`; it ends the epoch by raising. `progress` is kept up to date,
-    and tells in `asked` whether `asks()` was true in any process. Returns the training metric of this process, counted
-    on the predictions that the steps made while the weights moved, as released.
+    Args:
+        model: the network; what learns is set by `GLNet.learn`.
+        stage: the stage that is trained.
+        loader: batches; of several processes each gets its part of every batch, which may be empty.
+        optimizer: of the parameters that learn.
+        scheduler: of the optimizer.
+        settings: loss, sizes, device, precision.
+        on_step: gets the loss terms, their sum (`loss/total`), `gradient_norm` and `learning_rate` of each step, when
+            everything may be saved as it is; it ends the epoch by raising.
+        title: of the progress bar.
+        epoch: where the epoch stands; it is kept up to date.
+        ranks: the processes that train together.
+        wants_save: whether this process wants to save now; `epoch.save_requested` says whether any did.
+
+    Returns:
+        The training metric of this process, counted on the predictions that the steps made while the weights moved,
+        as released.
     """
-    # it comes where the very first step is skipped, and is meant
+    # torch warns if the very first step is skipped, which is intended
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
     model.train()
-    progress = progress or Progress(Tally(stage, model.n_class))
-    statistics = learning_statistics(model)
+    epoch = epoch or EpochState(StageMetrics(stage, model.n_class))
+    statistics = trained_statistics(model)
     bar = tqdm(loader, desc=title, unit="batch", dynamic_ncols=True, disable=not ranks.main)
+    mean_iou = 0.0
     clock = time.perf_counter()
     for batch in bar:
         optimizer.zero_grad(set_to_none=True)
-        before = [tensor.clone() for tensor in (*statistics, *progress.tally.sums())]
-        values, active = _joint_step(model, stage, batch, settings, optimizer, progress, ranks, asks())
-        values["learning_rate"] = scheduler.get_last_lr()[0]
-        progress.batches += 1
+        before = [tensor.clone() for tensor in (*statistics, *epoch.metrics.sums())]
+        step = _joint_step(model, stage, batch, settings, optimizer, epoch, ranks=ranks, save=wants_save())
+        values = {**step.values, "learning_rate": scheduler.get_last_lr()[0]}
+        epoch.batches += 1
         finite = all(map(math.isfinite, values.values()))
         if finite:
-            progress.loss += (values["loss/total"] - progress.loss) / (progress.batches - progress.skipped)
+            epoch.loss += (values["loss/total"] - epoch.loss) / (epoch.batches - epoch.skipped)
         else:
-            progress.skipped += 1
-        if finite and active:
+            epoch.skipped += 1
+        if finite and step.active:
             settings.scaler.step(optimizer)
-        else:  # what was counted stands where there was nothing to learn from
-            moved = statistics if finite else [*statistics, *progress.tally.sums()]
+        else:  # if there was nothing to learn from, the metric still counts
+            moved = statistics if finite else [*statistics, *epoch.metrics.sums()]
             for tensor, old in zip(moved, before, strict=False):
                 tensor.copy_(old)
         settings.scaler.update()
         scheduler.step()
-        bar.set_postfix(loss=f"{progress.loss:.3f}", mIoU=f"{100 * progress.tally.mean_iou():.1f}")
-        progress.seconds += time.perf_counter() - clock
+        mean_iou = mean_iou if step.mean_iou is None else step.mean_iou
+        bar.set_postfix(loss=f"{epoch.loss:.3f}", mIoU=f"{100 * mean_iou:.1f}")
+        epoch.seconds += time.perf_counter() - clock
         on_step(values)
         clock = time.perf_counter()
-    return progress.tally
-
-
-@torch.inference_mode()
-def segment(
-    network: GLNet | PreparedGLNet,
-    stage: Stage,
-    image: Tensor | Source,
-    global_image: Tensor,
-    settings: Settings,
-    sinks: Mapping[str, Sink],
-    on_patches: Callable[[int], None] | None = None,
-    means: bool = False,
-) -> Effort:
-    """Segment one image as `stage` does. The network is in evaluation mode and on the settings' device.
-
-    `image` is a source of any size, or (3, H, W) uint8; `global_image` (3, size_g, size_g) uint8, the same image
-    shrunk. The scores of each prediction named in `sinks` (of `stage.predictions`) go to its sink, sums over patches or
-    their `means`; nothing else is computed. `on_patches` is told how many patches are done. Returns how much was looked
-    at: coarse to fine, the local branch works where the global branch found something. Elsewhere local and ensemble
-    predictions are background; where it found nothing at all, every prediction is its own.
-    """
-    whole = ImagePatches(image, None, settings, on_patches)
-    x = settings.to_input(global_image[None])
-    logits = (_segment_refined if stage.number == 3 else _segment_context)(network, x, whole, sinks, means)
-    for name, sink in sinks.items():
-        if name == "global" or not whole.boxes:
-            enlarge(logits, whole.size, sink)
-    return whole.effort()
-
-
-def _canvases(whole: ImagePatches, sinks: Mapping[str, Sink], means: bool) -> dict[str, ScoreCanvas]:
-    """For the predictions that are made of patches."""
-    return {name: whole.canvas(sinks[name], means) for name in ("local", "ensemble") if name in sinks}
-
-
-def _segment_context(
-    network: GLNet | PreparedGLNet, x: Tensor, whole: ImagePatches, sinks: Mapping[str, Sink], means: bool
-) -> Tensor | None:
-    """Stages 1 and 2: the global branch, and where `sinks` ask for them the patches; returns the global logits."""
-    local, ensemble = "local" in sinks, "ensemble" in sinks
-    patched = local or ensemble
-    coarse = whole.looks and patched
-    seen = network.read_whole(x, logits=coarse or "global" in sinks, context=patched, ensemble=ensemble)
-    if coarse:
-        whole.look(seen.logits)
-    canvases = _canvases(whole, sinks, means)
-    for patches, x_p in whole if patched else ():
-        maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble)
-        if local:
-            canvases["local"].add(maps.logits, patches)
-        if ensemble:
-            canvases["ensemble"].add(network.join(maps.half, seen, whole.grid, patches), patches)
-    return seen.logits
-
-
-def _segment_refined(
-    network: GLNet | PreparedGLNet, x: Tensor, whole: ImagePatches, sinks: Mapping[str, Sink], means: bool
-) -> Tensor | None:
-    """Stage 3: patches, then the refined branch on their merged maps; returns the refined logits, or those of the
-    global branch where it found nothing to look at.
-
-    The local half of the ensemble is applied while a patch is at hand, so that n_class channels are kept of it, on the
-    host, as of its logits: what the device holds does not grow with the number of patches, and canvases are made when
-    the maps that the branches share are gone.
-    """
-    local, ensemble = "local" in sinks, "ensemble" in sinks
-    seen = network.read_whole(x, logits=whole.looks, context=True, ensemble=False)
-    if whole.looks:
-        whole.look(seen.logits)
-        if not whole.boxes:
-            return seen.logits
-    mosaic = Mosaic(1, seen.context)
-    kept = []
-    for patches, x_p in whole:
-        merge = partial(mosaic.add, 0, whole.grid, patches)
-        maps = network.read_patches(x_p, seen, whole.grid, patches, logits=local, ensemble=ensemble, see=merge)
-        kept.append((patches, *(None if scores is None else scores.cpu() for scores in (maps.logits, maps.half))))
-    del seen
-    refined = network.refine(x, mosaic.merged(), logits="global" in sinks, ensemble=ensemble)
-    del mosaic
-    canvases = _canvases(whole, sinks, means)
-    for patches, scores, _ in kept if local else ():
-        canvases["local"].add(scores.to(whole.settings.device), patches)
-    for patches, _, half in kept if ensemble else ():
-        half = half.to(whole.settings.device)
-        canvases["ensemble"].add(network.join(half, refined, whole.grid, patches), patches)
-    return refined.logits
+    return epoch.metrics
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: the metric of each prediction, and the mean seconds of segmenting one image.
+    """The result of an evaluation; of several processes each has the same, of all images together.
 
-    Of several processes each has the same, of all images together. `effort` is how much of them was looked at.
-    `complete` is False where one was told to stop.
+    Attributes:
+        metrics: the scores of each prediction.
+        images: how many images were segmented.
+        seconds_per_image: mean time to segment and count one image; decoding is not in it.
+        coverage: how much of the images was computed at full resolution.
+        complete: False if the evaluation was stopped before its end.
     """
 
-    tally: Tally
+    metrics: StageMetrics
     images: int
     seconds_per_image: float
-    effort: Effort = field(default_factory=Effort)
+    coverage: Coverage = field(default_factory=Coverage)
     complete: bool = True
 
 
-def prepare(model: GLNet, stage: Stage, settings: Settings) -> PreparedGLNet:
-    """`model` as `stage` evaluates it, in the settings' precision and on their device; it copies what it needs."""
-    return PreparedGLNet(model.eval(), stage, Form(settings.device, PRECISIONS[settings.precision]))
-
-
 def evaluate(
-    network: GLNet | PreparedGLNet,
-    stage: Stage,
+    predictor: Predictor,
     loader: Iterable[list[Sample]],
-    settings: Settings,
+    metrics: StageMetrics,
+    *,
     on_image: Callable[[Sample, dict[str, Tensor]], None] | None = None,
     title: str = "evaluate",
     ranks: Ranks = ALONE,
-    stops: Callable[[], bool] = lambda: False,
-    tally: Tally | None = None,
-    segment: Callable[..., Effort] = segment,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Segment every image of `loader` and count it against its label; GLNet itself is prepared for inference first.
+    """Segment every image of `loader` and count it against its label.
 
-    `on_image` gets each sample and its predictions by name, (H, W) uint8 ids. Of several processes each has its part
-    of the images, and `on_image` sees that part. Where `stops()` is true after an image, this process does no more.
-    It is counted in `tally`, by default a new one.
-    Another `segment` may stand in for the plain one; it takes the same.
+    Args:
+        predictor: segments the images.
+        loader: batches of samples; of several processes each gets its part of the images.
+        metrics: counts the predictions.
+        on_image: gets each sample of this process and its predictions by name, (H, W) uint8 ids on the device.
+        title: of the progress bar.
+        ranks: the processes that evaluate together.
+        should_stop: is called after each image; if it returns True, this process stops.
     """
-    if isinstance(network, GLNet):
-        network = prepare(network, stage, settings)
-    tally = tally or Tally(stage, network.n_class)
-    seconds, images, stopped, effort = 0.0, 0, False, Effort()
+    settings = predictor.settings
+    seconds, images, stopped, coverage = 0.0, 0, False, Coverage()
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
         start = time.perf_counter()
-        found = {name: Ids(tuple(sample.image.shape[-2:]), settings.device) for name in stage.predictions}
-        effort += segment(network, stage, sample.image, sample.global_image, settings, found)
+        source = MemorySource(sample.image)
+        found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
+        coverage += predictor.segment(source, found, global_image=sample.global_image)
         if sample.label is not None:
-            tally.count(settings.send(sample.label), found)
+            metrics.update(settings.to_device(sample.label), found)
         if settings.device.type == "cuda":
             torch.cuda.synchronize(settings.device)
         seconds += time.perf_counter() - start
         images += 1
-        bar.set_postfix(mIoU=f"{100 * tally.mean_iou():.1f}")
+        bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
         if on_image is not None:
             on_image(sample, {name: prediction.ids for name, prediction in found.items()})
-        if stopped := stops():
+        if stopped := should_stop():
             break
     seconds, images, stopped = (sum(parts) for parts in zip(*ranks.gather((seconds, images, stopped)), strict=True))
-    effort = sum(ranks.gather(effort), Effort())
-    for counts in tally.sums():
+    coverage = sum(ranks.gather(coverage), Coverage())
+    for counts in metrics.sums():
         ranks.sum_([counts])
-    return Evaluation(tally, images, seconds / max(images, 1), effort, complete=not stopped)
+    return Evaluation(metrics, images, seconds / max(images, 1), coverage, complete=not stopped)

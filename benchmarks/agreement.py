@@ -13,14 +13,17 @@ import torch
 
 from benchmarks.workload import MODES, Inference
 from dataset import registry
-from dataset.base import Sample, SampleLoader
-from restoring import restore
+from dataset.base import Sample
+from dataset.deep_globe import DEEP_GLOBE
+from dataset.loader import SampleLoader
+from models import checkpoint
+from models.restore import header_for, restore
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
+from utils.files import write_json
+from utils.metrics import StageMetrics
 from utils.precision import PRECISIONS
-from utils.report import write_json
 from utils.stages import STAGES
-from utils.tally import Tally
 
 DEMO = Path(__file__).parents[1] / "demo"
 
@@ -30,13 +33,13 @@ class Run:
 
     def __init__(self, work: Inference, n_class: int) -> None:
         self.work = work
-        self.tally = Tally(work.stage, n_class)
+        self.metrics = StageMetrics(work.stage, n_class)
         self.equal = dict.fromkeys(work.stage.predictions, 0)
 
     def __call__(self, sample: Sample, reference: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """Count `sample`, against `reference` where there is one; returns the class ids by prediction."""
         found = self.work(sample)
-        self.tally.count(self.work.settings.send(sample.label), found)
+        self.metrics.update(self.work.settings.to_device(sample.label), found)
         ids = {name: prediction.ids for name, prediction in found.items()}
         for name, theirs in (reference or ids).items():
             self.equal[name] += int((ids[name] == theirs).sum())
@@ -45,7 +48,9 @@ class Run:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """`{precision: {prediction: {"equal", "mIoU"}}}`, both shares in 0..1, and what they are of."""
-    model, header = restore(options.checkpoint, options.mode, options.path_g, {})
+    file = checkpoint.read(options.checkpoint)
+    header = header_for(file, options.mode, {}, released=DEEP_GLOBE)
+    model = restore(file, header, checkpoint.read_context(file, header.stage, options.path_g))
     description = registry.describe(options.dataset, options.data_path)
     split = options.split or description.validation
     if split in description.unlabelled:
@@ -71,7 +76,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             precision: {
                 name: {
                     "equal": run.equal[name] / pixels,
-                    "mIoU": run.tally.matrices[name].mean_iou(header.classes.left_out),
+                    "mIoU": run.metrics.matrices[name].mean_iou(header.classes.left_out),
                 }
                 for name in stage.predictions
             }

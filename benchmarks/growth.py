@@ -25,12 +25,11 @@ from benchmarks.plot import Curve, Panel, draw
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from models.backbone import BACKBONES
 from models.glnet import GLNet
+from training.records import device_name, git_commit, now
 from utils.errors import exit_code
-from utils.files import replacing
-from utils.patches import Settings
-from utils.precision import keep_freed_memory
-from utils.report import MB, peak_memory_mb, write_json
-from utils.run_record import device_name, git_commit, now
+from utils.files import replacing, write_json
+from utils.memory import MB, keep_freed_memory, peak_memory_mb
+from utils.settings import Settings
 from utils.tiling import PatchGrid
 
 RESULTS = Path(__file__).parent / "results"

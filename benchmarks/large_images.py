@@ -16,9 +16,9 @@ import numpy as np
 from dataset import deep_globe
 from dataset.synthetic import smooth_noise
 from models import checkpoint
-from models.checkpoint import Header
 from models.glnet import GLNet
-from utils.report import write_json
+from models.header import Header
+from utils.files import write_json
 
 ROOT = Path(__file__).parents[1]
 TILE = 2048

@@ -20,10 +20,10 @@ import torch
 from benchmarks.fake_accelerator import MB, fake_accelerator, host_tensors, megabytes, no_metric, put_on_device
 from benchmarks.workload import N_CLASS, Inference, TrainingStep, random_sample
 from models.glnet import GLNet
-from utils.patches import Settings
-from utils.report import write_json
+from utils.files import write_json
+from utils.metrics import StageMetrics
+from utils.settings import Settings
 from utils.stages import STAGES
-from utils.tally import Tally
 
 SIDE = 2448
 BATCH = 6
@@ -55,7 +55,7 @@ def count_inference(
 
 def count_training(mode: int, precision: str, side: int = SIDE, batch: int = BATCH) -> dict[str, float]:
     """MB of a second training step, when the optimizer's state is there: {"device", "host"}."""
-    with fake_accelerator() as count, patch.object(Tally, "count", no_metric):
+    with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
         with host_tensors(count):
             model, samples = GLNet(N_CLASS), [random_sample(side) for _ in range(batch)]
         put_on_device(count, [getattr(model, name) for name in STAGES[mode].uses])

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 
 from benchmarks.workload import MODES, N_CLASS, Inference, TrainingStep, random_sample
 from models.glnet import GLNet
-from utils.patches import Settings
-from utils.precision import keep_freed_memory
-from utils.report import write_json
+from utils.files import write_json
+from utils.memory import keep_freed_memory
+from utils.settings import Settings
 
 RELEASED = {"eval": {1: 1.2, 2: 26.8, 3: 27.7}, "train": {1: 2.5, 2: 110.0, 3: 78.0}}
 """Units of the released implementation, float32 on a CPU."""

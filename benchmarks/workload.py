@@ -3,13 +3,15 @@
 import torch
 
 from dataset.base import Sample
-from helper import STEPS, prepare, segment
+from engine.predictor import Predictor
+from helper import TRAINING_STEPS
 from models.glnet import GLNet
-from utils.canvas import Ids
-from utils.patches import Settings
+from utils.canvas import ArgmaxSink
+from utils.metrics import StageMetrics
 from utils.precision import autocast
+from utils.settings import Settings
+from utils.sources import MemorySource
 from utils.stages import STAGES
-from utils.tally import Tally
 
 N_CLASS = 7
 MODES = (1, 2, 3)
@@ -23,18 +25,18 @@ def random_sample(side: int, size_g: int = 508) -> Sample:
 
 
 class Inference:
-    """Segmenting an image in one mode and precision, all predictions of the mode asked for."""
+    """Segments an image in one mode and precision."""
 
     def __init__(self, model: GLNet, mode: int, settings: Settings) -> None:
         self.stage = STAGES[mode]
         self.settings = settings
-        self.network = prepare(model, self.stage, settings)
+        self.predictor = Predictor.prepare(model, self.stage, settings, size_g=0)  # samples hold the shrunk image
 
-    def __call__(self, sample: Sample, names: tuple[str, ...] = ()) -> dict[str, Ids]:
-        """The class ids of `sample` by prediction; of those in `names` only, where there are any."""
-        size = tuple(sample.image.shape[-2:])
-        found = {name: Ids(size, self.settings.device) for name in names or self.stage.predictions}
-        segment(self.network, self.stage, sample.image, sample.global_image, self.settings, found)
+    def __call__(self, sample: Sample, names: tuple[str, ...] = ()) -> dict[str, ArgmaxSink]:
+        """Return the class ids of `sample` by prediction: those in `names`, by default all of the mode."""
+        source = MemorySource(sample.image)
+        found = {name: ArgmaxSink(source.size, self.settings.device) for name in names or self.stage.predictions}
+        self.predictor.segment(source, found, global_image=sample.global_image)
         return found
 
 
@@ -53,5 +55,5 @@ class TrainingStep:
     def __call__(self, batch: list[Sample]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.settings.device, self.settings.precision):
-            STEPS[self.stage.number](self.model, batch, self.settings, Tally(self.stage, N_CLASS))
+            TRAINING_STEPS[self.stage.number](self.model, batch, self.settings, StageMetrics(self.stage, N_CLASS))
         self.optimizer.step()

@@ -8,7 +8,8 @@ import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset.base import SegmentationDataset, leave_signals_to_the_parent
+from dataset.base import SegmentationDataset
+from dataset.loader import leave_signals_to_the_parent, start_pass
 from utils.classes import IGNORED
 from utils.errors import InputError
 
@@ -75,7 +76,8 @@ def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report
         return report
     every = ConcatDataset([_Checked(split, data) for split, data in splits.items()])
     loader = DataLoader(every, batch_size=None, num_workers=num_workers, worker_init_fn=leave_signals_to_the_parent)
-    for split, counts, problem in tqdm(loader, desc="check", unit="image", dynamic_ncols=True):
+    bar = tqdm(start_pass(loader), total=len(every), desc="check", unit="image", dynamic_ncols=True)
+    for split, counts, problem in bar:
         report.images[split] += 1
         if counts is not None:
             report.counts += np.asarray(counts)

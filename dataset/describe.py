@@ -23,8 +23,8 @@ from dataset.layout import TEST, TRAIN, VAL, hashed_split, lists_in, paired
 from dataset.reading import decode, read_size
 from utils.classes import IGNORED, Color
 from utils.errors import InputError, exit_code
+from utils.files import write_json
 from utils.metrics import MEASURES
-from utils.report import write_json
 
 MAX_KINDS = 64
 """Labels with more different values were saved or resized with smoothing: no set of one's own has so many classes."""

@@ -17,7 +17,7 @@ from dataset.raster import Raster
 from dataset.reading import MAX_PIXELS, decode, header
 from dataset.stretch import Stretch
 from utils.errors import InputError
-from utils.sources import HELD_PIXELS, Held, Source
+from utils.sources import MEMORY_PIXELS, MemorySource, Source
 from utils.tiling import Box, Size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".img", ".vrt")
@@ -41,7 +41,7 @@ def image_planes(image: Image.Image) -> np.ndarray:
     return image_tensor(image if image.mode == "RGB" else image.convert("RGB")).numpy()
 
 
-def picture(image: Image.Image, stretch: Stretch | None = None, bands: tuple[int, ...] = (1, 2, 3)) -> Held:
+def picture(image: Image.Image, stretch: Stretch | None = None, bands: tuple[int, ...] = (1, 2, 3)) -> MemorySource:
     """A Pillow image as a source; more than 8 bits are stretched, and `bands`, from 1, chosen."""
     planes = image_planes(image)
     if planes.dtype != np.uint8:
@@ -50,7 +50,7 @@ def picture(image: Image.Image, stretch: Stretch | None = None, bands: tuple[int
     if max(bands) > 3:
         raise InputError(f"--bands {','.join(map(str, bands))}: the picture has 3", "no such band")
     chosen = planes if bands == (1, 2, 3) else planes[[band - 1 for band in bands]]
-    return Held(torch.from_numpy(chosen))
+    return MemorySource(torch.from_numpy(chosen))
 
 
 @contextmanager
@@ -96,12 +96,12 @@ def is_raster(path: Path) -> bool:
                 return False
             georeferenced = any(tag in image.tag_v2 for tag in _GEOREFERENCE_TAGS)
             plain = image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
-            return georeferenced or not plain or image.width * image.height > HELD_PIXELS
+            return georeferenced or not plain or image.width * image.height > MEMORY_PIXELS
     except InputError:
         return Raster.can_open(path)
 
 
-def shrink(source: Source, size: Size, most: int = HELD_PIXELS) -> Tensor:
+def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:
     """(3, *size) uint8: `source` shrunk with Pillow's bilinear filter, antialiased.
 
     Up to `most` pixels this is what `shrink_image` gives. A larger source is shrunk along its rows first, some rows at

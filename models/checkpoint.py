@@ -14,22 +14,17 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.backbone import BACKBONES
 from models.glnet import GLNet
-from utils.classes import Classes
+from models.header import Header
 from utils.errors import InputError, exit_code
 from utils.files import load_torch, replacing, save_torch
-from utils.metrics import MEASURES
-from utils.options import LONGEST_SIDE, MOST_CLASSES
-from utils.patches import STATISTICS, Settings
-from utils.regions import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine
 from utils.stages import STAGES
 
 FORMAT, VERSION = "glnet", 1
@@ -41,58 +36,6 @@ PLAIN = [  # (ours, released) within one pyramid, in the released order
     *((f"smooth2.{k}", f"smooth{k + 1}_2") for k in range(4)),
 ]
 RELEASED_ROOTS = ("resnet_global", "resnet_local", "fpn_global", "fpn_local", "ensemble_conv")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file of ours says about its network: enough to evaluate it. The last two are not in older files."""
-
-    stage: int
-    backbone: str
-    classes: Classes
-    size_g: int
-    size_p: int
-    min_overlap: int
-    normalize: str
-    coarse_to_fine: bool = False
-    box_margin: float = BOX_MARGIN
-
-    def settings(self, box_recall: float = BOX_RECALL, **more: Any) -> Settings:
-        """The settings of this network; `more` are those that it does not record.
-
-        Raises InputError where it is to look coarse to fine for what its classes are not.
-        """
-        return Settings(
-            size_p=self.size_p,
-            min_overlap=self.min_overlap,
-            normalize=self.normalize,
-            coarse_to_fine=CoarseToFine.of(self.classes, self.box_margin, box_recall) if self.coarse_to_fine else None,
-            **more,
-        )
-
-    def to_record(self) -> dict[str, Any]:
-        return {**asdict(self), "classes": self.classes.to_record()}
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Header":
-        """The inverse. Raises ValueError or TypeError for what no run could have written."""
-        header = cls(**{**record, "classes": Classes.from_record(record["classes"])})
-        if header.stage not in STAGES or header.backbone not in BACKBONES or header.normalize not in STATISTICS:
-            raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
-        for name in ("size_g", "size_p", "min_overlap"):
-            if not (isinstance(getattr(header, name), int) and 0 <= getattr(header, name) <= LONGEST_SIDE):
-                raise ValueError(f"{name} {getattr(header, name)}")
-        if not isinstance(header.coarse_to_fine, bool) or not 0 <= header.box_margin <= MOST_MARGIN:
-            raise ValueError(f"coarse_to_fine {header.coarse_to_fine}, box_margin {header.box_margin}")
-        classes = header.classes
-        named = all(isinstance(name, str) for name in classes.names)
-        if not (1 <= len(classes) <= MOST_CLASSES and len(classes.palette) == len(classes) and named):
-            raise ValueError(f"{len(classes)} classes with {len(classes.palette)} colours")
-        if not {*classes.left_out, *classes.foreground} <= {*range(len(classes))}:
-            raise ValueError(f"left_out {classes.left_out} or foreground {classes.foreground} is no class")
-        if len(classes.values) != len(classes) or not set(classes.measures) <= set(MEASURES):
-            raise ValueError(f"{len(classes.values)} values, measures {classes.measures}")
-        return header
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""GLNet: three branches that share maps, and the ensemble of their last ones (paper, section 3)."""
+"""GLNet: three branches that share feature maps, and the ensemble of their last ones (paper, section 3, figure 2)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, initial_conv
-from models.pyramid import Pyramid, See
+from models.pyramid import Pyramid
 from models.regulariser import conv_and_distance
-from models.resized import add_taps, resize, spread, taps_of
-from models.sharing import crop_global, crop_pyramid
+from models.resized import add_taps, resize, resize_and_add_taps, taps_of
+from models.sharing import crop_global, crop_pyramid, merge_local_maps
 from utils.tiling import Patches
 
 
 class Branch(nn.Module):
-    """Backbone, pyramid and a 3x3 head that classifies ps3."""
+    """Backbone, feature pyramid and a 3x3 head that classifies ps3."""
 
     def __init__(self, backbone: str, n_class: int, fused: bool) -> None:
         super().__init__()
@@ -26,85 +26,100 @@ class Branch(nn.Module):
         self.head = initial_conv(PS3_CHANNELS, n_class, 3)
 
     def forward(self, image: Tensor, other: Pyramid | None = None) -> tuple[Tensor, Pyramid]:
-        """Logits (N, n_class, h/4, w/4) and the pyramid of `image` (N, 3, h, w); `other` is for the fused form."""
+        """Compute logits and pyramid of images or patches.
+
+        Args:
+            image: (N, 3, h, w), normalised.
+            other: the other branch's pyramid, for the fused form only.
+
+        Returns:
+            Logits (N, n_class, h/4, w/4), and the pyramid.
+        """
         pyramid = self.pyramid(self.backbone(image), other)
         return self.head(pyramid.ps3), pyramid
 
     def context(self, image: Tensor) -> Pyramid:
-        """The pyramid of `image` without ps3 and head: all that another branch's fused pyramid reads."""
+        """Return the pyramid of `image` without ps3: all that another branch's fused pyramid reads."""
         return self.pyramid(self.backbone(image), ps3=False)
 
     def logits(self, image: Tensor) -> Tensor:
-        """The logits alone, in the plain form, without building ps3."""
-        return self.read(self.context(image))
+        """Return the logits of the plain form alone; ps3 is not built."""
+        return self.logits_of(self.context(image))
 
-    def read(self, context: Pyramid) -> Tensor:
-        """The logits that the plain form's `context` gives."""
+    def logits_of(self, context: Pyramid) -> Tensor:
+        """Return the logits of the plain form from what `context` returned; ps3 is not built."""
         return self.pyramid.conv_ps3(context.ps2, self.head.weight, self.head.bias)
 
 
 class Ensemble(nn.Conv2d):
-    """3x3 convolution over (local ps3, global ps3), as the sum of its two halves; no concatenation is built."""
+    """3x3 convolution over the concatenation of local ps3 and global ps3.
+
+    A convolution of a concatenation is the sum of two convolutions. Training and the prepared form compute the two
+    halves apart; `forward` is the concatenation itself.
+    """
 
     def __init__(self, n_class: int) -> None:
         super().__init__(2 * PS3_CHANNELS, n_class, 3, padding=1)
         nn.init.normal_(self.weight, 0, INITIAL_STD)
 
+    def forward(self, local: Tensor, crop: Tensor) -> Tensor:
+        """Return logits of patches, (n, n_class, h, w).
+
+        Args:
+            local: the patches' own ps3, (n, 512, h, w).
+            crop: the cells of the global ps3 that the patches cover, (n, 512, h', w'); resized to `local`.
+        """
+        return super().forward(torch.cat([local, resize(crop, local.shape[-2:])], dim=1))
+
     def local_half(self, ps3: Tensor) -> Tensor:
-        """The local map's share of the logits, bias included: (N, 512, h, w) to (N, n_class, h, w)."""
+        """Return the local map's part of the logits, bias included: (n, 512, h, w) to (n, n_class, h, w)."""
         return F.conv2d(ps3, self.weight[:, :PS3_CHANNELS], self.bias, padding=1)
 
-    def global_half(self, ps3: Tensor) -> Tensor:
-        """The global map's share of the logits: (N, 512, h, w) to (N, n_class, h, w)."""
-        return F.conv2d(ps3, self.weight[:, PS3_CHANNELS:], padding=1)
-
     def global_taps(self, ps3: Tensor) -> Tensor:
-        """The taps that `global_half` adds up, (N, 9 * n_class, H, W), row by row of the kernel, for `spread_crop`."""
+        """Return the nine taps of the global map's part, not yet shifted and added.
+
+        (1, 512, H, W) to (1, 9 * n_class, H, W), row by row of the kernel, for `ensemble_global_half`.
+        """
         return F.conv2d(ps3, taps_of(self.weight[:, PS3_CHANNELS:]))
 
-    def forward(self, local: Tensor, crop: Tensor) -> Tensor:
-        """Logits of patches from their ps3 and the crop of the global ps3, which is resized to it."""
-        return self.local_half(local) + self.global_half(resize(crop, local.shape[-2:]))
 
+def ensemble_global_half(taps: Tensor, grid: Patches, patches: slice, size: tuple[int, int]) -> Tensor:
+    """Compute the global map's part of the ensemble's logits for some patches.
 
-def spread_crop(taps: Tensor, grid: Patches, patches: slice, half: Tensor) -> Tensor:
-    """The global half of the ensemble for `patches` of `grid`, at the size of their local `half`.
+    Args:
+        taps: what `Ensemble.global_taps` gives of the whole image, (1, 9 * n_class, H, W). Cropping and resizing taps
+            equals cropping and resizing ps3 first.
+        grid: the image's patch grid.
+        patches: which patches of the grid, n of them.
+        size: (h, w) of the patches' logits.
 
-    `taps` are those of the whole image: cropping and resizing them equals cropping and resizing ps3 first.
+    Returns:
+        (n, n_class, h, w).
     """
     crop = crop_global(taps, grid, patches)
-    return spread(list(crop.chunk(3, dim=1)), [tuple(crop.shape[-2:]), tuple(half.shape[-2:])])
+    return resize_and_add_taps(list(crop.chunk(3, dim=1)), [(crop.shape[-2], crop.shape[-1]), size])
 
 
 @dataclass(frozen=True)
-class WholeMaps:
-    """What a global branch found in a whole image; None where it was not asked for.
+class Predictions:
+    """Logits of one image; None where the mode does not have them.
 
-    `logits` (1, n_class, h/4, w/4). `context`: the maps that fused pyramids read. `ensemble`: what
-    `Ensemble.global_taps` gives.
+    Attributes:
+        global_: (1, n_class, size_g / 4, size_g / 4); of the refined branch in mode 3.
+        local: (n, n_class, h / 4, w / 4), of each patch.
+        ensemble: the same shape as `local`.
     """
 
-    logits: Tensor | None
-    context: Pyramid | None
-    ensemble: Tensor | None
-
-
-@dataclass(frozen=True)
-class PatchMaps:
-    """What the local branch found in n patches; None where it was not asked for.
-
-    `logits` (n, n_class, h/4, w/4), `half`: the local half of the ensemble, of the same size.
-    """
-
-    logits: Tensor | None
-    half: Tensor | None
+    global_: Tensor
+    local: Tensor | None = None
+    ensemble: Tensor | None = None
 
 
 class GLNet(nn.Module):
     """The global branch, the local branch fed by it, the refined global branch fed by both, and the ensemble.
 
-    `global_` is trained in stage 1 and gives the context ever after; `local` in stage 2; `refined` in stage 3.
-    No tensor is kept in a module between calls: what flows is in the functions of `helper`.
+    `global_` is trained in stage 1 and gives the context ever after, `local` in stage 2, `refined` in stage 3; the
+    ensemble in stages 2 and 3. No tensor is kept in a module between calls.
     """
 
     def __init__(self, n_class: int = 7, backbone: str = "resnet50") -> None:
@@ -117,10 +132,43 @@ class GLNet(nn.Module):
         self.learning: tuple[str, ...] = ()
         self.learn(())
 
+    def forward(
+        self, image: Tensor, patches: Tensor | None = None, grid: Patches | None = None, mode: int = 3
+    ) -> Predictions:
+        """Segment one image as the paper's figure 2 shows it: the plain reference of everything that is faster.
+
+        Args:
+            image: the whole image shrunk, (1, 3, size_g, size_g), normalised.
+            patches: all patches of the image at full resolution, (n, 3, h, w); mode 1 needs none.
+            grid: where the patches lie; mode 1 needs none.
+            mode: 1 global, 2 global to local, 3 local to global.
+
+        Returns:
+            The logits of each prediction that the mode has.
+
+        Raises:
+            ValueError: modes 2 and 3 without patches or grid.
+        """
+        # the global branch reads the shrunk image
+        logits_g, global_maps = self.global_(image)
+        if mode == 1:
+            return Predictions(logits_g)
+        if patches is None or grid is None:
+            raise ValueError(f"mode {mode} needs the patches and their grid")
+        everything = slice(0, len(grid))
+        # global to local: the local branch reads each patch, and the global maps cropped to it
+        logits_l, local_maps = self.local(patches, crop_pyramid(global_maps, grid, everything))
+        # local to global: the refined branch reads the shrunk image again, and the local maps merged into its frame
+        if mode == 3:
+            logits_g, global_maps = self.refined(image, merge_local_maps(local_maps, grid, frame=global_maps))
+        # ensemble of the last local map and the last global map
+        crop = crop_global(global_maps.ps3, grid, everything)
+        return Predictions(logits_g, logits_l, self.ensemble(local_maps.ps3, crop))
+
     def learn(self, names: Iterable[str]) -> None:
         """Let exactly the named children (`global_`, `local`, `refined`, `ensemble`) learn.
 
-        All the rest gets no gradient, and its norm layers stay in evaluation whatever `train()` is called later.
+        All others get no gradient, and their norm layers stay in evaluation mode whatever `train()` is called later.
         """
         self.learning = tuple(names)
         for name, child in self.named_children():
@@ -134,68 +182,39 @@ class GLNet(nn.Module):
         return self
 
     def start_refined(self) -> None:
-        """Start stage 3: the refined branch's backbone and head as copies of the global branch's, norm buffers too."""
+        """Start stage 3: copy the global branch's backbone and head, norm buffers too, to the refined branch."""
         self.refined.backbone.load_state_dict(self.global_.backbone.state_dict())
         self.refined.head.load_state_dict(self.global_.head.state_dict())
 
-    # What two layers read of the same ps3 is one convolution: the widest map of all is passed, and in training its
-    # gradient made, once.
-
     def read_local(self, ps3: Tensor, crop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the local ps3: its logits and half of the ensemble, (n, n_class, h, w) each, and its distance.
+        """Compute all that training reads of the local ps3, the largest map, in one pass.
 
-        The distance is that to `crop`, what its patches cover of the global ps3.
+        Head and ensemble both convolve ps3. Their kernels are concatenated, so that ps3 is read once and its gradient
+        is made once.
+
+        Args:
+            ps3: of n patches, (n, 512, h, w).
+            crop: the cells of the global ps3 that the patches cover, (n, 512, h', w').
+
+        Returns:
+            Logits (n, n_class, h, w); the local half of the ensemble, of the same shape; the mean squared distance of
+            `ps3` to `crop` resized to it, a scalar (the feature-map regulariser, paper, section 3.3).
         """
         weight = torch.cat([self.local.head.weight, self.ensemble.weight[:, :PS3_CHANNELS]])
         bias = torch.cat([self.local.head.bias, self.ensemble.bias])
         scores, distance = conv_and_distance(ps3, weight, bias, crop)
-        return *scores.chunk(2, dim=1), distance
+        logits, half = scores.chunk(2, dim=1)
+        return logits, half, distance
 
     def read_refined(self, ps3: Tensor) -> tuple[Tensor, Tensor]:
-        """The refined logits (N, n_class, h, w), and what `Ensemble.global_taps` gives, of the refined ps3."""
-        kernels = self.refined.head.weight, self.ensemble.weight[:, PS3_CHANNELS:]
-        mine, taps = F.conv2d(ps3, torch.cat([taps_of(kernel) for kernel in kernels])).chunk(2, dim=1)
-        return add_taps(mine) + self.refined.head.bias.view(-1, 1, 1), taps
+        """Compute all that training reads of the refined ps3 in one pass.
 
-    # What inference calls, one method for each part of an image's way through the network. The prepared form in
-    # models/inference.py has the same four; this plain one is its oracle.
+        Args:
+            ps3: (N, 512, h, w).
 
-    def read_whole(self, image: Tensor, logits: bool, context: bool, ensemble: bool) -> WholeMaps:
-        """What the global branch finds in the shrunk `image` (1, 3, size_g, size_g), as far as it is asked for."""
-        pyramid = self.global_.pyramid(self.global_.backbone(image), ps3=logits or ensemble)
-        found = self.global_.head(pyramid.ps3) if logits else None
-        taps = self.ensemble.global_taps(pyramid.ps3) if ensemble else None
-        return WholeMaps(found, pyramid if context else None, taps)
-
-    def read_patches(
-        self,
-        x: Tensor,
-        whole: WholeMaps,
-        grid: Patches,
-        patches: slice,
-        logits: bool,
-        ensemble: bool,
-        see: See | None = None,
-    ) -> PatchMaps:
-        """What the local branch finds in `x` (n, 3, h, w), the `patches` of `grid`, fed with `whole`'s context.
-
-        `see` is shown the maps that are merged for the refined branch.
+        Returns:
+            Logits (N, n_class, h, w), and the taps of `Ensemble.global_taps`, (N, 9 * n_class, h, w).
         """
-        other = crop_pyramid(whole.context, grid, patches)
-        pyramid = self.local.pyramid(self.local.backbone(x), other, ps3=logits or ensemble)
-        if see is not None:
-            pyramid.show(see)
-        return PatchMaps(
-            self.local.head(pyramid.ps3) if logits else None,
-            self.ensemble.local_half(pyramid.ps3) if ensemble else None,
-        )
-
-    def refine(self, image: Tensor, merged: Pyramid, logits: bool, ensemble: bool) -> WholeMaps:
-        """What the refined branch finds in the shrunk `image` and the `merged` local maps."""
-        pyramid = self.refined.pyramid(self.refined.backbone(image), merged)
-        found = self.refined.head(pyramid.ps3) if logits else None
-        return WholeMaps(found, None, self.ensemble.global_taps(pyramid.ps3) if ensemble else None)
-
-    def join(self, half: Tensor, whole: WholeMaps, grid: Patches, patches: slice) -> Tensor:
-        """The ensemble's logits of `patches` from its local `half` and the `whole` image's taps."""
-        return half + spread_crop(whole.ensemble, grid, patches, half)
+        kernels = self.refined.head.weight, self.ensemble.weight[:, PS3_CHANNELS:]
+        own, taps = F.conv2d(ps3, torch.cat([taps_of(kernel) for kernel in kernels])).chunk(2, dim=1)
+        return add_taps(own) + self.refined.head.bias.view(-1, 1, 1), taps

@@ -20,7 +20,7 @@ from utils.tiling import Size
 
 Bands = list[tuple[slice, slice]]
 
-BAND = 16
+BAND_CELLS = 16
 """Cells of a map that is resized, which a product of matrices takes at least at a time."""
 SLACK = 1e-3
 """Of a cell: where torch, which counts in float32, may round to the neighbouring one."""
@@ -168,7 +168,7 @@ def taps_of(weight: Tensor) -> Tensor:
     return torch.cat(row_taps(weight))[..., None, None]
 
 
-def spread(taps: list[Tensor], chain: list[Size]) -> Tensor:
+def resize_and_add_taps(taps: list[Tensor], chain: list[Size]) -> Tensor:
     """Resize taps along the sizes of `chain` (the first is their own), shift each by its place, and add.
 
     `taps`: for each row of the kernel (N, 3 * K, h, w), its three taps outermost. Returns (N, K, H, W) of the chain's
@@ -209,7 +209,7 @@ def _bands(chain: list[Size]) -> tuple[Bands, Bands]:
 
 
 def _axis_bands(lengths: list[int]) -> Bands:
-    count = max(1, min(lengths[0] // BAND, lengths[-1]))
+    count = max(1, min(lengths[0] // BAND_CELLS, lengths[-1]))
     edges = [i * lengths[-1] // count for i in range(count + 1)]
     bands = []
     for first, last in pairwise(edges):

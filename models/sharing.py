@@ -3,6 +3,8 @@
 The two are each other's inverse up to resizing and to the released way of counting overlaps.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -12,49 +14,87 @@ from utils.tiling import Patches
 
 
 def crop_global(x: Tensor, grid: Patches, patches: slice) -> Tensor:
-    """What `patches` of `grid` cover on a global map `x` (1, C, H, W): (n, C, h, w), at the map's own scale."""
-    return torch.cat([box.of(x) for box in grid.feature_boxes(x.shape[-2:])[patches]])
+    """Crop from a global map the cells that some patches cover (paper, section 3.2).
+
+    Args:
+        x: global map of one image, (1, C, H, W).
+        grid: the image's patch grid.
+        patches: which patches of the grid, n of them.
+
+    Returns:
+        (n, C, h, w), at the scale of `x`.
+    """
+    return torch.cat([box.of(x) for box in grid.feature_boxes((x.shape[-2], x.shape[-1]))[patches]])
 
 
 def crop_pyramid(pyramid: Pyramid, grid: Patches, patches: slice) -> Pyramid:
-    """What `patches` cover of an image's global pyramid, ps3 left out."""
+    """Crop every map of an image's global pyramid but ps3; see `crop_global`."""
     return pyramid.map(lambda x: crop_global(x, grid, patches))
 
 
+def merge_local_maps(local: Pyramid, grid: Patches, frame: Pyramid) -> Pyramid:
+    """Merge the maps of all patches of one image into the frame of its global maps (paper, section 3.2).
+
+    Args:
+        local: the local pyramid of all patches, (n, C, h, w) each.
+        grid: the image's patch grid, n patches.
+        frame: the image's global pyramid; only the sizes of its maps are read.
+
+    Returns:
+        (1, C, H, W) each, at the sizes of `frame`, without ps3.
+    """
+    mosaic = Mosaic(1, frame)
+    local.visit(partial(mosaic.add, 0, grid, slice(0, len(grid))))
+    return mosaic.merged()
+
+
 class Mosaic:
-    """The local maps of the patches of B images, merged into the frame of their global pyramid as they come.
+    """Merges the local maps of the patches of B images into the frame of their global pyramid, map by map.
 
     Each patch's map is resized to the cells that it covers and added; `merged` divides by the patch counts.
-    Made for these images and dropped with them.
     """
 
     def __init__(self, images: int, frame: Pyramid) -> None:
-        """`images`: how many. `frame`: the global pyramid of any of them; only the sizes of its maps are read."""
+        """Start empty.
+
+        Args:
+            images: how many images there are, B.
+            frame: the global pyramid of any of them; only the sizes of its maps are read.
+        """
         self.grids: list[Patches | None] = [None] * images
-        self.sizes = [tuple(x.shape[-2:]) for x in frame.ps0]
+        self.sizes = [(x.shape[-2], x.shape[-1]) for x in frame.ps0]
         self.sums: list[list[Tensor | None]] = [[None] * len(self.sizes) for _ in frame.levels]
 
     def add(self, image: int, grid: Patches, patches: slice, depth: int, level: int, x: Tensor) -> None:
-        """Add a map `x` (n, C, h, w) of the local pyramid of `patches` of an image's `grid`; the rest as in `See`."""
+        """Add one map of some patches of one image.
+
+        Args:
+            image: the image's index, below B.
+            grid: its patch grid.
+            patches: which patches of the grid, n of them.
+            depth: which map it is, as in `OnMap`.
+            level: its level, as in `OnMap`.
+            x: the map, (n, C, h, w).
+        """
         self.grids[image] = grid
         total = self.sums[depth][level]
         if total is None:
             total = self.sums[depth][level] = x.new_zeros(len(self.grids), x.shape[1], *self.sizes[level])
         boxes = grid.feature_boxes(self.sizes[level])[patches]
-        for box, patch in zip(boxes, resize(x, boxes[0][2:]), strict=True):
+        for box, patch in zip(boxes, resize(x, (boxes[0].height, boxes[0].width)), strict=True):
             box.of(total)[image].add_(patch)
 
     def merged(self) -> Pyramid:
-        """The merged maps, (B, C, H, W) each. The sums become them, so this is the last that is asked of a mosaic.
+        """Return the merged maps, (B, C, H, W) each. The sums become them: call it once, last.
 
         As released, sums are divided by the per-pixel patch counts *resized bilinearly* to the map, not by the true
-        count of covered cells; the published weights were trained with that. Where no patch was, maps are 0.
+        count of covered cells; the published weights were trained with that. Cells without any patch are 0.
         """
 
         def divide(x: Tensor) -> Tensor:
             for total, grid in zip(x, self.grids, strict=True):
                 if grid is not None:
-                    total.div_(grid.shrunk_counts(x.shape[-2:]).to(x))
+                    total.div_(grid.shrunk_counts((x.shape[-2], x.shape[-1])).to(x))
             return x
 
         return Pyramid(*map(tuple, self.sums)).map(divide)

@@ -12,15 +12,18 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.base import Sample, image_tensor, shrink_image
-from helper import segment
+from engine.predictor import Predictor
 from models import checkpoint
-from models.checkpoint import Header
 from models.glnet import GLNet
+from models.header import Header
+from utils.canvas import ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED, Classes
-from utils.patches import Settings
 from utils.resize import shrink_label
+from utils.settings import Settings
+from utils.sources import MemorySource
 from utils.stages import STAGES
-from utils.tiling import Size
+from utils.tiling import PatchGrid, Size
+from utils.turns import TURNS, Turn
 
 BACKBONE = "resnet18"
 N_CLASS = 5
@@ -152,9 +155,34 @@ class Scores:
         return torch.cat(self.bands, dim=1)
 
 
-def segment_scores(model: GLNet, mode: int, sample: Sample, settings: Settings) -> dict[str, Tensor]:
-    """The scores (n_class, H, W) of each prediction of `mode`."""
-    stage = STAGES[mode]
-    sinks = {name: Scores(tuple(sample.image.shape[-2:])) for name in stage.predictions}
-    segment(model, stage, sample.image, sample.global_image, settings, sinks)
+def build_predictor(model: GLNet, mode: int, settings: Settings, turns: tuple[Turn, ...] = TURNS["none"]) -> Predictor:
+    return Predictor.prepare(model, STAGES[mode], settings, SIDE, turns)
+
+
+def segment_scores(model: GLNet, mode: int, sample: Sample, settings: Settings, **more) -> dict[str, Tensor]:
+    """The scores (n_class, H, W) of each prediction of `mode`, by the prepared network."""
+    sinks = {name: Scores(tuple(sample.image.shape[-2:])) for name in STAGES[mode].predictions}
+    predictor = build_predictor(model, mode, settings)
+    predictor.segment(MemorySource(sample.image), sinks, global_image=sample.global_image, **more)
+    return {name: sink.whole() for name, sink in sinks.items()}
+
+
+@torch.inference_mode()
+def forward_into(model: GLNet, mode: int, sample: Sample, settings: Settings, sinks: dict[str, Sink]) -> None:
+    """The plain reference: `GLNet.forward` on all patches at once, and the released sums over patches."""
+    size = tuple(sample.image.shape[-2:])
+    grid = PatchGrid.cover(size, settings.size_p, settings.min_overlap)
+    patches = settings.to_input(torch.stack([box.of(sample.image) for box in grid.boxes()]))
+    found = model.eval()(settings.to_input(sample.global_image[None]), patches, grid, mode)
+    if "global" in sinks:
+        enlarge(found.global_, size, sinks["global"])
+    for name in ("local", "ensemble"):
+        if name in sinks:
+            ScoreCanvas(grid, sinks[name]).add(getattr(found, name), slice(0, len(grid)))
+
+
+def forward_scores(model: GLNet, mode: int, sample: Sample, settings: Settings) -> dict[str, Tensor]:
+    """The scores (n_class, H, W) of each prediction of `mode`, by the plain network."""
+    sinks = {name: Scores(tuple(sample.image.shape[-2:])) for name in STAGES[mode].predictions}
+    forward_into(model, mode, sample, settings, sinks)
     return {name: sink.whole() for name, sink in sinks.items()}

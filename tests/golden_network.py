@@ -15,8 +15,8 @@ from dataset.base import Sample, image_tensor, shrink_image
 from models import checkpoint
 from models.checkpoint import Checkpoint
 from models.glnet import GLNet
-from utils.patches import Settings
 from utils.resize import shrink_label
+from utils.settings import Settings
 
 GOLDEN = Path(os.environ.get("GLNET_GOLDEN", Path(__file__).parent / "golden"))
 META = json.loads((GOLDEN / "meta.json").read_text())

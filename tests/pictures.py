@@ -10,13 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 import predict
+from engine.predictor import Predictor
 from models import checkpoint
-from models.inference import Form, PreparedGLNet
-from segmenting import Method
-from utils.regions import Effort
-from utils.scenes import Rows
+from prediction.scenes import Rows
+from utils.regions import Coverage
 from utils.stages import STAGES
-from utils.tiling import Size
+from utils.tiling import Box, Size
 
 PROJECTED = "EPSG:32633"  # metres
 PIXEL = 0.5  # metres
@@ -27,13 +26,6 @@ def random_image(size: Size, seed: int = 0) -> Tensor:
     """(3, H, W) uint8."""
     rng = np.random.default_rng([seed, *size])
     return torch.from_numpy(rng.integers(0, 256, (3, *size), np.uint8))
-
-
-def build_method(mode: int = 2, prepared: bool = True, **changes) -> Method:
-    """A small random network's method; `changes` of `scene_size` and `turns`."""
-    model, stage, settings = build_model(), STAGES[mode], build_settings()
-    network = PreparedGLNet(model, stage, Form(settings.device)) if prepared else model
-    return Method(network, stage, settings, SIDE, **changes)
 
 
 def write_checkpoint(path: Path, stage: int = 2) -> Path:
@@ -81,20 +73,19 @@ class Whole:
         return torch.cat([part.probabilities for part in self.parts], dim=1)
 
 
-class PixelMethod(Method):
-    """A method whose scores depend on each pixel alone: scenes, turns and windows must not change its result."""
+class PixelPredictor(Predictor):
+    """A predictor whose scores depend on each pixel alone: scenes, turns and windows must not change its result."""
 
-    def __init__(self, **changes) -> None:
-        super().__init__(None, STAGES[1], build_settings(), SIDE, **changes)
+    def __init__(self) -> None:
+        super().__init__(None, STAGES[1], build_settings(), SIDE)
 
-    def scores(self, source, sink: Callable, on_patches=None, means: bool = False) -> Effort:
-        from utils.tiling import Box
-
-        height, width = source.size
+    def segment(self, image, sinks: dict[str, Callable], **more) -> Coverage:
+        height, width = image.size
         for top in range(0, height, 37):
-            rows = source.read(Box(top, 0, min(37, height - top), width))
-            sink(top, pixel_scores(rows))
-        return Effort()
+            rows = image.read(Box(top, 0, min(37, height - top), width))
+            for sink in sinks.values():
+                sink(top, pixel_scores(rows))
+        return Coverage()
 
 
 def pixel_scores(rows: Tensor) -> Tensor:

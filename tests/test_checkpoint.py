@@ -28,6 +28,7 @@ from models import checkpoint
 from models.backbone import backbone_weights
 from models.checkpoint import FORMAT, VERSION
 from models.glnet import GLNet
+from training import setup
 from utils.errors import InputError
 from utils.stages import STAGES
 
@@ -114,23 +115,23 @@ def test_last_is_the_last_epoch_best_the_best_and_a_new_run_renames_both(tmp_pat
     synthetic.generate(tmp_path / "data", 3, 64, seed=0)
     numbers, scores = iter([1, 2, 3, 4, 5]), iter([0.2, 0.6, 0.4, 0.3, 0.1])
 
-    def stub_build(options, stage, header, files) -> GLNet:
+    def stub_build(options, header, files, *, resumed) -> GLNet:
         model = build_thin_model(len(header.classes))
-        model.learn(stage.trains)
+        model.learn(STAGES[header.stage].trains)
         return model
 
-    def stub_train(model: GLNet, stage, *others) -> helper.Tally:
+    def stub_train(model: GLNet, stage, *others, **more) -> helper.StageMetrics:
         with torch.no_grad():
             model.global_.head.bias.fill_(next(numbers))
-        return helper.Tally(stage, model.n_class)
+        return helper.StageMetrics(stage, model.n_class)
 
-    def stub_evaluate(model: GLNet, stage, *others) -> helper.Evaluation:
-        tally, right = helper.Tally(stage, model.n_class), round(100 * next(scores))
+    def stub_evaluate(predictor, loader, metrics, **more) -> helper.Evaluation:
+        right = round(100 * next(scores))
         truth = torch.ones(100, dtype=torch.uint8)
-        tally.count(truth, {"global": argparse.Namespace(ids=torch.arange(100) < right)})
-        return helper.Evaluation(tally, 1, 0.0)
+        metrics.update(truth, {"global": argparse.Namespace(ids=torch.arange(100) < right)})
+        return helper.Evaluation(metrics, 1, 0.0)
 
-    monkeypatch.setattr(train_deep_globe, "build_model", stub_build)
+    monkeypatch.setattr(setup, "build_training_model", stub_build)
     monkeypatch.setattr(helper, "train_one_epoch", stub_train)
     monkeypatch.setattr(helper, "evaluate", stub_evaluate)
     folders = [f"--{name}_path={tmp_path / name}" for name in ("data", "model", "log")]

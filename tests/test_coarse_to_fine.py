@@ -6,24 +6,33 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import MIN_OVERLAP, SIDE, Scores, build_model, build_sample, build_settings, shared_model
+from builders import (
+    MIN_OVERLAP,
+    SIDE,
+    Scores,
+    build_model,
+    build_predictor,
+    build_sample,
+    build_settings,
+    segment_scores,
+    shared_model,
+)
 from test_distributed import together
 from test_training import gradients
 from torch import Tensor
 
 from dataset.base import Sample
-from helper import STEPS, evaluate, segment, train_one_epoch
+from engine.patches import ImagePatches
+from helper import TRAINING_STEPS, EpochState, evaluate, train_one_epoch
 from models.glnet import GLNet
-from models.inference import Form, PreparedGLNet
-from segmenting import segment_turned
 from utils.classes import IGNORED
 from utils.distributed import ALONE, Ranks
-from utils.patches import ImagePatches, Settings
+from utils.metrics import StageMetrics
 from utils.regions import OUTSIDE, CoarseToFine
 from utils.resize import shrink_label
-from utils.sources import Held
+from utils.settings import Settings
+from utils.sources import MemorySource
 from utils.stages import STAGES
-from utils.tally import Progress, Tally
 from utils.tiling import Box, PatchGrid
 from utils.turns import TURNS
 
@@ -43,18 +52,18 @@ def build_binary(everywhere: float, learning: int = 0) -> GLNet:
     return model
 
 
-class Told(CoarseToFine):
+class Given(CoarseToFine):
     """The global branch is taken to find what is true of this mask, whatever it finds."""
 
     mask: Tensor
 
-    def found(self, logits: Tensor) -> Tensor:
+    def predicted(self, logits: Tensor) -> Tensor:
         return self.mask
 
 
 def told(size: tuple[int, int], *boxes: Box) -> Settings:
     """Settings under which the objects of an image of `size` are found to be `boxes`, in pixels."""
-    focus, mask = Told(1, margin=0.0), torch.zeros(size, dtype=torch.bool)
+    focus, mask = Given(1, margin=0.0), torch.zeros(size, dtype=torch.bool)
     for box in boxes:
         box.of(mask).fill_(True)
     object.__setattr__(focus, "mask", mask)
@@ -70,25 +79,19 @@ def labelled(size: tuple[int, int], *boxes: Box, seed: int = 0) -> Sample:
     return sample._replace(label=label, global_label=shrink_label(label, (SIDE // 4,) * 2))
 
 
-def scores(
-    network: GLNet | PreparedGLNet, mode: int, sample: Sample, settings: Settings, means: bool = False
-) -> dict[str, Tensor]:
-    sinks = {name: Scores(tuple(sample.image.shape[-2:])) for name in STAGES[mode].predictions}
-    segment(network, STAGES[mode], sample.image, sample.global_image, settings, sinks, means=means)
-    return {name: sink.whole() for name, sink in sinks.items()}
+def scores(model: GLNet, mode: int, sample: Sample, settings: Settings, means: bool = False) -> dict[str, Tensor]:
+    return segment_scores(model, mode, sample, settings, means=means)
 
 
 # inference
 
 
 @pytest.mark.parametrize("means", [False, True])
-@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("mode", [1, 2, 3])
-def test_a_box_that_is_the_whole_image_gives_plain_glnet_bit_by_bit(mode: int, prepared: bool, means: bool) -> None:
+def test_a_box_that_is_the_whole_image_gives_plain_glnet_bit_by_bit(mode: int, means: bool) -> None:
     model, sample = build_binary(100.0), build_sample((100, 150))
-    network = PreparedGLNet(model, STAGES[mode], Form(torch.device("cpu"))) if prepared else model
-    expected = scores(network, mode, sample, PLAIN, means)
-    found = scores(network, mode, sample, COARSE_TO_FINE, means)
+    expected = scores(model, mode, sample, PLAIN, means)
+    found = scores(model, mode, sample, COARSE_TO_FINE, means)
     for name, plain in expected.items():
         assert torch.equal(found[name], plain), name
 
@@ -124,31 +127,29 @@ def test_inside_a_box_is_what_its_patches_give() -> None:
     model, sample = shared_model(2), build_sample(size)
     found = scores(model, 2, sample, told(size, *boxes))
     with torch.inference_mode():
-        whole = model.read_whole(PLAIN.to_input(sample.global_image[None]), False, True, True)
         for box in boxes:
             grid = PatchGrid.cover(size, SIDE, MIN_OVERLAP, box)
             x = PLAIN.to_input(box.of(sample.image)[None])
-            maps = model.read_patches(x, whole, grid, slice(0, 1), True, True)
-            joined = model.join(maps.half, whole, grid, slice(0, 1))
-            for name, logits in (("local", maps.logits), ("ensemble", joined)):
+            alone = model(PLAIN.to_input(sample.global_image[None]), x, grid, mode=2)
+            for name, logits in (("local", alone.local), ("ensemble", alone.ensemble)):
                 expected = F.interpolate(logits, size=(64, 64), mode="nearest")[0]
                 torch.testing.assert_close(box.of(found[name]), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_effort_is_counted_over_images_and_turns() -> None:
+def test_coverage_is_counted_over_images_and_turns() -> None:
     size = (200, 200)
     settings = told(size, Box(0, 0, 64, 64), Box(150, 150, 20, 20))
     model, sample = shared_model(2), build_sample(size)
-    result = evaluate(model, STAGES[2], [[sample, sample]], settings)
+    found = evaluate(build_predictor(model, 2, settings), [[sample, sample]], StageMetrics(STAGES[2], 2)).coverage
     grid = PatchGrid.cover(size, SIDE, MIN_OVERLAP)
-    assert result.effort.not_looked_at == pytest.approx(1 - 2 * 64 * 64 / 40000)
-    assert result.effort.not_computed == pytest.approx(1 - 2 / len(grid))
+    assert found.pixels_not_covered == pytest.approx(1 - 2 * 64 * 64 / 40000)
+    assert found.patches_not_computed == pytest.approx(1 - 2 / len(grid))
     sinks = {"ensemble": Scores(size)}
-    effort = segment_turned(model, STAGES[2], Held(sample.image), SIDE, settings, sinks, TURNS["flip"])
-    assert (effort.pixels, effort.cut) == (2 * 40000, 4)
+    turned = build_predictor(model, 2, settings, TURNS["flip"]).segment(MemorySource(sample.image), sinks)
+    assert (turned.pixels, turned.computed) == (2 * 40000, 4)
     assert sinks["ensemble"].whole().isfinite().all()
-    plain = evaluate(model, STAGES[2], [[sample]], PLAIN).effort
-    assert (plain.not_looked_at, plain.not_computed) == (0, 0)
+    plain = evaluate(build_predictor(model, 2, PLAIN), [[sample]], StageMetrics(STAGES[2], 2)).coverage
+    assert (plain.pixels_not_covered, plain.patches_not_computed) == (0, 0)
 
 
 # training
@@ -159,9 +160,9 @@ def test_training_with_the_whole_image_as_box_is_plain_training_bit_by_bit(mode:
     batch = [labelled((100, 90), Box(10, 10, 60, 60)), labelled((64, 120), Box(0, 0, 5, 5), seed=1)]
     seen = []
     for settings in (PLAIN, COARSE_TO_FINE):
-        model, tally = build_binary(100.0, mode), Tally(STAGES[mode], 2)
-        terms = STEPS[mode](model, batch, settings, tally)
-        seen.append({**terms, **gradients(model), **dict(model.named_buffers()), **dict(enumerate(tally.sums()))})
+        model, metrics = build_binary(100.0, mode), StageMetrics(STAGES[mode], 2)
+        terms = TRAINING_STEPS[mode](model, batch, settings, metrics)
+        seen.append({**terms, **gradients(model), **dict(model.named_buffers()), **dict(enumerate(metrics.sums()))})
     assert seen[0].keys() == seen[1].keys()
     for name, tensor in seen[0].items():
         assert torch.equal(seen[1][name], tensor), name
@@ -181,12 +182,12 @@ def mixed_batch() -> list[Sample]:
 @pytest.mark.parametrize("mode", [2, 3])
 def test_images_of_any_size_and_content_train_in_one_batch(mode: int) -> None:
     """The coarse prediction finds nothing: the boxes come from the labels."""
-    model, batch, tally = build_binary(-100.0, mode), mixed_batch(), Tally(STAGES[mode], 2)
-    terms = STEPS[mode](model, batch, COARSE_TO_FINE, tally)
+    model, batch, metrics = build_binary(-100.0, mode), mixed_batch(), StageMetrics(STAGES[mode], 2)
+    terms = TRAINING_STEPS[mode](model, batch, COARSE_TO_FINE, metrics)
     known = sum(int((sample.label != IGNORED).sum()) for sample in batch)
     assert all(math.isfinite(value) and value > 0 for value in terms.values())
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
-    assert [int(matrix.counts.sum()) for matrix in tally.matrices.values()] == [known] * len(tally.matrices)
+    assert [int(matrix.counts.sum()) for matrix in metrics.matrices.values()] == [known] * len(metrics.matrices)
 
 
 @pytest.mark.parametrize("mode", [2, 3])
@@ -194,8 +195,8 @@ def test_an_image_without_foreground_adds_no_term_of_patches(mode: int) -> None:
     """In mode 3 with norm layers in evaluation: in training they see the batch as one."""
     one, nothing = labelled((100, 150), Box(20, 30, 40, 40)), labelled((90, 100), seed=1)
     alone, both = (build_binary(-100.0, mode).eval() for _ in range(2))
-    expected = STEPS[mode](alone, [one], COARSE_TO_FINE, Tally(STAGES[mode], 2))
-    found = STEPS[mode](both, [one, nothing], COARSE_TO_FINE, Tally(STAGES[mode], 2))
+    expected = TRAINING_STEPS[mode](alone, [one], COARSE_TO_FINE, StageMetrics(STAGES[mode], 2))
+    found = TRAINING_STEPS[mode](both, [one, nothing], COARSE_TO_FINE, StageMetrics(STAGES[mode], 2))
     assert float(found["focal_ensemble"]) == pytest.approx(float(expected["focal_ensemble"]), rel=1e-4)
     torch.testing.assert_close(both.ensemble.weight.grad, alone.ensemble.weight.grad, rtol=1e-3, atol=1e-5)
 
@@ -207,10 +208,10 @@ def test_a_coarse_box_that_misses_too_much_of_the_label_is_replaced_by_the_label
     for objects, regions in (((there,), [there]), ((there, elsewhere), both), ((), [there])):
         sample = labelled(size, *objects)
         image = ImagePatches(sample.image, sample.label, told(size, there))
-        image.look(logits)
+        image.select_patches(logits)
         assert image.grid.regions == regions
     without_label = ImagePatches(sample.image, None, told(size, there))
-    without_label.look(logits)
+    without_label.select_patches(logits)
     assert without_label.grid.regions == [there]
 
 
@@ -221,9 +222,18 @@ def train(batches: list[list[Sample]], mode: int, ranks: Ranks = ALONE) -> tuple
     # a large eps: else the step of a gradient near 0 is as large as any, whatever rounding makes of it
     optimizer = torch.optim.Adam(learned, lr=1e-3, weight_decay=0.1, eps=1e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
-    progress = Progress(Tally(STAGES[mode], 2))
-    arguments = model, STAGES[mode], batches, optimizer, scheduler, COARSE_TO_FINE, seen.append
-    train_one_epoch(*arguments, "train", progress, ranks)
+    progress = EpochState(StageMetrics(STAGES[mode], 2))
+    train_one_epoch(
+        model,
+        STAGES[mode],
+        batches,
+        optimizer,
+        scheduler,
+        COARSE_TO_FINE,
+        on_step=seen.append,
+        epoch=progress,
+        ranks=ranks,
+    )
     assert progress.skipped == 0
     assert progress.batches == len(batches)
     return {name: x for name, x in model.state_dict().items() if "tracked" not in name}, seen

@@ -16,8 +16,8 @@ import train_deep_globe
 from dataset.describe import main as describe_main
 from dataset.registry import describe
 from models import checkpoint
-from models.checkpoint import Header
-from utils import training_state
+from models.header import Header
+from training import state
 from utils.errors import InputError
 from utils.regions import BOX_MARGIN
 
@@ -99,4 +99,4 @@ def test_older_files_are_of_plain_glnet_and_damaged_ones_refused() -> None:
 def test_a_run_does_not_go_on_with_other_boxes(name: str) -> None:
     given = {"coarse_to_fine": True, "box_margin": 0.1, "box_recall": 0.9}
     with pytest.raises(InputError, match=f"--{name} was"):
-        training_state.compare_options({**given, name: 0.5}, given, anyway=False)
+        state.changed_options({**given, name: 0.5}, given, anyway=False)

@@ -9,6 +9,7 @@ from builders import N_CLASS, SIDE, write_released_checkpoint, write_thin_checkp
 import train_deep_globe
 from dataset import synthetic
 from dataset.registry import describe
+from training.evaluation import refuse_data_folder
 from utils.errors import InputError
 
 MODES = {  # everything that training in a mode needs
@@ -163,9 +164,7 @@ def test_an_unknown_option_or_choice_stops_with_its_name(
     tmp_path: Path, monkeypatch, capsys, arguments, option
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        train_deep_globe.main(arguments)
-    assert stop.value.code == 2
+    assert train_deep_globe.main(arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "error: " in last
     assert option in last
@@ -188,9 +187,9 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
 
 def test_predictions_never_fall_on_the_labels(tmp_path: Path) -> None:
     data = describe("deep_globe", synthetic_data(tmp_path / "data")).open("train", SIDE)
-    train_deep_globe.refuse_data_folder(tmp_path / "predictions", data)
+    refuse_data_folder(tmp_path / "predictions", data)
     with pytest.raises(InputError, match=r"--save_predictions .* overwrite the labels"):
-        train_deep_globe.refuse_data_folder(tmp_path / "predictions" / ".." / "data", data)
+        refuse_data_folder(tmp_path / "predictions" / ".." / "data", data)
 
 
 def synthetic_data(folder: Path) -> Path:

@@ -17,7 +17,8 @@ from dataset.describe import main as describe_main
 from dataset.registry import describe
 from models import checkpoint
 from models.glnet import GLNet
-from utils import training_state
+from training import setup, state
+from training.options import build_parser
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.loss import LOSSES, build_loss
@@ -164,46 +165,44 @@ def test_another_layout_is_refused_with_the_expected_one(tmp_path: Path, capsys,
 
 
 def parse(*arguments: str) -> argparse.Namespace:
-    return train_deep_globe.command_line.build_parser((BACKBONE,), ("none", "half"), ("inria", "isic")).parse_args(
-        arguments
-    )
+    return build_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize(("name", "size_p", "batch_size"), [("inria", 536, 4), ("isic", 508, 6)])
 def test_the_sets_settings_are_the_defaults(tmp_path: Path, name: str, size_p: int, batch_size: int) -> None:
     described, options = describe(name, tmp_path), parse(f"--backbone={BACKBONE}")
-    header = train_deep_globe.resolve(options, STAGES[1], {}, described)
+    header = setup.resolve(options, {}, described)
     assert (header.size_p, options.batch_size, options.split) == (size_p, batch_size, "val")
     assert header.classes == described.classes
     given = parse(f"--backbone={BACKBONE}", "--size_p=100", "--batch_size=3", "--split=test")
-    header = train_deep_globe.resolve(given, STAGES[1], {}, described)
+    header = setup.resolve(given, {}, described)
     assert (header.size_p, given.batch_size, given.split) == (100, 3, "test")
     with pytest.raises(InputError, match=r"--n_class 4: .* has 2 classes"):
-        train_deep_globe.resolve(parse("--n_class=4"), STAGES[1], {}, described)
+        setup.resolve(parse("--n_class=4"), {}, described)
 
 
 def test_what_the_checkpoint_records_goes_before_the_sets_settings(tmp_path: Path) -> None:
     described, header = describe("inria", tmp_path), build_header(1, classes=describe("inria", tmp_path).classes)
     files = {"path_g": checkpoint.Checkpoint(tmp_path / "g.pth", header, {})}
-    assert train_deep_globe.resolve(parse(), STAGES[2], files, described).size_p == SIDE
+    assert setup.resolve(parse("--mode=2"), files, described).size_p == SIDE
 
 
 def test_changed_losses_and_sets_make_another_experiment() -> None:
-    saved = training_state.options_record(parse("--class_weights", "1", "2"))
+    saved = state.options_record(parse("--class_weights", "1", "2"))
     for other in (["--loss=ce"], ["--gamma=2"], ["--dataset=inria"], ["--class_weights", "1", "3"], ["--split_seed=1"]):
-        given = training_state.options_record(parse("--class_weights", "1", "2", *other))
+        given = state.options_record(parse("--class_weights", "1", "2", *other))
         with pytest.raises(InputError, match=other[0].split("=")[0]):
-            training_state.compare_options(saved, given, anyway=False)
-    moved = training_state.options_record(parse("--class_weights", "1", "2", "--split_lists=b", "--init_from=a.pth"))
-    assert len(training_state.compare_options(saved, moved, anyway=False)) == 2
+            state.changed_options(saved, given, anyway=False)
+    moved = state.options_record(parse("--class_weights", "1", "2", "--split_lists=b", "--init_from=a.pth"))
+    assert len(state.changed_options(saved, moved, anyway=False)) == 2
 
 
 def test_class_weights_are_one_for_each_class(tmp_path: Path) -> None:
     classes = describe("isic", tmp_path).classes
-    loss = train_deep_globe.chosen_loss(parse("--class_weights", "1", "3"), classes, torch.device("cpu"))
+    loss = setup._chosen_loss(parse("--class_weights", "1", "3"), classes, torch.device("cpu"))
     assert loss.class_weights.tolist() == [1, 3]
     with pytest.raises(InputError, match="--class_weights gives 3 numbers for 2 classes; give one each: skin, lesion"):
-        train_deep_globe.chosen_loss(parse("--class_weights", "1", "3", "1"), classes, torch.device("cpu"))
+        setup._chosen_loss(parse("--class_weights", "1", "3", "1"), classes, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -226,7 +225,7 @@ def test_stage_1_keeps_all_but_heads_and_ensemble_of_other_classes(tmp_path: Pat
     classes = Classes.generic(N_CLASS + 1)
     model, header = GLNet(len(classes), BACKBONE), build_header(1, classes=classes)
     new = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train_deep_globe.start_weights(model, header, {"init_from": checkpoint.read(path)}, "imagenet")
+    setup._load_initial_weights(model, header, {"init_from": checkpoint.read(path)}, "imagenet")
     for name, tensor in model.state_dict().items():
         expected = new if ".head." in name or name.startswith("ensemble.") else source
         if made.startswith("released") and name.startswith("refined.backbone."):
@@ -238,6 +237,6 @@ def test_stage_1_keeps_all_but_heads_and_ensemble_of_other_classes(tmp_path: Pat
 def test_only_backbone_and_normalisation_come_from_the_file_that_stage_1_starts_from(tmp_path: Path) -> None:
     files = {"init_from": checkpoint.Checkpoint(tmp_path / "a.pth", build_header(3, normalize="half"), {})}
     described = describe("inria", tmp_path)
-    header = train_deep_globe.resolve(parse(), STAGES[1], files, described)
+    header = setup.resolve(parse(), files, described)
     assert (header.backbone, header.normalize, header.size_p) == (BACKBONE, "half", 536)
     assert header.classes == described.classes

@@ -13,12 +13,13 @@ import torch
 from PIL import Image, ImageFile
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from dataset.base import BatchPart, EpochSampler, Item, Sample, SampleLoader, SegmentationDataset
+from dataset.base import Item, Sample, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
+from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from dataset.reading import read_image, read_label
 from utils.errors import InputError
-from utils.patches import Settings
 from utils.resize import shrink_label
+from utils.settings import Settings
 
 PALETTE = np.array(DEEP_GLOBE.palette, np.uint8)
 RNG = np.random.default_rng(0)
@@ -327,7 +328,7 @@ def test_cuda_gets_pinned_memory_and_the_host_does_not_wait(monkeypatch: pytest.
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: calls.append("pin") or x)
     monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking: calls.append((device, non_blocking)) or x)
     settings, x = Settings(device=torch.device("cuda")), torch.zeros(2)
-    settings.send(settings.send(x))
+    settings.to_device(settings.to_device(x))
     assert calls == ["pin", (settings.device, True), (settings.device, True)]
 
 
@@ -343,7 +344,7 @@ def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path: Path, worke
 
 def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path: Path) -> None:
     code = (
-        "import sys; from dataset import synthetic; from dataset.base import SampleLoader\n"
+        "import sys; from dataset import synthetic; from dataset.loader import SampleLoader\n"
         "from dataset.registry import describe; from pathlib import Path\n"
         "synthetic.generate(Path(sys.argv[1]), 6, 64, seed=0, prepared=False)\n"
         "data = describe('deep_globe', Path(sys.argv[1])).open('train', 64)\n"

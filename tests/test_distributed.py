@@ -14,22 +14,21 @@ from typing import Any
 import pytest
 import runs
 import torch
-from builders import N_CLASS, build_model, build_sample, build_settings
+from builders import N_CLASS, build_model, build_predictor, build_sample, build_settings
 from torch import Tensor, nn
 
 import helper
-import steps
 import train_deep_globe
-from dataset.base import BatchPart, EpochSampler
+from dataset.loader import BatchPart, EpochSampler
+from engine import global_only
 from helper import Evaluation, evaluate, train_one_epoch
 from utils import distributed
 from utils.classes import Classes
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
 from utils.loss import build_loss
-from utils.metrics import MEASURES
+from utils.metrics import MEASURES, StageMetrics
 from utils.stages import STAGES
-from utils.tally import Tally
 
 SAMPLES = [((64, 90), 0.0), ((80, 64), 0.5), ((50, 40), 0.9), ((64, 64), 0.2), ((90, 90), 0.1)]
 """Sizes and the share of pixels left out, so that means over pixels are not means over images."""
@@ -65,14 +64,15 @@ def train_and_report(mode: int, ranks: Ranks, norms_learn: bool, **changes: Any)
         seen.append({**grads, **buffers, **{name: torch.tensor(value) for name, value in values.items()}})
 
     parts = [build_batch(indices[ranks.rank :: ranks.world]) for indices in BATCHES]
-    train_one_epoch(model, stage, parts, optimizer, scheduler, build_settings(**changes), report, "train", None, ranks)
+    settings = build_settings(**changes)
+    train_one_epoch(model, stage, parts, optimizer, scheduler, settings, on_step=report, ranks=ranks)
     return seen
 
 
 def evaluate_and_report(mode: int, ranks: Ranks) -> Evaluation:
     batches = [[sample] for sample in build_batch(list(range(5))[ranks.rank :: ranks.world])]
-    tally = Tally(STAGES[mode], MEASURED)
-    return evaluate(build_model(), STAGES[mode], batches, build_settings(), ranks=ranks, tally=tally)
+    predictor = build_predictor(build_model(), mode, build_settings())
+    return evaluate(predictor, batches, StageMetrics(STAGES[mode], MEASURED), ranks=ranks)
 
 
 def _work(what: Callable, arguments: tuple, rank: int, world: int, port: int, path: Path) -> None:
@@ -151,7 +151,7 @@ def test_statistics_are_the_mean_over_the_processes_that_had_images(tmp_path: Pa
         model = build_model()
         model.learn(STAGES[1].trains)
         model.train()
-        model.global_(steps.global_inputs(build_batch(indices), build_settings()))
+        model.global_(global_only.global_inputs(build_batch(indices), build_settings()))
         means.append({name: b for name, b in model.named_buffers() if "running" in name})
     for name in means[0]:
         torch.testing.assert_close(found[0][0][name], (means[0][name] + means[1][name]) / 2)
@@ -163,9 +163,9 @@ def test_evaluation_counts_the_same_in_any_number_of_processes(tmp_path: Path, m
     for world in (2, 3):
         for found in together(evaluate_and_report, world, tmp_path, mode):
             assert (found.images, found.complete) == (5, True)
-            for name, matrix in expected.tally.matrices.items():
-                assert torch.equal(found.tally.matrices[name].counts, matrix.counts), name
-                assert found.tally.matrices[name].measures() == pytest.approx(matrix.measures()), name
+            for name, matrix in expected.metrics.matrices.items():
+                assert torch.equal(found.metrics.matrices[name].counts, matrix.counts), name
+                assert found.metrics.matrices[name].measures() == pytest.approx(matrix.measures()), name
 
 
 @pytest.mark.parametrize(("length", "batch_size", "world"), [(7, 3, 1), (7, 3, 2), (10, 4, 3), (5, 4, 4), (1, 6, 2)])
@@ -213,7 +213,7 @@ def test_two_processes_killed_and_resumed_end_as_uninterrupted_ones(reference, t
 def fail_in_one(rank: int) -> None:
     """Let one process meet an image that cannot be read, in its second step."""
     if int(os.environ["RANK"]) == rank:
-        step, calls = helper.STEPS[1], []
+        step, calls = helper.TRAINING_STEPS[1], []
 
         def failing_step(*arguments):
             calls.append(1)
@@ -221,7 +221,7 @@ def fail_in_one(rank: int) -> None:
                 raise InputError("17_sat.jpg cannot be read: it is gone")
             return step(*arguments)
 
-        helper.STEPS[1] = failing_step
+        helper.TRAINING_STEPS[1] = failing_step
 
 
 @pytest.mark.parametrize("rank", [0, 1])

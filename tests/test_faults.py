@@ -16,41 +16,42 @@ from builders import N_CLASS, build_model, build_sample, build_settings
 from PIL import Image
 
 import helper
-import steps
 import train_deep_globe
 from dataset.base import SegmentationDataset
 from dataset.registry import describe
+from engine import global_only
+from helper import EpochState
 from utils import files
+from utils.diagnosis import diagnose
 from utils.errors import InputError
-from utils.faults import explain
+from utils.metrics import StageMetrics
 from utils.stages import STAGES
-from utils.tally import Progress, Tally
 
 # numbers that are none
 
 
 def poison(monkeypatch, id_: str) -> None:
     """Let the image called `id_` come to the network as NaN."""
-    inputs = steps.global_inputs
+    inputs = global_only.global_inputs
 
     def poisoned(batch: list, settings) -> torch.Tensor:
         return inputs(batch, settings) * (math.nan if any(sample.id == id_ for sample in batch) else 1)
 
-    monkeypatch.setattr(steps, "global_inputs", poisoned)
+    monkeypatch.setattr(global_only, "global_inputs", poisoned)
 
 
 def test_a_step_without_a_finite_loss_changes_nothing(monkeypatch) -> None:
     """Neither weights, nor moments, nor norm statistics, nor the metric; and the steps around it are as without it."""
     stage, samples = STAGES[1], [build_sample((64, 64), k, str(k)) for k in range(3)]
 
-    def train(batches: list) -> tuple[dict, Progress, list[dict]]:
+    def train(batches: list) -> tuple[dict, EpochState, list[dict]]:
         model, seen = build_model(), []
         model.learn(stage.trains)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
-        progress = Progress(Tally(stage, N_CLASS))
+        progress = EpochState(StageMetrics(stage, N_CLASS))
         helper.train_one_epoch(
-            model, stage, batches, optimizer, scheduler, build_settings(), seen.append, "train", progress
+            model, stage, batches, optimizer, scheduler, build_settings(), on_step=seen.append, epoch=progress
         )
         state = {name: x for name, x in model.state_dict().items() if "tracked" not in name}
         return deepcopy(state), progress, seen
@@ -61,7 +62,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(monkeypatch) -> None:
     runs.assert_equal_weights(found, expected)
     assert (progress.batches, progress.skipped, without.skipped) == (3, 1, 0)
     assert progress.loss == without.loss
-    for counts, wanted in zip(progress.tally.sums(), without.tally.sums(), strict=True):
+    for counts, wanted in zip(progress.metrics.sums(), without.metrics.sums(), strict=True):
         assert torch.equal(counts, wanted)
     assert [math.isfinite(values["loss/total"]) for values in seen] == [True, False, True]
 
@@ -74,8 +75,8 @@ def call(capsys, *arguments: str) -> tuple[int, str]:
 def test_bad_steps_are_told_with_their_images_and_end_the_run_when_too_many(
     reference, tmp_path: Path, monkeypatch, capsys, caplog
 ) -> None:
-    every = steps.global_inputs
-    monkeypatch.setattr(steps, "global_inputs", lambda batch, settings: every(batch, settings) * math.nan)
+    every = global_only.global_inputs
+    monkeypatch.setattr(global_only, "global_inputs", lambda batch, settings: every(batch, settings) * math.nan)
     folders = reference.folders.beside(tmp_path)
     before = folders.weights(1)
     code, told = call(capsys, *folders.arguments(1, "--max_bad_steps=3"))
@@ -120,7 +121,7 @@ def test_a_file_that_goes_bad_while_training_is_named(reference, tmp_path: Path,
     data = runs.generate(tmp_path / "data")
     folders = runs.Folders(tmp_path, data)
     victim = sorted((data / "train" / "Sat").iterdir())[0]
-    plain = helper.STEPS[1]
+    plain = helper.TRAINING_STEPS[1]
 
     def spoil(*arguments):
         found = plain(*arguments)
@@ -128,7 +129,7 @@ def test_a_file_that_goes_bad_while_training_is_named(reference, tmp_path: Path,
             path.unlink() if how == "vanished" else os.truncate(path, path.stat().st_size // 2)
         return found
 
-    monkeypatch.setitem(helper.STEPS, 1, spoil)
+    monkeypatch.setitem(helper.TRAINING_STEPS, 1, spoil)
     code, told = call(capsys, *folders.arguments(1))
     assert code == 2
     assert told.startswith(f"error: {victim.parent}/")
@@ -192,7 +193,7 @@ def test_a_read_only_file_system_is_told_by_its_reason(tmp_path: Path, monkeypat
 )
 def test_known_failures_say_what_helps(error: Exception, told: str | None) -> None:
     options = argparse.Namespace(mode=2, sub_batch_size=6, size_p=508)
-    line = explain(error, options, processes=2)
+    line = diagnose(error, options, processes=2)
     assert (line is None) if told is None else (told in line and "\n" not in line)
 
 

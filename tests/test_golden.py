@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from builders import forward_into
 from golden_network import (
     GOLDEN,
     META,
@@ -20,15 +21,16 @@ from golden_network import (
 )
 from torch import Tensor
 
-from helper import STEPS, Tally, segment
+from engine.predictor import Predictor
+from helper import TRAINING_STEPS, StageMetrics
 from models import checkpoint
-from models.inference import Form, PreparedGLNet
 from models.pyramid import Pyramid
 from models.sharing import Mosaic
-from utils.canvas import Ids
+from training.run import poly
+from utils.canvas import ArgmaxSink
 from utils.loss import focal_loss
 from utils.metrics import ConfusionMatrix
-from utils.schedule import poly
+from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.tiling import PatchGrid
 
@@ -49,7 +51,7 @@ def assert_within_range(value: Tensor | np.ndarray, golden: np.ndarray, share: f
     assert np.abs(np.asarray(value) - golden).max() <= share * (golden.max() - golden.min())
 
 
-class Scores(Ids):
+class Scores(ArgmaxSink):
     """A sink that keeps ids and every eighth score."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -132,22 +134,24 @@ def test_plain_branch_equals_the_released_one_level_by_level() -> None:
 @MODES
 def test_evaluation_equals_the_released_predictions(mode: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     golden, network, stage = arrays("evaluation"), golden_model(mode), STAGES[mode]
-    if form == "prepared":
-        network = PreparedGLNet(network, stage, Form(torch.device("cpu")))
+    predictor = Predictor.prepare(network, stage, golden_settings(), size_g=META["size_g"])
     merged: list[Pyramid] = []
     monkeypatch.setattr(Mosaic, "merged", lambda self, of=Mosaic.merged: merged.append(of(self)) or merged[-1])
-    tally = Tally(stage, META["n_class"])
+    metrics = StageMetrics(stage, META["n_class"])
     for i in range(picture_count()):
         sample = golden_sample(i)
         found = {name: Scores(tuple(sample.label.shape)) for name in stage.predictions}
-        segment(network, stage, sample.image, sample.global_image, golden_settings(), found)
-        tally.count(sample.label, found)
+        if form == "plain":
+            forward_into(network, mode, sample, golden_settings(), found)
+        else:
+            predictor.segment(MemorySource(sample.image), found, global_image=sample.global_image)
+        metrics.update(sample.label, found)
         for name, prediction in found.items():
             key = f"mode{mode}_image{i}_{name}"
             assert (prediction.ids.numpy() == golden[key]).mean() >= 0.999, key
             if f"{key}_scores" in golden:
                 assert_within_range(prediction.scores[:, ::8, ::8], golden[f"{key}_scores"])
-    for name, matrix in tally.matrices.items():
+    for name, matrix in metrics.matrices.items():
         released = golden[f"mode{mode}_confusion_{name}"]
         assert np.abs(matrix.counts.numpy() - released).sum() <= 2e-3 * released.sum()
     assert len(merged) == (picture_count() if mode == 3 else 0)
@@ -175,15 +179,16 @@ def test_two_training_steps_equal_the_released_ones(mode: int, monkeypatch: pyte
     model.train()
     rate = 2e-5 if mode == 2 else 5e-5
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=rate, weight_decay=5e-4)
-    tally = Tally(stage, META["n_class"])
+    metrics = StageMetrics(stage, META["n_class"])
     for step in range(2):
         optimizer.zero_grad()
-        values = STEPS[mode](model, [golden_sample(0), golden_sample(0, mirrored=True)], golden_settings(), tally)
+        batch = [golden_sample(0), golden_sample(0, mirrored=True)]
+        values = TRAINING_STEPS[mode](model, batch, golden_settings(), metrics)
         last = float(values["focal_global"]) if mode == 1 else terms[-1]
         assert last == pytest.approx(golden["losses"][step], rel=1e-4 if step == 0 else 5e-3)
         check_gradients(checkpoint.to_released(gradients(model), mode), golden, step)
         optimizer.step()
-    for name, matrix in tally.matrices.items():
+    for name, matrix in metrics.matrices.items():
         released = golden[f"confusion_{name}"]
         assert np.abs(matrix.counts.numpy() - released).sum() <= 2e-3 * released.sum()
     check_state(checkpoint.to_released(model.state_dict(), mode), golden, mode, rate)

@@ -11,7 +11,7 @@ import torch
 from builders import N_CLASS, build_header, build_thin_model
 
 from models import checkpoint
-from utils import training_state
+from training import state
 from utils.errors import InputError
 
 
@@ -95,7 +95,7 @@ def test_broken_files_of_every_form_are_refused(tmp_path: Path) -> None:
     forms = [b"", b"text", whole[:-100], whole[: len(whole) // 2], flipped.tobytes(), pickle.dumps(Harmful())]
     for content in (*forms, (tmp_path / "swelling").read_bytes()):
         path.write_bytes(content)
-        for read in (checkpoint.read, training_state.read):
+        for read in (checkpoint.read, state.read):
             with pytest.raises(InputError, match=r"bad\.pth") as refused:
                 read(path)
             assert "\n" not in str(refused.value)

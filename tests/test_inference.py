@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import build_sample, build_settings, segment_scores, shared_model
+from builders import build_predictor, build_sample, build_settings, forward_scores, segment_scores, shared_model
 
-from helper import segment
 from models import resized
-from models.inference import Form, PreparedGLNet
+from models.prepared import Placement, PreparedGLNet
 from models.resized import add_resized_conv, add_taps, joint_conv, resize
-from utils.canvas import Ids
+from utils.canvas import ArgmaxSink
+from utils.sources import MemorySource
 from utils.stages import STAGES
 
 SIZES = [(100, 100), (97, 131), (64, 64), (30, 41), (50, 200), (65, 64)]
@@ -20,8 +20,7 @@ SIZES = [(100, 100), (97, 131), (64, 64), (30, 41), (50, 200), (65, 64)]
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_prepared_network_gives_the_plain_ones_scores_at_every_pixel(mode: int, size: tuple[int, int]) -> None:
     model, sample = shared_model(), build_sample(size)
-    prepared = PreparedGLNet(model, STAGES[mode], Form(torch.device("cpu")))
-    plain, found = (segment_scores(network, mode, sample, build_settings()) for network in (model, prepared))
+    plain, found = (give(model, mode, sample, build_settings()) for give in (forward_scores, segment_scores))
     for name, scores in plain.items():
         assert (scores - found[name]).abs().max() <= 1e-4 * (scores.max() - scores.min()), name
 
@@ -29,17 +28,16 @@ def test_prepared_network_gives_the_plain_ones_scores_at_every_pixel(mode: int, 
 def test_preparing_leaves_the_network_as_it_was() -> None:
     model = shared_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    PreparedGLNet(model, STAGES[3], Form(torch.device("cpu"), torch.bfloat16))
+    PreparedGLNet(model, STAGES[3], Placement(torch.device("cpu"), torch.bfloat16))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("asked", [("global",), ("local",), ("ensemble",)], ids=str)
 def test_a_prediction_is_the_same_whatever_else_is_asked_for(asked: tuple[str, ...]) -> None:
-    stage, sample = STAGES[3], build_sample((90, 70))
-    network = PreparedGLNet(shared_model(), stage, Form(torch.device("cpu")))
-    every, alone = ({name: Ids((90, 70)) for name in names} for names in (stage.predictions, asked))
+    sample, predictor = build_sample((90, 70)), build_predictor(shared_model(), 3, build_settings())
+    every, alone = ({name: ArgmaxSink((90, 70)) for name in names} for names in (STAGES[3].predictions, asked))
     for sinks in (every, alone):
-        segment(network, stage, sample.image, sample.global_image, build_settings(), sinks)
+        predictor.segment(MemorySource(sample.image), sinks, global_image=sample.global_image)
     for name in asked:
         assert torch.equal(every[name].ids, alone[name].ids)
 

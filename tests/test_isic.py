@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.base import SampleLoader
 from dataset.layout import SplitChoice, hashed_split
+from dataset.loader import SampleLoader
 from dataset.registry import describe
 from utils.errors import InputError
 

@@ -11,7 +11,7 @@ from dataset.pictures import image_planes, open_source, read_source_size, shrink
 from dataset.reading import read_image
 from dataset.stretch import Stretch
 from utils.errors import InputError
-from utils.sources import Held, Part, hold
+from utils.sources import CropSource, MemorySource, load_in_memory
 from utils.tiling import Box
 
 SIZE = (37, 53)
@@ -105,27 +105,27 @@ SHAPES = [(64, 64), (100, 333), (333, 100), (1, 200), (200, 1), (64, 200), (40, 
 @pytest.mark.parametrize("size", SHAPES)
 def test_a_source_shrinks_to_what_pillow_makes_of_the_image(size):
     image = pillow(size)
-    assert torch.equal(shrink(Held(image_tensor(image)), (64, 64)), image_tensor(shrink_image(image, 64)))
+    assert torch.equal(shrink(MemorySource(image_tensor(image)), (64, 64)), image_tensor(shrink_image(image, 64)))
 
 
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_shrinking_band_by_band_differs_by_rounding_alone(monkeypatch, size, rows):
     monkeypatch.setattr("dataset.pictures._BAND_PIXELS", rows * size[1])
-    source = Held(random_image(size))
+    source = MemorySource(random_image(size))
     found, expected = shrink(source, (64, 48), most=1), shrink(source, (64, 48))
     assert (found.int() - expected.int()).abs().max() <= 1
 
 
 def test_parts_and_held_images_read_the_same_pixels():
     image = random_image((40, 60))
-    part = Part(Held(image), Box(5, 7, 30, 20))
+    part = CropSource(MemorySource(image), Box(5, 7, 30, 20))
     expected = image[:, 5:35, 7:27]
-    for source in (part, hold(part), hold(part, most=1)):
+    for source in (part, load_in_memory(part), load_in_memory(part, most=1)):
         assert source.size == (30, 20)
         assert torch.equal(source.read(Box(2, 3, 10, 11)), expected[:, 2:12, 3:14])
-    assert isinstance(hold(part), Held)
-    assert hold(part, most=1) is part
+    assert isinstance(load_in_memory(part), MemorySource)
+    assert load_in_memory(part, most=1) is part
 
 
 def test_planes_keep_more_than_8_bits_apart():

@@ -6,19 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import N_CLASS, SIDE, build_sample, write_released_checkpoint
-from pictures import PIXEL, SIZE, Whole, build_method, random_image, run, save, write_checkpoint, write_raster
+from builders import (
+    N_CLASS,
+    SIDE,
+    build_model,
+    build_predictor,
+    build_sample,
+    build_settings,
+    forward_into,
+    write_released_checkpoint,
+)
+from pictures import PIXEL, SIZE, Whole, random_image, run, save, write_checkpoint, write_raster
 from PIL import Image
 
 import predict
 from dataset.base import image_tensor, shrink_image
 from dataset.reading import decode, read_label
-from helper import segment
+from engine.predictor import Predictor
 from predict import Segmenter
-from segmenting import segment_any
-from utils.canvas import Ids
+from prediction.scenes import segment_scenes
+from utils.canvas import ArgmaxSink
 from utils.classes import IGNORED, Classes
-from utils.sources import Held
+from utils.sources import MemorySource
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +44,26 @@ def images(tmp_path) -> Path:
     return folder
 
 
-def evaluated(method, image: Image.Image) -> np.ndarray:
-    """What evaluation gives: `segment` on the whole image."""
+def evaluated(predictor: Predictor, image: Image.Image) -> np.ndarray:
+    """What evaluation gives: the predictor on the whole image."""
     tensor, shrunk = image_tensor(image), image_tensor(shrink_image(image, SIDE))
-    ids = Ids(tuple(tensor.shape[-2:]))
-    segment(method.network, method.stage, tensor, shrunk, method.settings, {method.headline: ids})
+    ids = ArgmaxSink(tuple(tensor.shape[-2:]))
+    predictor.segment(MemorySource(tensor), {predictor.stage.headline: ids}, global_image=shrunk)
     return ids.ids.numpy()
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
 @pytest.mark.parametrize("size", [(70, 100), (40, 50), (200, 64), (1, 80), (80, 1)])
 def test_below_the_scene_size_results_are_evaluations(mode, size):
-    method, sample = build_method(mode), build_sample(size)
+    model, sample = build_model(), build_sample(size)
+    predictor = build_predictor(model, mode, build_settings())
     image = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
     found = Whole()
-    segment_any(method, Held(sample.image), found, probabilities=True)
-    assert np.array_equal(found.ids.numpy(), evaluated(method, image))
-    plain = evaluated(build_method(mode, prepared=False), image)
-    assert (found.ids.numpy() == plain).mean() > 0.999
+    segment_scenes(predictor, MemorySource(sample.image), found, probabilities=True)
+    assert np.array_equal(found.ids.numpy(), evaluated(predictor, image))
+    plain = ArgmaxSink(size)
+    forward_into(model, mode, sample, build_settings(), {predictor.stage.headline: plain})
+    assert (found.ids == plain.ids).float().mean() > 0.999
     torch.testing.assert_close(found.probabilities.float().sum(0), torch.ones(size), atol=2e-3, rtol=0)
     assert (found.probabilities.argmax(0) == found.ids).float().mean() > 0.99
 
@@ -60,7 +71,7 @@ def test_below_the_scene_size_results_are_evaluations(mode, size):
 def test_a_segmenter_takes_files_arrays_and_pillow_images(checkpoint, tmp_path):
     image = save(tmp_path / "a.png")
     segmenter = Segmenter.from_checkpoint(checkpoint, device="cpu")
-    expected = evaluated(segmenter.method, image)
+    expected = evaluated(segmenter.predictor, image)
     assert expected.shape == SIZE
     for one in (image, np.asarray(image), tmp_path / "a.png", str(tmp_path / "a.png")):
         found = segmenter.segment(one)
@@ -147,17 +158,17 @@ def test_a_second_run_makes_only_what_is_missing_and_keeps_the_summary(checkpoin
 
 def test_a_killed_run_goes_on_and_its_areas_are_in_the_summary(checkpoint, images, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    whole = predict.Prediction._segment
+    whole = predict.PredictionRun._segment
 
     def stop_at_second(self, task, ranks):
         if task.image.name == "b.png":
             raise KeyboardInterrupt
         return whole(self, task, ranks)
 
-    monkeypatch.setattr(predict.Prediction, "_segment", stop_at_second)
+    monkeypatch.setattr(predict.PredictionRun, "_segment", stop_at_second)
     assert run(checkpoint, images, output=out) == 130
     assert not (out / "summary.json").exists()
-    monkeypatch.setattr(predict.Prediction, "_segment", whole)
+    monkeypatch.setattr(predict.PredictionRun, "_segment", whole)
     assert run(checkpoint, images, output=out) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert len(summary["images"]) == 3
@@ -202,9 +213,9 @@ def test_files_of_one_stem_keep_their_extension(checkpoint, tmp_path):
         (
             ["images"],
             ["--coarse_to_fine"],
-            f"--coarse_to_fine looks for the one foreground class of two; here are {N_CLASS}",
+            f"--coarse_to_fine needs two classes, one of them foreground; here are {N_CLASS}",
         ),
-        (["images"], ["--box_margin", "-1"], "--box_margin -1.0"),
+        (["images"], ["--box_margin", "-1"], "--box_margin -1"),
         (["images"], ["--output", "images"], "holds images"),
         (["images", "other/a.png"], [], "would give the same files"),
     ],
@@ -222,7 +233,7 @@ def test_mistakes_end_in_one_line(checkpoint, images, tmp_path, monkeypatch, cap
 
 def test_mode_1_of_a_later_stage_and_released_files(checkpoint, tmp_path):
     save(tmp_path / "a.png")
-    assert Segmenter.from_checkpoint(checkpoint, mode=1, device="cpu").method.headline == "global"
+    assert Segmenter.from_checkpoint(checkpoint, mode=1, device="cpu").predictor.stage.headline == "global"
     write_released_checkpoint(tmp_path / "g.pth", 1)
     write_released_checkpoint(tmp_path / "l2g.pth", 3)
     sizes = {"backbone": "resnet18", "size_g": SIDE, "size_p": SIDE, "min_overlap": 16, "device": "cpu"}
@@ -258,11 +269,12 @@ def test_a_geotiff_gives_geotiffs_with_its_georeference(checkpoint, tmp_path):
     assert summary["total"]["left_out"] == 30 * 40
 
 
-def test_windows_and_held_images_give_the_same(checkpoint, tmp_path, monkeypatch):
+def test_windows_and_images_in_memory_give_the_same(checkpoint, tmp_path, monkeypatch):
     pytest.importorskip("rasterio")
     path = write_raster(tmp_path / "a.tif", random_image((150, 190)).numpy())
     segmenter = Segmenter.from_checkpoint(checkpoint, device="cpu", scene_size=120)
-    held = segmenter.segment(path)
-    monkeypatch.setattr("utils.sources.HELD_PIXELS", 1)
-    monkeypatch.setattr("segmenting.hold", lambda source: source)
-    assert np.array_equal(segmenter.segment(path), held)
+    in_memory = segmenter.segment(path)
+    windows = []
+    monkeypatch.setattr("prediction.scenes.load_in_memory", lambda source: windows.append(source) or source)
+    assert np.array_equal(segmenter.segment(path), in_memory)
+    assert len(windows) == 4

@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from training.log import LONGEST_PICTURE, RunLog, headline
+from training.report import evaluation_record, evaluation_table
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
-from utils.logger import LONGEST_SIDE, RunLog, headline
+from utils.files import write_json
+from utils.memory import MB, peak_memory_mb
 from utils.metrics import Scores
-from utils.report import MB, evaluation_record, evaluation_table, peak_memory_mb, write_json
 from utils.visualize import NO_CLASS, colorize, save_colors, shrink_for_display
 
 CLASSES = Classes(("unknown", "urban", "bare land"), ((0, 0, 0), (0, 255, 255), (255, 255, 255)), (0,))
@@ -160,16 +162,16 @@ def test_pictures_read_back_in_their_colors(tmp_path: Path) -> None:
 
 
 def test_large_pictures_shrink_and_class_colors_do_not_mix(tmp_path: Path) -> None:
-    stripes = colorize(np.indices((4, 2 * LONGEST_SIDE))[1].astype(np.uint8) % 3, CLASSES.palette)
+    stripes = colorize(np.indices((4, 2 * LONGEST_PICTURE))[1].astype(np.uint8) % 3, CLASSES.palette)
     with RunLog(tmp_path, "task", CLASSES) as log:
         log.images(0, {"image": stripes, "mask": stripes})
     found = events(tmp_path / "task")
     decoded = {
         tag: np.asarray(Image.open(io.BytesIO(found.Images(tag)[0].encoded_image_string))) for tag in ("image", "mask")
     }
-    assert decoded["image"].shape == decoded["mask"].shape == (2, LONGEST_SIDE, 3)
+    assert decoded["image"].shape == decoded["mask"].shape == (2, LONGEST_PICTURE, 3)
     assert set(map(tuple, decoded["mask"].reshape(-1, 3))) == set(CLASSES.palette)
-    averages = stripes.reshape(2, 2, LONGEST_SIDE, 2, 3).mean((1, 3))
+    averages = stripes.reshape(2, 2, LONGEST_PICTURE, 2, 3).mean((1, 3))
     np.testing.assert_allclose(decoded["image"], averages, atol=1)
 
 
@@ -227,7 +229,7 @@ def test_saved_colors_that_cannot_be_written_name_the_path(tmp_path: Path) -> No
 def test_record_gives_null_without_union_and_counts_it_as_0(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "eval.json"
     matrices = {"ensemble": HALF, "local": LAST_MISSING, "global": RIGHT}
-    write_json(path, evaluation_record(3, CLASSES, matrices, 5, 1.5, 321.0))
+    write_json(path, evaluation_record(3, CLASSES, matrices, images=5, seconds_per_image=1.5, peak_memory_mb=321.0))
     assert json.loads(path.read_text()) == {
         "mode": 3,
         "classes": ["unknown", "urban", "bare land"],
@@ -248,13 +250,15 @@ def test_record_gives_null_without_union_and_counts_it_as_0(tmp_path: Path) -> N
 
 
 def test_record_has_only_the_predictions_that_exist() -> None:
-    record = evaluation_record(1, CLASSES, {"global": HALF}, 1, 0.1, 1.0)
+    record = evaluation_record(1, CLASSES, {"global": HALF}, images=1, seconds_per_image=0.1, peak_memory_mb=1.0)
     assert "global" in record
     assert not {"local", "ensemble"} & set(record)
 
 
 def test_record_of_no_labelled_pixel_is_valid_json(tmp_path: Path) -> None:
-    record = evaluation_record(1, CLASSES, {"global": Scores(CLASSES)}, 1, 0.1, 1.0)
+    record = evaluation_record(
+        1, CLASSES, {"global": Scores(CLASSES)}, images=1, seconds_per_image=0.1, peak_memory_mb=1.0
+    )
     write_json(tmp_path / "eval.json", record)
     assert json.loads((tmp_path / "eval.json").read_text())["global"] == {"iou": [None] * 3, "mIoU": 0, "mIoU_all": 0}
 
@@ -280,12 +284,17 @@ mIoU with unknown               66.67  38.89     66.67
 ------------------------------------------------------
 seconds per image  1.500
 peak memory        321 MB"""
-    assert evaluation_table(evaluation_record(2, CLASSES, matrices, 5, 1.5, 320.9)) == expected
+    assert (
+        evaluation_table(evaluation_record(2, CLASSES, matrices, images=5, seconds_per_image=1.5, peak_memory_mb=320.9))
+        == expected
+    )
 
 
 def test_table_has_one_mean_when_no_class_is_left_out() -> None:
     classes = Classes(CLASSES.names, CLASSES.palette)
-    lines = evaluation_table(evaluation_record(1, classes, {"global": HALF}, 1, 0.1, 1.0)).splitlines()
+    lines = evaluation_table(
+        evaluation_record(1, classes, {"global": HALF}, images=1, seconds_per_image=0.1, peak_memory_mb=1.0)
+    ).splitlines()
     assert [line.split() for line in lines if line.startswith("mIoU")] == [["mIoU", "66.67"]]
 
 

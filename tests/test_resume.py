@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_deep_globe
 from models import checkpoint
-from resuming import Files
-from utils import training_state
+from training import state
+from training.options import build_parser
+from training.state import RunFiles
 from utils.errors import InputError
 
 SAVE_OFTEN = "--save_every=0.0001"  # minutes: after every step
@@ -55,7 +56,7 @@ def assert_good_files(folders: runs.Folders, mode: int) -> None:
     assert last.header.stage == mode
     for path in folders.models.glob(f"{name}.*pth"):
         if path.name.endswith(".resume.pth"):
-            training_state.read(path)
+            state.read(path)
         else:
             checkpoint.read(path)
 
@@ -212,11 +213,9 @@ def test_overwrite_starts_over(unfinished: runs.Folders, reference, tmp_path: Pa
 
 
 def test_resume_auto_starts_where_there_is_nothing(reference) -> None:
-    options = train_deep_globe.command_line.build_parser((), (), ()).parse_args(
-        ["--resume=auto", f"--model_path={reference.folders.models}"]
-    )
-    assert train_deep_globe.source(options) is None
-    assert not Files.of(options).resume.exists()
+    options = build_parser().parse_args(["--resume=auto", f"--model_path={reference.folders.models}"])
+    assert state.resume_source(options) is None
+    assert not RunFiles.of(options).resume.exists()
 
 
 DAMAGES = {
@@ -254,14 +253,14 @@ def test_a_state_survives_its_file(tmp_path: Path) -> None:
     """Numbers, random states and all; what is no resume file is named."""
     torch.manual_seed(3)
     random.seed(3)
-    state = training_state.TrainingState({}, {}, {}, None, {}, {}, [torch.ones(2)], {"seed": 1}, {"a.log": 3}, {})
-    state.random = training_state.random_states()
+    snapshot = state.Snapshot({}, {}, {}, None, {}, {}, [torch.ones(2)], {"seed": 1}, {"a.log": 3}, {})
+    snapshot.random = state._random_states()
     expected = torch.rand(3), random.random()
-    training_state.write(tmp_path / "a.resume.pth", state)
-    found = training_state.read(tmp_path / "a.resume.pth")
-    training_state.set_random_states(found.random)
+    state.write(tmp_path / "a.resume.pth", snapshot)
+    found = state.read(tmp_path / "a.resume.pth")
+    state._set_random_states(found.random)
     assert (found.options, found.logs, found.scaler) == ({"seed": 1}, {"a.log": 3}, None)
     assert torch.equal(torch.rand(3), expected[0])
     assert random.random() == expected[1]
     with pytest.raises(InputError, match=r"none\.pth: no such resume file"):
-        training_state.read(tmp_path / "none.pth")
+        state.read(tmp_path / "none.pth")

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from pictures import PixelMethod, Whole, build_method, pixel_scores, random_image
+from builders import build_model, build_predictor, build_settings
+from pictures import PixelPredictor, Whole, pixel_scores, random_image
 
-from segmenting import reduce_scores, segment_any, segment_turned
-from utils.canvas import Ids
-from utils.scenes import ramps, scene_grid
-from utils.sources import Held, Part
+from prediction.scenes import ramps, reduce_scores, scene_grid, segment_scenes
+from utils.canvas import ArgmaxSink
+from utils.sources import CropSource, MemorySource
 from utils.turns import TURNS
 
 SIZES = [(300, 500), (161, 160), (160, 1000), (1000, 33), (320, 321), (480, 777)]
@@ -47,8 +47,8 @@ def test_weights_of_scenes_add_up_to_one_and_pass_over_gradually(size):
 def test_scores_of_pixels_survive_any_scenes(size):
     image = random_image(size)
     found, expected = Whole(), Whole()
-    segment_any(PixelMethod(scene_size=160), Held(image), found, probabilities=True)
-    segment_any(PixelMethod(scene_size=5000), Held(image), expected, probabilities=True)
+    segment_scenes(PixelPredictor(), MemorySource(image), found, scene_size=160, probabilities=True)
+    segment_scenes(PixelPredictor(), MemorySource(image), expected, scene_size=5000, probabilities=True)
     assert (found.ids != expected.ids).float().mean() < 1e-3  # ties only
     torch.testing.assert_close(found.probabilities, expected.probabilities, atol=2e-3, rtol=0)
     reduced = reduce_scores(pixel_scores(image), True)
@@ -57,13 +57,13 @@ def test_scores_of_pixels_survive_any_scenes(size):
 
 def test_away_from_seams_a_scene_of_its_own_gives_the_same():
     image = random_image((100, 330))
-    method = build_method(mode=3, scene_size=128)
+    predictor = build_predictor(build_model(), 3, build_settings())
     grid = scene_grid((100, 330), 128)
     whole = Whole()
-    segment_any(method, Held(image), whole)
+    segment_scenes(predictor, MemorySource(image), whole, scene_size=128)
     for index, box in enumerate(grid.boxes()):
         alone = Whole()
-        segment_any(method, Part(Held(image), box), alone)
+        segment_scenes(predictor, CropSource(MemorySource(image), box), alone, scene_size=128)
         first = 0 if index == 0 else 20
         last = box.width - (0 if index == len(grid) - 1 else 20)
         found = whole.ids[:, box.left + first : box.left + last]
@@ -74,11 +74,11 @@ def test_away_from_seams_a_scene_of_its_own_gives_the_same():
 @pytest.mark.parametrize("size", [(60, 90), (130, 100)])
 def test_turning_the_image_turns_what_d4_or_flip_gives(turns, size):
     image = random_image(size)
-    method = build_method(mode=3, turns=TURNS[turns])
+    predictor = build_predictor(build_model(), 3, build_settings(), TURNS[turns])
 
     def ids(picture):
         found = Whole()
-        segment_any(method, Held(picture), found)
+        segment_scenes(predictor, MemorySource(picture), found)
         return found.ids
 
     straight = ids(image)
@@ -88,9 +88,8 @@ def test_turning_the_image_turns_what_d4_or_flip_gives(turns, size):
 
 def test_one_turn_gives_what_segment_gives_for_the_turned_image():
     image, turn = random_image((70, 100)), TURNS["d4"][3]
-    method = build_method(mode=2)
-    arguments = method.network, method.stage
-    found, expected = Ids(turn.size((70, 100))), Ids(turn.size((70, 100)))
-    segment_turned(*arguments, Held(image), 64, method.settings, {"ensemble": found}, (turn,))
-    segment_turned(*arguments, Held(turn.apply(image)), 64, method.settings, {"ensemble": expected})
+    found, expected = ArgmaxSink(turn.size((70, 100))), ArgmaxSink(turn.size((70, 100)))
+    for sink, picture, turns in ((found, image, (turn,)), (expected, turn.apply(image), TURNS["none"])):
+        predictor = build_predictor(build_model(), 2, build_settings(), turns)
+        predictor.segment(MemorySource(picture), {"ensemble": sink})
     assert torch.equal(found.ids, expected.ids)

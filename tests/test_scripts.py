@@ -16,9 +16,9 @@ from dataset import synthetic
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.registry import describe
 from models.checkpoint import export
-from utils.logger import RULE
+from training.log import RULE
 from utils.metrics import ConfusionMatrix
-from utils.report import PREDICTIONS
+from utils.stages import PREDICTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("global", "global2local", "local2global")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.pyramid import Pyramid
 from models.sharing import Mosaic, crop_global, crop_pyramid
-from utils.canvas import Ids, ScoreCanvas, enlarge
+from utils.canvas import ArgmaxSink, ScoreCanvas, enlarge
 from utils.tiling import PatchGrid
 
 EXACT = {  # geometries whose patches begin and end between cells on every level
@@ -46,7 +46,7 @@ def merge(grid: PatchGrid, frame: Pyramid, sub_batch: int, zoom: int = 1) -> Pyr
     for patches in grid.sub_batches(sub_batch):
         crops = crop_pyramid(frame, grid, patches)
         enlarged = crops.map(lambda x: F.interpolate(x, scale_factor=zoom, mode="nearest"))
-        enlarged.show(partial(mosaic.add, 0, grid, patches))
+        enlarged.visit(partial(mosaic.add, 0, grid, patches))
     return mosaic.merged()
 
 
@@ -86,7 +86,7 @@ def test_merged_ones_differ_from_one_as_in_the_released_counts() -> None:
     mosaic = Mosaic(1, ones)
     for patches in grid.sub_batches(6):
         patch_ones = ones.map(lambda x, n=patches.stop - patches.start: x.expand(n, -1, -1, -1))
-        patch_ones.show(partial(mosaic.add, 0, grid, patches))
+        patch_ones.visit(partial(mosaic.add, 0, grid, patches))
     c2 = mosaic.merged().c[3][0, 0]
     assert c2.shape == (127, 127)
     assert int((~torch.isclose(c2, torch.ones(()))).sum()) == 1000
@@ -103,7 +103,7 @@ def test_canvas_equals_adding_every_patch_to_a_whole_image_and_hands_out_each_ro
     expected = torch.zeros(3, *size)
     for box, scores in zip(grid.boxes(), logits, strict=True):
         box.of(expected).add_(F.interpolate(scores[None], size=grid.patch, mode="nearest")[0])
-    sink, ids = Scores(size), Ids(size)
+    sink, ids = Scores(size), ArgmaxSink(size)
     for target in (sink, ids):
         canvas = ScoreCanvas(grid, target)
         for patches in grid.sub_batches(sub_batch):

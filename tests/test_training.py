@@ -8,11 +8,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import MIN_OVERLAP, N_CLASS, SIDE, build_model, build_sample, build_settings, segment_scores, shared_model
+from builders import (
+    MIN_OVERLAP,
+    N_CLASS,
+    SIDE,
+    build_model,
+    build_predictor,
+    build_sample,
+    build_settings,
+    segment_scores,
+    shared_model,
+)
 from torch import Tensor, nn
 
 from dataset.base import Sample
-from helper import STEPS, Tally, evaluate, train_one_epoch
+from engine.patches import ImagePatches
+from helper import TRAINING_STEPS, StageMetrics, evaluate, train_one_epoch
 from models.fpn import FPN, resize
 from models.glnet import GLNet
 from models.pyramid import Pyramid
@@ -20,7 +31,7 @@ from models.sharing import Mosaic, crop_global, crop_pyramid
 from utils.classes import IGNORED
 from utils.loss import focal_loss
 from utils.metrics import ConfusionMatrix
-from utils.patches import STATISTICS, ImagePatches, Settings
+from utils.settings import STATISTICS, Settings
 from utils.stages import STAGES, Stage
 
 SEVERAL_SIZES = [(100, 150), (64, 64), (40, 90), (130, 50), (33, 60)]
@@ -33,18 +44,20 @@ def build_learning_model(stage: Stage) -> GLNet:
     return model.train()
 
 
-def take_step(model: GLNet, mode: int, batch: list[Sample], settings: Settings) -> tuple[dict[str, float], Tally]:
+def take_step(
+    model: GLNet, mode: int, batch: list[Sample], settings: Settings
+) -> tuple[dict[str, float], StageMetrics]:
     """The loss terms and the training metric of one batch; gradients are added to the model's."""
-    tally = Tally(STAGES[mode], model.n_class)
-    terms = STEPS[mode](model, batch, settings, tally)
-    return {name: float(value) for name, value in terms.items()}, tally
+    metrics = StageMetrics(STAGES[mode], model.n_class)
+    terms = TRAINING_STEPS[mode](model, batch, settings, metrics)
+    return {name: float(value) for name, value in terms.items()}, metrics
 
 
 def train_steps(model: GLNet, stage: Stage, batches: list[list[Sample]]) -> None:
     """One optimizer step for each of `batches`."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1)
-    train_one_epoch(model, stage, batches, optimizer, scheduler, build_settings(), lambda values: None)
+    train_one_epoch(model, stage, batches, optimizer, scheduler, build_settings(), on_step=lambda values: None)
 
 
 def gradients(model: GLNet) -> dict[str, Tensor]:
@@ -85,7 +98,10 @@ def test_one_image_after_another_equals_each_alone(mode: int) -> None:
     samples = [build_sample(size, seed, str(seed)) for seed, size in enumerate([(100, 90), (70, 120), (40, 50)])]
     found = {}
     evaluate(
-        model, STAGES[mode], [samples[:2], samples[2:]], build_settings(), lambda s, ids: found.update({s.id: ids})
+        build_predictor(model, mode, build_settings()),
+        [samples[:2], samples[2:]],
+        StageMetrics(STAGES[mode], N_CLASS),
+        on_image=lambda s, ids: found.update({s.id: ids}),
     )
     for sample in reversed(samples):
         alone = segment_scores(model, mode, sample, build_settings())
@@ -99,7 +115,10 @@ def test_evaluation_counts_as_one_does_by_hand(mode: int) -> None:
     bare = build_sample((50, 60), 2, "2")._replace(label=None, global_label=None)
     found = {}
     result = evaluate(
-        shared_model(), STAGES[mode], [labelled, [bare]], build_settings(), lambda s, ids: found.update({s.id: ids})
+        build_predictor(shared_model(), mode, build_settings()),
+        [labelled, [bare]],
+        StageMetrics(STAGES[mode], N_CLASS),
+        on_image=lambda s, ids: found.update({s.id: ids}),
     )
     assert (result.images, sorted(found)) == (3, ["0", "1", "2"])
     for name in STAGES[mode].predictions:
@@ -109,7 +128,7 @@ def test_evaluation_counts_as_one_does_by_hand(mode: int) -> None:
             for truth, guess in pairs:
                 if truth != IGNORED:
                     expected[truth, guess] += 1
-        np.testing.assert_array_equal(result.tally.matrices[name].counts.numpy(), expected)
+        np.testing.assert_array_equal(result.metrics.matrices[name].counts.numpy(), expected)
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
@@ -134,7 +153,7 @@ def backward_per_sub_batch(model: GLNet, batch: list[Sample], settings: Settings
             mosaic = Mosaic(1, context)
             for patches, x_p in image:
                 _, pyramid = model.local(x_p, crop_pyramid(context, image.grid, patches))
-                pyramid.show(partial(mosaic.add, 0, image.grid, patches))
+                pyramid.visit(partial(mosaic.add, 0, image.grid, patches))
                 local.append((len(merged), patches, pyramid.ps3))
             merged.append(mosaic.merged())
     logits, refined = model.refined(inputs, merged[0].map(lambda *maps: torch.cat(maps), *merged[1:]))
@@ -188,11 +207,11 @@ def test_what_learns_survives_switching_between_training_and_evaluation(mode: in
 def test_images_of_several_sizes_train_in_one_batch(mode: int) -> None:
     model = build_learning_model(STAGES[mode])
     batch = [build_sample(size, seed) for seed, size in enumerate(SEVERAL_SIZES)]
-    terms, tally = take_step(model, mode, batch, build_settings())
+    terms, metrics = take_step(model, mode, batch, build_settings())
     labelled = sum(int((sample.label != IGNORED).sum()) for sample in batch)
     assert all(math.isfinite(value) and value > 0 for value in terms.values())
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
-    assert [int(matrix.counts.sum()) for matrix in tally.matrices.values()] == [labelled] * len(tally.matrices)
+    assert [int(matrix.counts.sum()) for matrix in metrics.matrices.values()] == [labelled] * len(metrics.matrices)
 
 
 @pytest.mark.parametrize("mode", [2, 3])
@@ -211,10 +230,10 @@ def test_gradients_of_several_images_are_added(mode: int) -> None:
 def test_an_image_without_any_label_gives_no_loss_and_no_gradient_but_the_regulariser(mode: int) -> None:
     model = build_learning_model(STAGES[mode])
     sample = build_sample((64, 90), left_out=1)
-    terms, tally = take_step(model, mode, [sample], build_settings(lamb_fmreg=0.0))
+    terms, metrics = take_step(model, mode, [sample], build_settings(lamb_fmreg=0.0))
     assert all(value == 0 for value in terms.values())
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients(model).values())
-    assert all(matrix.counts.sum() == 0 for matrix in tally.matrices.values())
+    assert all(matrix.counts.sum() == 0 for matrix in metrics.matrices.values())
 
 
 def test_the_regulariser_counts_as_much_as_its_weight_says() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pictures import random_image
 
-from utils.sources import Held, Turned
+from utils.sources import MemorySource, TurnedSource
 from utils.tiling import Box
 from utils.turns import TURNS, Turn
 
@@ -21,7 +21,7 @@ def test_undo_is_the_inverse(turn):
 @pytest.mark.parametrize("turn", TURNS["d4"])
 def test_a_window_of_a_turned_image_is_the_turned_window(turn):
     image = random_image(SIZE)
-    source = Turned(Held(image), turn)
+    source = TurnedSource(MemorySource(image), turn)
     box = Box(3, 5, 6, 4)
     assert torch.equal(source.read(box), box.of(turn.apply(image)))
 

@@ -14,8 +14,12 @@ Sink = Callable[[int, Tensor], None]
 bottom. The tensor is overwritten after the call."""
 
 
-class Ids:
-    """A sink that keeps the class ids of an image: `ids` is (H, W) uint8, on `device`."""
+RESULT_ROWS = 512
+"""Rows of a result that are passed on at a time."""
+
+
+class ArgmaxSink:
+    """A sink that keeps the class with the highest score: `ids` is (H, W) uint8, on `device`."""
 
     def __init__(self, size: Size, device: torch.device | str = "cpu") -> None:
         self.size = size
@@ -83,7 +87,7 @@ class ScoreCanvas:
         return rows / counts.clamp_(min=1) if self.means else rows
 
 
-def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = 512) -> None:
+def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = RESULT_ROWS) -> None:
     """Send whole-image logits (1, n_class, h, w), enlarged to `size` with torch's `nearest`, to `sink` in bands."""
     rows, columns = (_nearest(*lengths).to(logits.device) for lengths in zip(logits.shape[-2:], size, strict=True))
     for top in range(0, size[0], band):

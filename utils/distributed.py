@@ -104,7 +104,7 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def learning_statistics(model: nn.Module) -> list[Tensor]:
+def trained_statistics(model: nn.Module) -> list[Tensor]:
     """Running means and variances of the norm layers in training mode.
 
     Their `num_batches_tracked` is no part of any result and stays each process's own.
@@ -113,7 +113,7 @@ def learning_statistics(model: nn.Module) -> list[Tensor]:
     return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
 
 
-def join_step(
+def reduce_step(
     ranks: Ranks, parameters: Sequence[nn.Parameter], statistics: Sequence[Tensor], numbers: Tensor, active: bool
 ) -> None:
     """Make one step of what each process did with its images; in place, and the same everywhere afterwards.

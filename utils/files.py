@@ -1,8 +1,9 @@
 """Writing files so that a reader never meets half of one, and reading torch's without running what is in them."""
 
+import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where its folder is none, there is nothing to remove
             beside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Write `record` as indented JSON. Raises InputError, naming `path`, when the file cannot be written."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_writable(folder: Path) -> None:

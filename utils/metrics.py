@@ -1,12 +1,14 @@
 """The confusion matrix and the scores read from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.canvas import ArgmaxSink
 from utils.classes import Classes
+from utils.stages import Stage
 
 JACCARD_THRESHOLD = 0.65
 """Below it an image counts as failed in the ISIC challenge's thresholded Jaccard."""
@@ -124,3 +126,41 @@ MEASURES: dict[str, Callable[[Scores], float]] = {
 
 PER_IMAGE_MEASURES = ("jaccard", "thresholded_jaccard")
 """Those that need the classes' foreground."""
+
+
+class StageMetrics:
+    """The scores of every prediction of a stage.
+
+    Attributes:
+        matrices: by prediction, its `Scores`.
+        headline: the prediction that the stage is judged by.
+    """
+
+    def __init__(self, stage: Stage, classes: Classes | int) -> None:
+        """Start at zero; a number of `classes` stands for that many numbered ones."""
+        classes = Classes.generic(classes) if isinstance(classes, int) else classes
+        self.matrices = {name: Scores(classes) for name in stage.predictions}
+        self.headline = stage.headline
+
+    def update(self, label: Tensor, predictions: Mapping[str, ArgmaxSink]) -> None:
+        """Count one whole image: `label` (H, W) uint8 ids against each of `predictions`, on the same device."""
+        for name, prediction in predictions.items():
+            self.matrices[name].update(label, prediction.ids)
+
+    def mean_iou(self) -> float:
+        """Return the headline's mIoU, 0..1, without the classes that are left out."""
+        matrix = self.matrices[self.headline]
+        return matrix.mean_iou(matrix.classes.left_out)
+
+    def mean_iou_on_device(self) -> Tensor:
+        """Return what `mean_iou` does as a float32 scalar on the counts' device: the host does not wait for it."""
+        matrix = self.matrices[self.headline]
+        kept = [k for k in range(matrix.n_class) if k not in matrix.classes.left_out]
+        counts = matrix.counts.float()
+        hit = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - hit
+        return torch.stack([(hit / union.clamp(min=1))[k] for k in kept]).mean()
+
+    def sums(self) -> list[Tensor]:
+        """Return all that was counted, matrix by matrix."""
+        return [tensor for matrix in self.matrices.values() for tensor in matrix.sums()]

@@ -1,7 +1,6 @@
 """How numbers are computed: precision, memory layout and the switches of libraries. The one place for such choices."""
 
-import ctypes
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -33,17 +32,3 @@ def set_switches(tf32: bool, cudnn_benchmark: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = cudnn_benchmark
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next layer; a no-op where it is not glibc.
-
-    Otherwise each large activation is mapped, filled with zeros page by page, and unmapped again: on a CPU that took a
-    third of the time of a float32 evaluation. The peak of memory is about the same, it only stays.
-    """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of glibc's malloc.h
-    with suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(top_pad, 64 * 2**20)

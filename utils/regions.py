@@ -1,6 +1,6 @@
-"""Coarse to fine: the boxes around what a first look at the shrunk image found (paper, its class-imbalance variant).
+"""Coarse to fine: boxes around the foreground that the global branch predicts (paper, its class-imbalance variant).
 
-Of a binary set, whose one class is background, only these boxes are looked at in full resolution.
+In a binary set, whose one class is background, the local branch computes patches in these boxes only.
 """
 
 from collections.abc import Sequence
@@ -25,37 +25,49 @@ BOX_RECALL = 0.9
 """What part of the label's foreground the coarse boxes must hold for training to use them."""
 
 OUTSIDE = 10.0
-"""The score of background where nobody looked, the other class having 0: a probability of 0.99995. It is finite, so
-that means with other looks at the same pixel, turned or from another scene, stay means."""
+"""The score of background in pixels that no patch covers; the other class has 0: a probability of 0.99995. Finite,
+so that means with scores of the same pixel from turned images, or other scenes, stay means."""
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much of images was looked at in full resolution: `looked_at` of their `pixels`, by `cut` of the `patches`
-    that cover them."""
+class Coverage:
+    """How much of one or more images was computed at full resolution.
+
+    Attributes:
+        pixels: of the images.
+        covered: pixels that patches covered.
+        patches: patches that would cover everything.
+        computed: patches that were computed.
+    """
 
     pixels: int = 0
-    looked_at: int = 0
+    covered: int = 0
     patches: int = 0
-    cut: int = 0
+    computed: int = 0
 
-    def __add__(self, other: "Effort") -> "Effort":
-        return Effort(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "Coverage") -> "Coverage":
+        return Coverage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
-    def not_looked_at(self) -> float:
+    def pixels_not_covered(self) -> float:
         """The share of pixels, 0..1."""
-        return 1 - self.looked_at / max(1, self.pixels)
+        return 1 - self.covered / max(1, self.pixels)
 
     @property
-    def not_computed(self) -> float:
+    def patches_not_computed(self) -> float:
         """The share of patches, 0..1."""
-        return 1 - self.cut / max(1, self.patches)
+        return 1 - self.computed / max(1, self.patches)
 
 
 @dataclass(frozen=True)
 class CoarseToFine:
-    """What is looked at: boxes around the class `foreground`; the other of the two is `background`."""
+    """Selects the patches with foreground.
+
+    Attributes:
+        foreground: id of the class that is selected; the other of the two is `background`.
+        margin: the part of its sides by which a box is enlarged, in each direction.
+        recall: the part of a label's foreground that boxes must hold for training to use them, 0..1.
+    """
 
     foreground: int
     margin: float = BOX_MARGIN
@@ -67,7 +79,7 @@ class CoarseToFine:
         if len(classes) != 2 or len(classes.foreground) != 1:
             found = ", ".join(classes.names[k] for k in classes.foreground) or "none"
             raise InputError(
-                f"--coarse_to_fine looks for the one foreground class of two; here are {len(classes)} classes with "
+                f"--coarse_to_fine needs two classes, one of them foreground; here are {len(classes)} classes with "
                 f"{found} as foreground: leave it out, or name the foreground of a binary set in its description"
             )
         return cls(classes.foreground[0], margin, recall)
@@ -78,11 +90,11 @@ class CoarseToFine:
 
     @property
     def outside(self) -> tuple[float, ...]:
-        """The scores by class where nobody looked."""
+        """The scores by class in pixels that no patch covers."""
         return tuple(OUTSIDE if k == self.background else 0.0 for k in range(2))
 
-    def found(self, logits: Tensor) -> Tensor:
-        """(h, w) bool: where `logits` (1, 2, h, w) say foreground."""
+    def predicted(self, logits: Tensor) -> Tensor:
+        """Return where `logits` (1, 2, h, w) predict foreground, (h, w) bool."""
         return logits[0, self.foreground] > logits[0, self.background]
 
     def labelled(self, label: Tensor, size: Size) -> Tensor:
@@ -96,10 +108,16 @@ class CoarseToFine:
         return inside >= self.recall * int(foreground.sum())
 
     def grids(self, mask: Tensor, size: Size, patch: int, min_overlap: int = MIN_OVERLAP) -> RegionGrids:
-        """The patches to look at in an image of `size`, given a coarse `mask` (h, w) bool of it; none of an empty one.
+        """Return the patches of an image that cover its foreground.
 
-        They cover one box around everything; or one per object, that is per connected part of the mask, those that
-        overlap joined, where these take fewer patches.
+        They cover one box around everything; or one box per object, that is per connected part of the mask, joined
+        where boxes overlap, if these take fewer patches.
+
+        Args:
+            mask: coarse foreground of the image, (h, w) bool; an empty one gives no patches.
+            size: of the image, in pixels.
+            patch: side of a patch, in pixels.
+            min_overlap: pixels that neighbouring patches share at least.
         """
         spans = _objects(mask, size)
         if not spans:

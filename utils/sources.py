@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
+class MemorySource:
     """An image in memory, (3, H, W) uint8; what is read are views of it."""
 
     image: Tensor
@@ -41,7 +41,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Part:
+class CropSource:
     """What `box` covers of another source."""
 
     source: Source
@@ -56,7 +56,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Turned:
+class TurnedSource:
     """Another source, turned."""
 
     source: Source
@@ -70,11 +70,11 @@ class Turned:
         return self.turn.apply(self.source.read(self.turn.origin(box, self.source.size)))
 
 
-HELD_PIXELS = 64_000_000
+MEMORY_PIXELS = 64_000_000
 """Images, and scenes of images, of up to so many pixels (192 MB) are read once and held; larger ones in windows."""
 
 
-def hold(source: Source, most: int = HELD_PIXELS) -> Source:
-    """`source` in memory where it has at most `most` pixels; else itself."""
+def load_in_memory(source: Source, most: int = MEMORY_PIXELS) -> Source:
+    """Return `source` read into memory if it has at most `most` pixels; else itself."""
     height, width = source.size
-    return Held(source.read(Box(0, 0, height, width))) if height * width <= most else source
+    return MemorySource(source.read(Box(0, 0, height, width))) if height * width <= most else source

@@ -3,13 +3,23 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage, which is also one mode of evaluation.
+    """One stage of training, which is also one mode of evaluation (paper, section 3.4).
 
-    `trains` and `uses` name children of GLNet; `starts_from` names the options that it needs to start, `reads`
-    the one whose file it evaluates. `predictions` are what it predicts, the headline last; `supervised` those of them
-    that the loss sees, and `other_terms` what else is in it.
+    Attributes:
+        number: 1, 2 or 3, the value of `--mode`.
+        name: as in the scripts' names.
+        trains: children of GLNet that learn.
+        uses: children of GLNet that are computed.
+        lr: the released base learning rate.
+        epochs: the released number of epochs.
+        starts_from: options that name the checkpoints a training needs.
+        reads: the option that names the checkpoint an evaluation reads, and that this stage writes.
+        predictions: what the stage predicts, in the order of tables.
+        headline: the prediction that the stage is judged by.
+        supervised: the predictions in the loss.
+        other_terms: what else is in the loss.
     """
 
     number: int
@@ -18,41 +28,55 @@ class Stage:
     uses: tuple[str, ...]
     lr: float
     epochs: int
-    starts_from: tuple[str, ...]
+    starts_from: tuple[str, ...] = ()
     reads: str
     predictions: tuple[str, ...]
+    headline: str
     supervised: tuple[str, ...]
     other_terms: tuple[str, ...] = ()
 
 
+PREDICTIONS = ("global", "local", "ensemble")
+"""The predictions that may exist, in the order of every table; mode 1 has the first only."""
+
 STAGES = {
-    stage.number: stage
-    for stage in (
-        Stage(1, "global", ("global_",), ("global_",), 5e-5, 120, (), "path_g", ("global",), ("global",)),
-        Stage(
-            2,
-            "global2local",
-            ("local", "ensemble"),
-            ("global_", "local", "ensemble"),
-            2e-5,
-            50,
-            ("path_g",),
-            "path_g2l",
-            ("global", "local", "ensemble"),
-            ("local", "ensemble"),
-            ("fmreg",),
-        ),
-        Stage(
-            3,
-            "local2global",
-            ("refined", "ensemble"),
-            ("global_", "local", "refined", "ensemble"),
-            5e-5,
-            120,
-            ("path_g2l",),
-            "path_l2g",
-            ("global", "local", "ensemble"),
-            ("global", "ensemble"),
-        ),
-    )
+    1: Stage(
+        number=1,
+        name="global",
+        trains=("global_",),
+        uses=("global_",),
+        lr=5e-5,
+        epochs=120,
+        reads="path_g",
+        predictions=PREDICTIONS[:1],
+        headline="global",
+        supervised=("global",),
+    ),
+    2: Stage(
+        number=2,
+        name="global2local",
+        trains=("local", "ensemble"),
+        uses=("global_", "local", "ensemble"),
+        lr=2e-5,
+        epochs=50,
+        starts_from=("path_g",),
+        reads="path_g2l",
+        predictions=PREDICTIONS,
+        headline="ensemble",
+        supervised=("local", "ensemble"),
+        other_terms=("fmreg",),
+    ),
+    3: Stage(
+        number=3,
+        name="local2global",
+        trains=("refined", "ensemble"),
+        uses=("global_", "local", "refined", "ensemble"),
+        lr=5e-5,
+        epochs=120,
+        starts_from=("path_g2l",),
+        reads="path_l2g",
+        predictions=PREDICTIONS,
+        headline="ensemble",
+        supervised=("global", "ensemble"),
+    ),
 }

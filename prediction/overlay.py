@@ -9,7 +9,7 @@ from utils.resize import nearest_indices
 from utils.tiling import Size
 from utils.visualize import colorize, legend
 
-LONGEST_SIDE = 4096
+LONGEST_OVERLAY = 4096
 """Pixels; overlays of larger images are shrunk to it."""
 
 TINT = 0.4
@@ -18,7 +18,7 @@ TINT = 0.4
 
 def overlay_size(size: Size) -> Size:
     """The size of the overlay of an image of `size`, the legend left out."""
-    scale = min(1.0, LONGEST_SIDE / max(size))
+    scale = min(1.0, LONGEST_OVERLAY / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -51,7 +51,7 @@ def _outlines(ids: np.ndarray, width: int) -> np.ndarray:
 def draw_overlay(image: np.ndarray, ids: np.ndarray, classes: Classes) -> np.ndarray:
     """(H', W', 3) uint8: `image` (H, W, 3) uint8 tinted by `ids` (H, W) uint8, and a legend to its right.
 
-    Ids without a class are not tinted.
+    ArgmaxSink without a class are not tinted.
     """
     colors = colorize(ids, classes.palette)
     tinted = (image * (1 - TINT) + colors * TINT).astype(np.uint8)

@@ -17,11 +17,12 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from utils.classes import Classes
 from utils.errors import InputError
+from utils.files import write_json
 from utils.metrics import ConfusionMatrix, Scores
-from utils.report import PREDICTIONS, write_json
+from utils.stages import PREDICTIONS
 from utils.visualize import legend, shrink_for_display
 
-LONGEST_SIDE = 1024
+LONGEST_PICTURE = 1024
 """Pixels that a picture's longer side has at most in TensorBoard, so that event files stay small."""
 
 FLUSH_SECONDS = 30
@@ -225,10 +226,10 @@ class RunLog:
     def images(self, epoch: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Record (H, W, 3) uint8 RGB pictures: `image`, and `mask`, `prediction` and its kind in the classes' colours.
 
-        They shrink to LONGEST_SIDE; all but `image` without mixing colours.
+        They shrink to LONGEST_PICTURE; all but `image` without mixing colours.
         """
         with _writing(self.folder):
             for tag, picture in pictures.items():
-                small = shrink_for_display(picture, LONGEST_SIDE, smooth=tag == "image")
+                small = shrink_for_display(picture, LONGEST_PICTURE, smooth=tag == "image")
                 self._events.add(summary.image(tag, small, dataformats="HWC"), epoch)
             self._events.flush()

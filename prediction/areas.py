@@ -51,10 +51,6 @@ class AreaLog:
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
-    def remove(self) -> None:
-        """When all is in the summary."""
-        self.path.unlink(missing_ok=True)
-
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """The images in a summary, or in a log, whose last line may be cut short."""

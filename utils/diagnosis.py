@@ -23,7 +23,7 @@ _PEER = (
 )
 
 
-def explain(
+def diagnose(
     error: BaseException, options: argparse.Namespace, processes: int, lower_memory: tuple[str, ...] = ()
 ) -> str | None:
     """A line that says what `error` means and what helps; None where it is unknown and its stack trace is needed.

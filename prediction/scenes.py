@@ -6,10 +6,19 @@ Scenes overlap a little, and across an overlap the scores pass over linearly fro
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.predictor import Predictor
+from utils.canvas import RESULT_ROWS, ArgmaxSink, Sink
+from utils.distributed import ALONE, Ranks
+from utils.errors import InputError
+from utils.regions import Coverage
+from utils.sources import CropSource, Source, load_in_memory
 from utils.tiling import Axis, PatchGrid, Size
 
 SCENE_SIZE = 5000
@@ -17,10 +26,6 @@ SCENE_SIZE = 5000
 
 OVERLAPS_PER_SCENE = 16
 """Neighbouring scenes share this part of the longest side that a scene may have."""
-
-
-BAND = 512
-"""Rows of a result that are passed on at a time."""
 
 
 @dataclass
@@ -138,8 +143,8 @@ class SceneCanvas:
     def _emit_page(self, first: int) -> None:
         """Pass on this row of scenes, a few rows at a time: who writes them makes copies."""
         page, self.page = self.page, None
-        for top in range(0, len(page.ids), BAND):
-            rows = slice(top, top + BAND)
+        for top in range(0, len(page.ids), RESULT_ROWS):
+            rows = slice(top, top + RESULT_ROWS)
             self.emit(
                 first + top,
                 Rows(page.ids[rows], None if page.probabilities is None else page.probabilities[:, rows]),
@@ -156,3 +161,131 @@ class SceneCanvas:
         self.page.ids[top : top + len(rows.ids), columns] = rows.ids
         if rows.probabilities is not None:
             self.page.probabilities[:, top : top + len(rows.ids), columns] = rows.probabilities
+
+
+def reduce_scores(scores: Tensor, probabilities: bool) -> Rows:
+    """Return class ids, and probabilities if requested, of mean `scores` (n_class, rows, W)."""
+    ids = ArgmaxSink((scores.shape[1], scores.shape[2]), scores.device)
+    ids(0, scores)
+    shares = scores.float().softmax(0).half().cpu() if probabilities else None
+    return Rows(ids.ids.cpu(), shares)
+
+
+@torch.inference_mode()
+def segment_scenes(
+    predictor: Predictor,
+    source: Source,
+    emit: Emit,
+    *,
+    scene_size: int = SCENE_SIZE,
+    probabilities: bool = False,
+    on_patches: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
+    folder: Path | None = None,
+) -> Coverage:
+    """Segment an image of any size, in scenes with sides of at most `scene_size` pixels.
+
+    Without `probabilities` the ids of a single scene are those of sums over patches, as in evaluation. All else is made
+    of means over patches, which give the same ids up to ties by rounding.
+
+    Args:
+        predictor: segments one scene; its headline is the result.
+        source: the image.
+        emit: gets rows of the result as they become final.
+        scene_size: the longest side of a scene, in pixels.
+        probabilities: whether the result holds the classes' probabilities.
+        on_patches: gets the number of patches of each sub-batch after it is computed.
+        ranks: processes that share the scenes of the image: all call this, and the main one emits.
+        folder: a folder that all processes see, for the scores of the others; needed with several processes.
+
+    Returns:
+        How much of the image was computed at full resolution, by all processes.
+
+    Raises:
+        InputError: in all processes, if one cannot read the image.
+    """
+    grid = scene_grid(source.size, scene_size)
+    if len(grid) == 1:
+
+        def pass_on(top: int, scores: Tensor) -> None:
+            emit(top, reduce_scores(scores, probabilities))
+
+        return _segment_scene(predictor, source, pass_on, on_patches, means=probabilities)
+    coverage = Coverage()
+    canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
+    boxes = grid.boxes()
+    for first in range(0, len(boxes), ranks.world):
+        own, failure = first + ranks.rank, None
+        try:
+            if own < len(boxes):
+                scene = CropSource(source, boxes[own])
+                if ranks.main:
+                    canvas.begin(own)
+                    coverage += _segment_scene(predictor, scene, canvas, on_patches, means=True)
+                else:
+                    with ScoreFile(_shared(folder), own) as scores:
+                        coverage += _segment_scene(predictor, scene, scores, on_patches, means=True)
+        except InputError as error:
+            failure = str(error), error.kind
+        if failures := [one for one in ranks.gather(failure) if one]:
+            raise InputError(*failures[0])
+        for other in range(first + 1, min(first + ranks.world, len(boxes))) if ranks.main else ():
+            canvas.begin(other)
+            ScoreFile.replay(_shared(folder), other, canvas)
+    return sum(ranks.gather(coverage), Coverage())
+
+
+def _shared(folder: Path | None) -> Path:
+    if folder is None:
+        raise ValueError("several processes need a folder that all of them see")
+    return folder
+
+
+def _segment_scene(
+    predictor: Predictor, scene: Source, sink: Sink, on_patches: Callable[[int], None] | None, means: bool
+) -> Coverage:
+    """Send the headline's scores of one scene to `sink`."""
+    sinks = {predictor.stage.headline: sink}
+    return predictor.segment(load_in_memory(scene), sinks, on_patches=on_patches, means=means)
+
+
+def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None:
+    """Return how many patches of an image of `size` are computed; None if that depends on its pixels."""
+    scenes = scene_grid(size, scene_size)
+    count = predictor.patch_count(scenes.patch)
+    return None if count is None else len(scenes) * count
+
+
+class ScoreFile:
+    """A sink that keeps the scores of scene `index` in a file in `folder`, for another process to replay."""
+
+    def __init__(self, folder: Path, index: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = self.path(folder, index).open("wb")
+
+    @staticmethod
+    def path(folder: Path, index: int) -> Path:
+        return folder / f"scene{index}.npy"
+
+    def __enter__(self) -> "ScoreFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __call__(self, top: int, scores: Tensor) -> None:
+        np.save(self._file, scores.float().cpu().numpy())  # arrays one after the other
+
+    @classmethod
+    def replay(cls, folder: Path, index: int, sink: Sink) -> None:
+        """Give `sink` what the other process kept, and remove the file."""
+        path = cls.path(folder, index)
+        with path.open("rb") as file:
+            end, top = path.stat().st_size, 0
+            while file.tell() < end:
+                scores = torch.from_numpy(np.load(file))
+                sink(top, scores)
+                top += scores.shape[1]
+        path.unlink()

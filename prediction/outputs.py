@@ -11,19 +11,27 @@ from PIL import Image
 
 from dataset.pictures import shrink
 from dataset.raster import Georeference, Raster, RasterWriter
-from utils.areas import Areas
+from prediction.areas import Areas
+from prediction.overlay import SampledIds, draw_overlay, overlay_size
+from prediction.scenes import Rows
+from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
 from utils.files import remove_leftovers, replacing
-from utils.overlay import SampledIds, draw_overlay, overlay_size
-from utils.scenes import Rows
 from utils.sources import Source
 from utils.tiling import Box
 from utils.visualize import NO_CLASS, colorize
-from utils.writers import NpzWriter, PngWriter, RowWriter
 
 
-def output_paths(folder: Path, name: str, raster: bool, overlay: bool, probabilities: bool) -> dict[str, Path]:
-    """What an image called `name` gives, by kind: `mask`, `overlay`, `probabilities`."""
+def output_paths(folder: Path, name: str, *, raster: bool, overlay: bool, probabilities: bool) -> dict[str, Path]:
+    """Return the paths of the results of an image called `name`, by kind: `mask`, `overlay`, `probabilities`.
+
+    Args:
+        folder: of the results.
+        name: of the image, without a suffix.
+        raster: whether results are GeoTIFFs.
+        overlay: whether an overlay is written.
+        probabilities: whether probabilities are.
+    """
     paths = {"mask": folder / f"{name}_mask.{'tif' if raster else 'png'}"}
     if overlay:
         paths["overlay"] = folder / f"{name}_overlay.png"

@@ -1,38 +1,13 @@
 """The result of an evaluation: as a record for JSON and as a table for people."""
 
-import json
 import math
-import resource
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from utils.classes import Classes
-from utils.files import replacing
 from utils.metrics import Scores
-from utils.regions import Effort
-
-PREDICTIONS = ("global", "local", "ensemble")
-"""The predictions that may exist, in the order of every table; mode 1 has the first only."""
-
-MB = 2**20
-"""Bytes."""
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory in use so far, in MB of 2**20 bytes.
-
-    On CUDA: of `device`, what tensors occupied at once since the start of the process or the last
-    `torch.cuda.reset_peak_memory_stats`; the CUDA context and unused cached blocks are not in it.
-    On any other device: the largest resident size that the whole process ever had, interpreter and libraries included.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MB
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident / MB if sys.platform == "darwin" else resident / 1024
+from utils.regions import Coverage
+from utils.stages import PREDICTIONS
 
 
 def _number(value: float) -> float | None:
@@ -58,19 +33,32 @@ def evaluation_record(
     mode: int,
     classes: Classes,
     matrices: Mapping[str, Scores],
+    *,
     images: int,
     seconds_per_image: float,
     peak_memory_mb: float,
-    effort: Effort | None = None,
+    coverage: Coverage | None = None,
 ) -> dict[str, Any]:
-    """What an evaluation found, in types that JSON knows.
+    """Return the result of an evaluation, in types that JSON knows.
 
-    `matrices` maps "global", "local" and "ensemble", as far as they exist, to scores that counted the same pixels. Each
-    gives `iou`, one number in 0..1 per class and None for a class that is neither true nor predicted; `mIoU`, their
-    mean without `classes.left_out`, where None counts 0; `mIoU_all`, the mean with every class; and what
-    `classes.measures` names. `share` is each class's part of the labelled pixels. With `effort`, coarse to fine,
-    `not_looked_at` is the share of pixels outside the boxes and `not_computed` that of patches.
+    Args:
+        mode: 1, 2 or 3.
+        classes: names, and which of them the mIoU leaves out.
+        matrices: the scores of "global", "local" and "ensemble", as far as the mode has them, of the same pixels.
+        images: how many there were.
+        seconds_per_image: mean time to segment one.
+        peak_memory_mb: see `utils.memory.peak_memory_mb`.
+        coverage: of coarse to fine, how much was computed at full resolution.
+
+    Returns:
+        For each prediction: `iou`, 0..1 per class, None for a class that is neither true nor predicted; `mIoU`, their
+        mean without `classes.left_out`, where None counts 0; `mIoU_all`, the mean with every class; and the measures
+        of `classes`. `share` is each class's part of the labelled pixels. `not_looked_at` is the share of pixels that
+        no patch covered, and `not_computed` that of patches.
     """
+    shares = {}
+    if coverage is not None:
+        shares = {"not_looked_at": coverage.pixels_not_covered, "not_computed": coverage.patches_not_computed}
     truth = next(iter(matrices.values())).counts.sum(1).tolist()
     return {
         "mode": mode,
@@ -81,15 +69,9 @@ def evaluation_record(
         "images": images,
         "seconds_per_image": seconds_per_image,
         "peak_memory_mb": peak_memory_mb,
-        **({} if effort is None else {"not_looked_at": effort.not_looked_at, "not_computed": effort.not_computed}),
+        **shares,
         **scores(classes, matrices),
     }
-
-
-def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Write `record` as indented JSON. Raises InputError, naming `path`, when the file cannot be written."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _per_cent(value: float | None) -> str:

@@ -1,0 +1,191 @@
+"""Batches of samples: in which order, which part for which process, and by which workers."""
+
+import atexit
+import functools
+import signal
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dataset.base import Sample, SegmentationDataset
+from utils.errors import InputError
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """All indices below `length` as (epoch, index), in an order that depends on seed and epoch only."""
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch, counted from 0, whose order the next iteration follows."""
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """The epoch's whole order: a process of several, or a resumed run, takes its part of it."""
+        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        return torch.randperm(self.length, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(repeat(self.epoch), self.order(), strict=False)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class BatchPart(Sampler[list[tuple[int, int]]]):
+    """This process's part of each batch of an epoch: every `world`-th key from the `rank`-th on.
+
+    `batch_size` is that of all processes together. All get as many batches; in a short last one, parts may be empty.
+    No key is left out or comes twice. Iteration starts at batch `start`, for a run that goes on inside an epoch.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world = world
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The epoch, and the batch in it, both counted from 0, that the next iteration starts with."""
+        self.sampler.set_epoch(epoch)
+        self.start = start
+
+    def batch(self, number: int) -> list[int]:
+        """The indices of a whole batch of the epoch, all processes' parts."""
+        return self.sampler.order()[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        keys = list(self.sampler)
+        for first in range(self.start * self.batch_size, len(keys), self.batch_size):
+            yield keys[first : first + self.batch_size][self.rank :: self.world]
+
+    @property
+    def batches(self) -> int:
+        """In a whole epoch."""
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.batches - self.start
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Ignore SIGINT and SIGTERM, which terminals and batch systems send to every process: the parent stops workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+_workers: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
+"""The workers of all loaders of this process."""
+
+
+@functools.cache
+def _kill_workers_at_exit() -> None:
+    """Register an exit handler that ends the workers of loaders that were left in the middle.
+
+    They ignore the SIGTERM that Python sends before it waits for them. Handlers run in reverse order, so this one comes
+    before Python's own, which was registered when torch imported multiprocessing.
+    """
+
+    def kill() -> None:
+        for worker in list(_workers):
+            if worker.is_alive():
+                worker.kill()
+
+    atexit.register(kill)
+
+
+def start_pass(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Start a pass of any loader; its workers end with this process, even if the pass is left in the middle."""
+    iterator: Any = DataLoader.__iter__(loader)
+    if loader.num_workers:
+        _kill_workers_at_exit()
+        _workers.update(iterator._workers)
+    return iterator
+
+
+class _ErrorsAsValues(Dataset[Any]):
+    """A data set that returns an InputError instead of raising it.
+
+    Torch turns what a worker raises into text; returned, the error keeps its type and its kind.
+    """
+
+    def __init__(self, data: SegmentationDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | InputError:
+        try:
+            return self.data[key]
+        except InputError as error:
+            return error
+
+
+def _as_list(samples: list[Any]) -> list[Any]:
+    """Collate a batch as a list: every sample has its own size."""
+    return samples
+
+
+class SampleLoader(DataLoader[Any]):
+    """Batches, as lists of samples, of a data set."""
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        *,
+        batch_size: int = 1,
+        sampler: Iterable[Any] | None = None,
+        num_workers: int = 0,
+        persistent: bool = False,
+        pin: bool = False,
+    ) -> None:
+        """Load samples.
+
+        Args:
+            dataset: the samples.
+            batch_size: samples in a batch.
+            sampler: keys of the data set in order, or a `BatchPart`; by default the data set's own order.
+            num_workers: processes that decode, each two batches ahead; 0 is this process.
+            persistent: whether workers wait for another pass, until `close`; else they end with a pass.
+            pin: whether tensors come in pinned memory, which needs CUDA.
+        """
+        order: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler}
+        if isinstance(sampler, BatchPart):
+            order = {"batch_sampler": sampler}
+        super().__init__(
+            _ErrorsAsValues(dataset),
+            **order,
+            num_workers=num_workers,
+            collate_fn=_as_list,
+            worker_init_fn=leave_signals_to_the_parent,
+            persistent_workers=persistent and num_workers > 0,
+            pin_memory=pin,
+            # torch would draw the workers' seeds from the generator that initial weights come from
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        """Yield batches. Raises the InputError that the data set raised, wherever it was raised."""
+        for batch in start_pass(self):
+            for sample in batch:
+                if isinstance(sample, InputError):
+                    raise sample
+            yield batch
+
+    def close(self) -> None:
+        """End the workers that wait for another pass, if any; the next pass starts new ones."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+            self._iterator = None

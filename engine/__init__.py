@@ -1,0 +1,1 @@
+"""One image's way through the network: patches, each stage's training step and inference, the predictor."""

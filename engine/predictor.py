@@ -1,0 +1,139 @@
+"""The predictor: segments one image of any size that fits the memory, in one stage, averaged over turned images."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dataset.pictures import shrink
+from engine import global2local, global_only, local2global
+from engine.patches import ImagePatches
+from models.glnet import GLNet
+from models.prepared import Placement, PreparedGLNet
+from utils.canvas import RESULT_ROWS, Sink, enlarge
+from utils.precision import PRECISIONS
+from utils.regions import Coverage
+from utils.settings import Settings
+from utils.sources import Source, TurnedSource
+from utils.stages import Stage
+from utils.tiling import Box, PatchGrid, Size
+from utils.turns import TURNS, Turn
+
+_INFER = {1: global_only.infer, 2: global2local.infer, 3: local2global.infer}
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network in one stage, and how it segments: training's validation, evaluation and prediction all use it.
+
+    Attributes:
+        network: the prepared network, on the settings' device.
+        stage: the stage whose predictions are made.
+        settings: sizes of patches, normalisation, device, precision.
+        size_g: side of the shrunk image, in pixels.
+        turns: scores are averaged over the image turned in these ways.
+    """
+
+    network: PreparedGLNet
+    stage: Stage
+    settings: Settings
+    size_g: int
+    turns: tuple[Turn, ...] = TURNS["none"]
+
+    @classmethod
+    def prepare(
+        cls, model: GLNet, stage: Stage, settings: Settings, size_g: int, turns: tuple[Turn, ...] = TURNS["none"]
+    ) -> "Predictor":
+        """Prepare `model` for inference, in the settings' precision and on their device; it copies what it needs."""
+        placement = Placement(settings.device, PRECISIONS[settings.precision])
+        return cls(PreparedGLNet(model.eval(), stage, placement), stage, settings, size_g, turns)
+
+    @property
+    def selects_patches(self) -> bool:
+        """Whether the local branch computes patches with foreground only, coarse to fine."""
+        return self.stage.number > 1 and self.settings.coarse_to_fine is not None
+
+    def patch_count(self, size: Size) -> int | None:
+        """Return how many patches of an image of `size` are computed; None if that depends on its pixels."""
+        if self.stage.number == 1:
+            return 0
+        if self.selects_patches:
+            return None
+        return len(self.turns) * len(PatchGrid.cover(size, self.settings.size_p, self.settings.min_overlap))
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        image: Source,
+        sinks: Mapping[str, Sink],
+        *,
+        global_image: Tensor | None = None,
+        on_patches: Callable[[int], None] | None = None,
+        means: bool = False,
+    ) -> Coverage:
+        """Segment one image.
+
+        Coarse to fine, the local branch computes patches with foreground only. Elsewhere local and ensemble predictions
+        are background; without any foreground every prediction is the global branch's.
+
+        Args:
+            image: the image.
+            sinks: by name, the predictions that are requested (of `stage.predictions`); nothing else is computed. Each
+                sink gets the scores (n_class, rows, W) of its prediction, from top to bottom.
+            global_image: the image shrunk, (3, size_g, size_g) uint8, if it is at hand.
+            on_patches: gets the number of patches of each sub-batch after it is computed.
+            means: whether scores are means over the patches that cover a pixel. By default they are sums, as released.
+                Over several turns they are the mean over turns of means, all of which is held on the host.
+
+        Returns:
+            How much of the image was computed at full resolution, in all turns together.
+        """
+        if len(self.turns) == 1:
+            turned = TurnedSource(image, self.turns[0]) if self.turns[0] != Turn() else image
+            if turned is image and global_image is not None:
+                return self._segment_turned(image, global_image, sinks, on_patches, means)
+            return self._segment_turned(turned, self._shrink(turned), sinks, on_patches, means)
+        totals: dict[str, Tensor] = {}
+        coverage = Coverage()
+        for turn in self.turns:
+            turned = TurnedSource(image, turn)
+            back = {name: _TurnedBackSink(turn, image.size, totals, name) for name in sinks}
+            coverage += self._segment_turned(turned, self._shrink(turned), back, on_patches, True)
+        for name, sink in sinks.items():
+            for top in range(0, image.size[0], RESULT_ROWS):
+                sink(top, (totals[name][:, top : top + RESULT_ROWS] / len(self.turns)).to(self.settings.device))
+        return coverage
+
+    def _shrink(self, image: Source) -> Tensor:
+        return shrink(image, (self.size_g, self.size_g))
+
+    def _segment_turned(
+        self,
+        image: Source,
+        global_image: Tensor,
+        sinks: Mapping[str, Sink],
+        on_patches: Callable[[int], None] | None,
+        means: bool,
+    ) -> Coverage:
+        """Segment one image in one position."""
+        patches = ImagePatches(image, None, self.settings, on_patches)
+        x = self.settings.to_input(global_image[None])
+        logits = _INFER[self.stage.number](self.network, x, patches, sinks, means)
+        for name, sink in sinks.items():
+            if logits is not None and (name == "global" or not patches.boxes):
+                enlarge(logits, patches.size, sink)
+        return patches.coverage()
+
+
+class _TurnedBackSink:
+    """A sink that adds the scores of a turned image, turned back, to a total on the host."""
+
+    def __init__(self, turn: Turn, size: Size, totals: dict[str, Tensor], name: str) -> None:
+        self.turn, self.size, self.totals, self.name = turn, size, totals, name
+
+    def __call__(self, top: int, scores: Tensor) -> None:
+        if self.name not in self.totals:
+            self.totals[self.name] = torch.zeros(len(scores), *self.size)
+        box = self.turn.origin(Box(top, 0, *scores.shape[1:]), self.size)
+        box.of(self.totals[self.name]).add_(self.turn.undo(scores.float().cpu()))

@@ -1,0 +1,77 @@
+"""What a checkpoint of this project records about its network."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from models.backbone import BACKBONES
+from utils.classes import Classes
+from utils.metrics import MEASURES
+from utils.regions import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine
+from utils.settings import LONGEST_SIDE, MOST_CLASSES, STATISTICS, Settings
+from utils.stages import STAGES
+
+
+@dataclass(frozen=True)
+class Header:
+    """What it takes to evaluate the network of a file. Entries with a default are missing in older files.
+
+    All but `stage` and `classes` are the options of the same names; see `utils.settings.RECORDED`.
+    """
+
+    stage: int
+    backbone: str
+    classes: Classes
+    size_g: int
+    size_p: int
+    min_overlap: int
+    normalize: str
+    coarse_to_fine: bool = False
+    box_margin: float = BOX_MARGIN
+
+    def settings(self, box_recall: float = BOX_RECALL, **more: Any) -> Settings:
+        """Return the settings of this network.
+
+        Args:
+            box_recall: see `CoarseToFine`; used in training only.
+            more: the settings that a file does not record.
+
+        Raises:
+            InputError: the network is coarse to fine, but its classes are not two, one of them foreground.
+        """
+        return Settings(
+            size_p=self.size_p,
+            min_overlap=self.min_overlap,
+            normalize=self.normalize,
+            coarse_to_fine=CoarseToFine.of(self.classes, self.box_margin, box_recall) if self.coarse_to_fine else None,
+            **more,
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Return plain values, for a file."""
+        return {**asdict(self), "classes": self.classes.to_record()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Header":
+        """Return the header that `to_record` gave. ValueError or TypeError if no run could have written it."""
+        header = cls(**{**record, "classes": Classes.from_record(record["classes"])})
+        if header.stage not in STAGES or header.backbone not in BACKBONES or header.normalize not in STATISTICS:
+            raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
+        for name in ("size_g", "size_p", "min_overlap"):
+            if not (isinstance(getattr(header, name), int) and 0 <= getattr(header, name) <= LONGEST_SIDE):
+                raise ValueError(f"{name} {getattr(header, name)}")
+        if not isinstance(header.coarse_to_fine, bool) or not 0 <= header.box_margin <= MOST_MARGIN:
+            raise ValueError(f"coarse_to_fine {header.coarse_to_fine}, box_margin {header.box_margin}")
+        _check_classes(header.classes)
+        return header
+
+
+def _check_classes(classes: Classes) -> None:
+    """Raise ValueError for classes that no run could have written."""
+    named = all(isinstance(name, str) for name in classes.names)
+    if not (1 <= len(classes) <= MOST_CLASSES and len(classes.palette) == len(classes) and named):
+        raise ValueError(f"{len(classes)} classes with {len(classes.palette)} colours")
+    if not {*classes.left_out, *classes.foreground} <= {*range(len(classes))}:
+        raise ValueError(f"left_out {classes.left_out} or foreground {classes.foreground} is no class")
+    if len(classes.values) != len(classes) or not set(classes.measures) <= set(MEASURES):
+        raise ValueError(f"{len(classes.values)} values, measures {classes.measures}")

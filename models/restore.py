@@ -1,0 +1,82 @@
+"""A network as a checkpoint left it, ready to be evaluated in a mode."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from models import checkpoint
+from models.checkpoint import Checkpoint
+from models.glnet import GLNet
+from models.header import Header
+from utils.classes import Classes
+from utils.errors import InputError
+from utils.settings import RECORDED
+from utils.stages import STAGES
+
+
+def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], released: Classes) -> Header:
+    """Return the header by which `file` is evaluated.
+
+    Args:
+        file: a checkpoint of this project, or a released one, which records nothing but its number of classes.
+        mode: 1, 2 or 3; None is the file's own stage, which a released file does not tell.
+        given: values that replace the recorded ones, by the names of `RECORDED`; None replaces nothing.
+        released: the classes of a released file, if it has that many.
+
+    Raises:
+        InputError: the file needs a mode, cannot serve it, or was made with another backbone.
+    """
+    recorded = file.header or _released_header(file, mode, released)
+    if given.get("backbone") not in (None, recorded.backbone) and file.header is not None:
+        raise InputError(f"--backbone {given['backbone']}: {file.path} was made with {recorded.backbone}")
+    header = replace(recorded, stage=mode or recorded.stage)
+    return replace(header, **{name: value for name, value in given.items() if value is not None})
+
+
+def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None) -> GLNet:
+    """Build the network that `header` describes and load from `file` what its mode computes.
+
+    A file of a later stage serves mode 1 too, because later stages leave the global branch unchanged.
+
+    Args:
+        file: a checkpoint of this project, or a released one of the header's stage.
+        header: its stage is the mode.
+        context: stage 1's file, which a released file of stage 3 needs; see `checkpoint.read_context`.
+
+    Returns:
+        The network in evaluation mode, on the CPU; nothing in it learns.
+
+    Raises:
+        InputError: the file cannot serve the mode, or lacks tensors.
+    """
+    made_by = header.stage if file.header is None else file.header.stage
+    check_serves(file, header.stage)
+    model = GLNet(len(header.classes), header.backbone)
+    checkpoint.load_whole(model, file, made_by)
+    if context is not None:
+        checkpoint.load_context(model, context)
+    model.learn(())
+    return model.eval()
+
+
+def check_serves(file: Checkpoint, mode: int) -> None:
+    """Raise InputError if `file` was made by another stage than `mode`; mode 1 is served by every stage's file."""
+    if file.header is None or mode in (1, file.header.stage):
+        return
+    made = STAGES[file.header.stage]
+    raise InputError(
+        f"--mode {mode}: {file.path} was made by stage {made.number} ({made.name}), which serves mode {made.number} "
+        f"(as --{made.reads}){', or 1' if made.number > 1 else ''}"
+    )
+
+
+def _released_header(file: Checkpoint, mode: int | None, released: Classes) -> Header:
+    """Return the header of a released file."""
+    if mode is None:
+        raise InputError(f"{file.path} is a released file, which does not say its stage: give --mode 1, 2 or 3")
+    name = "fpn_global.classify.weight"
+    if name not in file.tensors:
+        raise InputError(f"{file.path} misses tensor {name}")
+    n_class = len(file.tensors[name])
+    classes = released if n_class == len(released) else Classes.generic(n_class)
+    return Header(stage=mode, classes=classes, **RECORDED)

@@ -1,0 +1,108 @@
+"""The command line of `predict.py`: each option with its type, bounds, default and help."""
+
+import argparse
+from pathlib import Path
+
+from dataset.stretch import Stretch
+from models.backbone import BACKBONES
+from prediction.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
+from utils.arguments import Parser, add_coarse_to_fine, add_geometry, recorded_default, whole
+from utils.errors import InputError
+from utils.precision import PRECISIONS
+from utils.settings import STATISTICS
+from utils.turns import TURNS
+
+SMALLEST_SCENE = 2 * OVERLAPS_PER_SCENE
+
+
+def build_parser() -> Parser:
+    """Return the parser of `predict.py`."""
+    parser = Parser(prog="predict.py", description="Segment images of any kind and size with trained weights.")
+    _add_files(parser)
+    _add_results(parser)
+    _add_reading(parser)
+    _add_network(parser)
+    add_coarse_to_fine(parser.group("coarse to fine"))
+    return parser
+
+
+def bands(text: str) -> tuple[int, ...]:
+    """Parse `3,2,1` as (3, 2, 1), one number as three times the same."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text}: give three band numbers from 1, as in 3,2,1, or a single one")
+    numbers = tuple(map(int, parts))
+    return numbers if len(numbers) == 3 else numbers * 3
+
+
+def stretch(text: str) -> Stretch:
+    """Parse `2%,98%` or `0,10000`."""
+    try:
+        return Stretch.parse(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--stretch ")) from None
+
+
+def _add_files(parser: Parser) -> None:
+    add = parser.group("files")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of this project, or released")
+    add("--path_g", type=Path, metavar="FILE", help="stage 1's file, which a released file of mode 3 needs beside it")
+    add("--input", nargs="+", required=True, metavar="IMAGE|FOLDER|GLOB", help="what to segment")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the results")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="make results anew that exist; without it they are kept, and a stopped run continues",
+    )
+
+
+def _add_results(parser: Parser) -> None:
+    add = parser.group("results")
+    add("--overlay", action="store_true", help="also the colours over the image, with a legend")
+    add("--probabilities", action="store_true", help="also the classes' probabilities, as float16 in .npz or .tif")
+    add("--colors", action="store_true", help="masks in RGB instead of class ids")
+
+
+def _add_reading(parser: Parser) -> None:
+    add = parser.group("reading")
+    add(
+        "--bands",
+        type=bands,
+        metavar="R,G,B",
+        help="which bands, from 1, are red, green and blue (default: 1,2,3, or the only one)",
+    )
+    add(
+        "--stretch",
+        type=stretch,
+        default=Stretch(),
+        metavar="LOW,HIGH",
+        help="what becomes black and white in pixels of more than 8 bits: percentiles of each\n"
+        "band, or values, as in 0,10000 (default: 2%%,98%%)",
+    )
+
+
+def _add_network(parser: Parser) -> None:
+    add = parser.group("network and geometry")
+    add("--mode", type=int, choices=(1, 2, 3), help="(default: the checkpoint's stage; a released file needs it)")
+    add_geometry(add)
+    add(
+        "--scene_size",
+        type=whole(SMALLEST_SCENE),
+        default=SCENE_SIZE,
+        help="images with a longer side are segmented as overlapping scenes of at most this side, each with\n"
+        "a global context of its own (default: %(default)s)",
+    )
+    add(
+        "--tta",
+        choices=tuple(TURNS),
+        default="none",
+        help="average over mirrored, or all turned, images (default: none)",
+    )
+    add("--backbone", choices=BACKBONES, help="of a released file (default: resnet50)")
+    add(
+        "--normalize",
+        choices=tuple(STATISTICS),
+        help=f"of pixel values after scaling to [0, 1] {recorded_default('normalize')}",
+    )
+    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default: %(default)s)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")

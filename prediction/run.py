@@ -1,0 +1,225 @@
+"""A run of `predict.py`: which images it segments, where results go, how processes share the work."""
+
+import glob
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dataset.pictures import SUFFIXES, is_raster, open_source, read_source_size
+from dataset.stretch import Stretch
+from prediction.areas import AreaLog, Areas, summary_record, summary_table
+from prediction.outputs import Outputs, output_paths
+from prediction.scenes import patch_count, scene_grid, segment_scenes
+from prediction.segmenter import Segmenter
+from utils.distributed import ALONE, Ranks
+from utils.errors import InputError
+from utils.files import check_writable, write_json
+from utils.tiling import Size
+
+WILDCARDS = "*?["
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How files are read, and which results each image gives.
+
+    Attributes:
+        folder: of the results.
+        overwrite: whether results that exist are made anew.
+        overlay, probabilities: whether they are written beside the mask.
+        colors: whether the mask is RGB instead of class ids.
+        bands: the numbers, from 1, of the bands that are red, green and blue; None is the first three.
+        stretch: how pixels of more than 8 bits become 0..255.
+    """
+
+    folder: Path
+    overwrite: bool = False
+    overlay: bool = False
+    probabilities: bool = False
+    colors: bool = False
+    bands: tuple[int, ...] | None = None
+    stretch: Stretch = field(default_factory=Stretch)
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """One image, the paths of its results by kind (`prediction.outputs.output_paths`), and those still `missing`."""
+
+    image: Path
+    size: Size
+    paths: dict[str, Path]
+    missing: dict[str, Path]
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """Return the files that `inputs` name: files, folders, or patterns; each file once, in order.
+
+    A folder names the images directly in it. Raises InputError for an input that names no file.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        elif path.exists() or not any(sign in text for sign in WILDCARDS):
+            files = [path]
+        else:
+            files = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file())  # noqa: PTH207
+        if not files or not files[0].exists():
+            raise InputError(f"--input {text}: there is no image")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def output_names(images: Sequence[Path]) -> list[str]:
+    """Return the name of each image's results: its stem, with the extension if another image has the same stem.
+
+    Raises InputError if two images of one name come from different folders.
+    """
+    stems = Counter(path.stem for path in images)
+    names = [path.stem if stems[path.stem] == 1 else f"{path.stem}_{path.suffix[1:]}" for path in images]
+    first: dict[str, Path] = {}
+    for name, path in zip(names, images, strict=True):
+        if (other := first.setdefault(name, path)) != path:
+            raise InputError(f"{other} and {path} would give the same files; segment them into different folders")
+    return names
+
+
+class PredictionRun:
+    """A run of `segmenter` on images; `failures` are the messages of images that could not be segmented."""
+
+    def __init__(self, segmenter: Segmenter, results: OutputOptions, ranks: Ranks = ALONE) -> None:
+        self.segmenter, self.results, self.ranks = segmenter, results, ranks
+        self.failures: list[str] = []
+        self.done: list[Areas] = []
+
+    def run(self, images: Sequence[Path], about: dict[str, Any]) -> None:
+        """Segment images, write the summary, and print its table.
+
+        Large images are segmented by all processes together, the others by one process each. An image that cannot be
+        read is reported and left out.
+
+        Args:
+            images: the files.
+            about: entries at the top of the summary.
+
+        Raises:
+            InputError: results cannot be written.
+        """
+        folder = self.results.folder
+        check_writable(folder)
+        if any(image.parent.resolve() == folder.resolve() for image in images):
+            raise InputError(f"--output {folder} holds images to segment; the next run would read results as images")
+        log = AreaLog(folder, self.ranks.rank)
+        tasks = self._plan(images)
+        self.ranks.barrier()  # nothing is written before everyone knows what exists
+        known = {image: areas for image, areas in log.known.items() if len(areas.pixels) == len(self.segmenter.classes)}
+        left = []
+        for task in tasks:
+            if not task.missing and str(task.image) in known:
+                self.done.append(known[str(task.image)])
+            else:
+                left.append(task)
+        self._segment_all(left, log)
+        self._conclude(tasks, about, log)
+
+    def _plan(self, images: Sequence[Path]) -> list[ImageTask]:
+        """Return a task for each image whose header can be read."""
+        tasks = []
+        for image, name in zip(images, output_names(images), strict=True):
+            try:
+                size, raster = read_source_size(image), is_raster(image)
+            except InputError as error:
+                self._fail(error, self.ranks.main)
+                continue
+            paths = output_paths(
+                self.results.folder,
+                name,
+                raster=raster,
+                overlay=self.results.overlay,
+                probabilities=self.results.probabilities,
+            )
+            missing = {k: path for k, path in paths.items() if self.results.overwrite or not path.exists()}
+            tasks.append(ImageTask(image, size, paths, missing))
+        done = sum(not task.missing for task in tasks)
+        if done and self.ranks.main:
+            logging.info(f"{done} of {len(tasks)} images were segmented before; --overwrite makes them anew")
+        return tasks
+
+    def _fail(self, error: InputError, counts: bool = True) -> None:
+        if counts:
+            self.failures.append(str(error))
+            tqdm.write(f"skipped: {error}")
+
+    def _segment_all(self, tasks: list[ImageTask], log: AreaLog) -> None:
+        shared: list[ImageTask] = []
+        single: list[ImageTask] = []
+        for task in tasks:
+            scenes = scene_grid(task.size, self.segmenter.scene_size)
+            (shared if len(scenes) > 1 else single).append(task)
+        own = single[self.ranks.rank :: self.ranks.world]
+        bar = tqdm(total=len(shared) + len(own), desc="images", unit="image", disable=not self.ranks.main)
+        with bar:
+            for task, ranks in [*((task, self.ranks) for task in shared), *((task, ALONE) for task in own)]:
+                try:
+                    areas = self._segment(task, ranks)
+                    if areas is not None:
+                        log.add(areas)
+                        self.done.append(areas)
+                except InputError as error:
+                    if not error.kind:  # the fault is not the image's: results cannot be written
+                        raise
+                    self._fail(error, ranks.main)
+                bar.update()
+
+    def _segment(self, task: ImageTask, ranks: Ranks) -> Areas | None:
+        """Segment one image; the main process of `ranks` writes the results and returns the areas."""
+        predictor, scene_size = self.segmenter.predictor, self.segmenter.scene_size
+        parts = self.results.folder / f".{task.paths['mask'].name}.scenes"
+        patches = patch_count(predictor, task.size, scene_size) if self.ranks.main else 0
+        try:
+            with (
+                open_source(task.image, self.results.bands, self.results.stretch) as source,
+                tqdm(total=patches, desc=task.image.name, unit="patch", leave=False, disable=patches == 0) as bar,
+            ):
+                if not ranks.main:
+                    segment_scenes(
+                        predictor, source, lambda top, rows: None, scene_size=scene_size, ranks=ranks, folder=parts
+                    )
+                    return None
+                with Outputs(source, task.missing, self.segmenter.classes, self.results.colors) as outputs:
+                    coverage = segment_scenes(
+                        predictor,
+                        source,
+                        outputs.emit,
+                        scene_size=scene_size,
+                        probabilities="probabilities" in task.missing,
+                        on_patches=bar.update,
+                        ranks=ranks,
+                        folder=parts,
+                    )
+                areas = outputs.areas(task.image, task.paths["mask"])
+                return replace(areas, not_looked_at=coverage.pixels_not_covered) if predictor.selects_patches else areas
+        finally:
+            if ranks.main:
+                shutil.rmtree(parts, ignore_errors=True)
+
+    def _conclude(self, tasks: list[ImageTask], about: dict[str, Any], log: AreaLog) -> None:
+        """Gather what all processes did; the main one writes the summary. All then know all failures."""
+        done = {one.image: one for part in self.ranks.gather(self.done) for one in part}
+        self.failures = [message for part in self.ranks.gather(self.failures) for message in part]
+        if self.ranks.main:
+            images = [done[str(task.image)] for task in tasks if str(task.image) in done]
+            record = summary_record(images, self.segmenter.classes, {**about, "failures": self.failures})
+            write_json(self.results.folder / "summary.json", record)
+            if images:
+                print(summary_table(record))
+            for left in self.results.folder.glob(".areas.*.jsonl"):
+                left.unlink(missing_ok=True)
+        self.ranks.barrier()

@@ -1,0 +1,125 @@
+"""The library: a trained network that segments images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dataset.deep_globe import DEEP_GLOBE
+from dataset.pictures import open_source, picture
+from dataset.stretch import Stretch
+from engine.predictor import Predictor
+from models import checkpoint
+from models.header import Header
+from models.restore import header_for, restore
+from prediction.scenes import SCENE_SIZE, Rows, segment_scenes
+from utils import distributed
+from utils.classes import Classes
+from utils.errors import InputError
+from utils.settings import RECORDED, check_sizes
+from utils.sources import Source
+from utils.stages import STAGES
+from utils.turns import TURNS
+
+
+class Segmenter:
+    """A trained network that segments images of any size.
+
+    Attributes:
+        predictor: segments one scene.
+        header: what the checkpoint records, and the values that replaced it.
+        scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side.
+    """
+
+    def __init__(self, predictor: Predictor, header: Header, scene_size: int = SCENE_SIZE) -> None:
+        self.predictor = predictor
+        self.header = header
+        self.scene_size = scene_size
+
+    @property
+    def classes(self) -> Classes:
+        """What the ids mean, and their colours."""
+        return self.header.classes
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        path_g: str | Path | None = None,
+        mode: int | None = None,
+        precision: str = "fp32",
+        tta: str = "none",
+        sub_batch_size: int = 6,
+        scene_size: int = SCENE_SIZE,
+        **recorded: Any,
+    ) -> "Segmenter":
+        """Load a trained network.
+
+        Args:
+            path: a checkpoint of this project, or a released one.
+            device: `cpu`, `cuda`, `cuda:1`, ...; by default CUDA if there is any, else the CPU.
+            path_g: stage 1's file, which a released file of stage 3 needs beside it.
+            mode: 1 global, 2 global to local, 3 local to global; by default the file's stage. A released file needs it.
+            precision: `fp32`, `bf16` or `fp16`.
+            tta: `none`, `flip` or `d4`: average over mirrored, or all turned, images.
+            sub_batch_size: patches that are computed at a time.
+            scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side.
+            recorded: values that replace what the file records, by the names of `utils.settings.RECORDED`: `size_g`,
+                `size_p`, `min_overlap`, `backbone`, `normalize`, `coarse_to_fine`, `box_margin`. None replaces nothing.
+
+        Raises:
+            InputError: a file cannot be used, or options do not fit it.
+            TypeError: another keyword is given.
+        """
+        if unknown := recorded.keys() - RECORDED.keys():
+            raise TypeError(f"from_checkpoint() has no keyword {min(unknown)!r}; there are {', '.join(RECORDED)}")
+        file = checkpoint.read(path)
+        header = header_for(file, mode, recorded, released=DEEP_GLOBE)
+        check_sizes(header.size_g, header.size_p, header.min_overlap)
+        context = checkpoint.read_context(file, header.stage, None if path_g is None else Path(path_g))
+        model = restore(file, header, context)
+        place = distributed.pick_device(None if device is None else str(device))
+        settings = header.settings(sub_batch_size=sub_batch_size, device=place, precision=precision)
+        predictor = Predictor.prepare(model, STAGES[header.stage], settings, header.size_g, TURNS[tta])
+        return cls(predictor, header, scene_size)
+
+    def segment(
+        self,
+        image: str | Path | Image.Image | np.ndarray,
+        bands: tuple[int, ...] | None = None,
+        stretch: Stretch | None = None,
+    ) -> np.ndarray:
+        """Segment one image.
+
+        Args:
+            image: a file, a Pillow image, or an array (H, W, 3) or (H, W) uint8, 0..255, RGB or grey.
+            bands: the numbers, from 1, of the bands that are red, green and blue; by default the first three.
+            stretch: which values of pixels of more than 8 bits become 0 and 255; by default percentiles 2 and 98.
+
+        Returns:
+            (H, W) uint8 class ids, the headline's.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
+        if isinstance(image, str | Path):
+            with open_source(image, bands, stretch) as source:
+                return self._segment(source)
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+                raise InputError(f"an array must be (H, W, 3) or (H, W) uint8, not {image.shape} {image.dtype}")
+            image = Image.fromarray(image)
+        return self._segment(picture(image, stretch, bands or (1, 2, 3)))
+
+    def _segment(self, source: Source) -> np.ndarray:
+        ids = np.empty(source.size, np.uint8)
+
+        def emit(top: int, rows: Rows) -> None:
+            ids[top : top + len(rows.ids)] = rows.ids.numpy()
+
+        segment_scenes(self.predictor, source, emit, scene_size=self.scene_size)
+        return ids

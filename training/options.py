@@ -1,0 +1,346 @@
+"""The command line of `train_deep_globe.py`: each option with its type, bounds, default and help."""
+
+import argparse
+from pathlib import Path
+
+from dataset.registry import NAMES
+from models.backbone import BACKBONES
+from utils.arguments import (
+    LOGGED,
+    SILENT,
+    Parser,
+    add_coarse_to_fine,
+    add_geometry,
+    number,
+    recorded_default,
+    whole,
+)
+from utils.errors import InputError
+from utils.loss import GAMMA, LOSSES
+from utils.precision import PRECISIONS
+from utils.regions import BOX_RECALL
+from utils.settings import MOST_CLASSES, STATISTICS
+from utils.stages import STAGES
+from utils.turns import TURNS
+
+
+def build_parser() -> Parser:
+    """Return the parser of `train_deep_globe.py`."""
+    parser = Parser(
+        prog="train_deep_globe.py",
+        description="Train or evaluate GLNet.\nModes: 1 global, 2 global to local, 3 local to global.",
+    )
+    _add_run(parser)
+    _add_data(parser)
+    _add_files(parser)
+    _add_network(parser)
+    _add_coarse_to_fine(parser)
+    _add_training(parser)
+    _add_computing(parser)
+    _add_safety(parser)
+    _add_evaluation(parser)
+    return parser
+
+
+def task_name(text: str) -> str:
+    """Parse `--task_name`: a name that files and folders can have."""
+    if "/" in text or not text.strip("."):
+        raise argparse.ArgumentTypeError(f"{text!r} must be usable as a file name")
+    return text
+
+
+def _add_run(parser: Parser) -> None:
+    add = parser.group("run")
+    add(
+        "--mode",
+        type=int,
+        choices=(1, 2, 3),
+        default=1,
+        help="1: global branch alone; 2: global to local; 3: local to global (default: 1)",
+    )
+    add("--evaluation", action="store_true", on_resume=SILENT, help="evaluate instead of training")
+    add(
+        "--check_data",
+        action="store_true",
+        on_resume=SILENT,
+        help="instead of training, read every image and label once and report all that is wrong",
+    )
+    add(
+        "--task_name",
+        type=task_name,
+        default="glnet",
+        on_resume=LOGGED,
+        help="name of this run's checkpoints and logs (default: %(default)s)",
+    )
+    add(
+        "--device",
+        on_resume=LOGGED,
+        help="cpu, cuda, cuda:1, ...; under torchrun cpu or cuda, of which each process\n"
+        "takes its own (default: cuda where there is one, else cpu)",
+    )
+    add("--seed", type=whole(0), default=0, help="of initial weights, order and augmentation (default: 0)")
+    add(
+        "--num_workers",
+        type=whole(0),
+        default=2,
+        on_resume=LOGGED,
+        help="processes that decode images; 0: none (default: %(default)s)",
+    )
+    add(
+        "--max_pixels",
+        type=whole(1),
+        on_resume=LOGGED,
+        help="larger images are refused; 1000 million take 4 GB when decoded (default: 1000 million)",
+    )
+    add(
+        "--deterministic",
+        action="store_true",
+        on_resume=LOGGED,
+        help="only operations that repeat bit by bit, where torch has them; slower on GPUs",
+    )
+
+
+def _add_data(parser: Parser) -> None:
+    add = parser.group("data")
+    add(
+        "--dataset",
+        choices=NAMES,
+        default="deep_globe",
+        help="what --data_path holds; folder: images of your own, described by a JSON file that\n"
+        "`python -m dataset.describe` writes (default: %(default)s)",
+    )
+    add(
+        "--data_path",
+        type=Path,
+        default=Path("data"),
+        on_resume=LOGGED,
+        help="the data set's folder; of folder the JSON file, or the folder that holds it (default: data)",
+    )
+    add(
+        "--split_lists",
+        type=Path,
+        metavar="DIR",
+        on_resume=LOGGED,
+        help="inria, isic: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
+    )
+    add("--split_seed", type=int, help="isic: seed of the split by hash (default: 0)")
+
+
+def _add_files(parser: Parser) -> None:
+    add = parser.group("files")
+    add(
+        "--model_path",
+        type=Path,
+        default=Path("saved_models"),
+        on_resume=LOGGED,
+        help="folder of checkpoints (default: saved_models)",
+    )
+    add("--log_path", type=Path, default=Path("runs"), on_resume=LOGGED, help="folder of logs (default: runs)")
+    starts = {1: "; training in mode 2 starts from it", 2: "; training in mode 3 starts from it", 3: ""}
+    for stage in STAGES.values():
+        add(
+            f"--{stage.reads}",
+            default="",
+            metavar="FILE",
+            on_resume=LOGGED,
+            help=f"checkpoint of mode {stage.number} ({stage.name}), a file inside --model_path{starts[stage.number]}",
+        )
+
+
+def _add_network(parser: Parser) -> None:
+    add = parser.group("network and geometry")
+    add(
+        "--n_class",
+        type=whole(1, MOST_CLASSES),
+        help="number of classes (default: the checkpoint's, else the data set's: deep_globe 7)",
+    )
+    add_geometry(add, "inria 536, others ")
+    add("--backbone", choices=BACKBONES, help=f"{', '.join(BACKBONES)} {recorded_default('backbone')}")
+    add(
+        "--backbone_weights",
+        default="imagenet",
+        metavar="SOURCE",
+        on_resume=LOGGED,
+        help="what both backbones start from in mode 1: imagenet (downloaded by torchvision),\n"
+        "none, or a torchvision weight file (default: %(default)s)",
+    )
+    add(
+        "--normalize",
+        choices=tuple(STATISTICS),
+        help="of pixel values after scaling to [0, 1]: none, 0.5/0.5, or ImageNet's\nmean and deviation "
+        f"{recorded_default('normalize')}",
+    )
+
+
+def _add_coarse_to_fine(parser: Parser) -> None:
+    add = parser.group("coarse to fine")
+    add_coarse_to_fine(add)
+    add(
+        "--box_recall",
+        type=number(0, 1),
+        default=BOX_RECALL,
+        metavar="PART",
+        help="in training, take the boxes from the label where the coarse ones hold a smaller part of its\n"
+        "foreground; 0: never, 1: wherever they miss a pixel (default: %(default)s)",
+    )
+
+
+def _add_training(parser: Parser) -> None:
+    add = parser.group("training")
+    epochs = ", ".join(f"{s.epochs} in mode {s.number}" for s in STAGES.values())
+    rates = ", ".join(f"{s.lr:g} in mode {s.number}" for s in STAGES.values())
+    add(
+        "--init_from",
+        type=Path,
+        metavar="FILE",
+        on_resume=LOGGED,
+        help="start mode 1 from this checkpoint, ours or released, which may have other classes: heads and\n"
+        "ensemble are new, all else is kept, and --backbone_weights are not read",
+    )
+    add(
+        "--batch_size",
+        type=whole(1),
+        help="images in a step, all processes together (default: inria: 4, else 6)",
+    )
+    add("--num_epochs", type=whole(1), help=f"(default: {epochs})")
+    add("--lr", type=number(0), help=f"base learning rate (default: {rates})")
+    add(
+        "--loss",
+        choices=LOSSES,
+        default=LOSSES[0],
+        help="focal, cross-entropy, Lovasz-softmax, or a sum (default: %(default)s, as released)",
+    )
+    add(
+        "--gamma",
+        type=number(0),
+        default=GAMMA,
+        help="of the focal loss; 0 is cross-entropy (default: %(default)g)",
+    )
+    add(
+        "--class_weights",
+        type=float,
+        nargs="+",
+        metavar="W",
+        help="one number for each class, by which its pixels count in the loss (default: all alike)",
+    )
+    add(
+        "--lamb_fmreg",
+        type=number(0),
+        default=0.15,
+        help="weight of the feature-map regulariser in mode 2, lambda in the paper (default: %(default)s)",
+    )
+
+
+def _add_safety(parser: Parser) -> None:
+    add = parser.group("long runs, several processes")
+    add(
+        "--resume",
+        default="off",
+        metavar="WHAT",
+        on_resume=SILENT,
+        help="auto: continue where an unfinished run of this name stopped, or start if there is none;\n"
+        "a file: continue from it; off: refuse to start over an unfinished run (default: off)",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        on_resume=SILENT,
+        help="start over, whatever run of this name is unfinished",
+    )
+    add(
+        "--resume_anyway",
+        action="store_true",
+        on_resume=SILENT,
+        help="continue although options changed that make it another experiment",
+    )
+    add(
+        "--save_every",
+        type=number(0),
+        default=30,
+        metavar="MINUTES",
+        on_resume=LOGGED,
+        help="inside an epoch, save this often what --resume needs; 0: after epochs only (default: 30)",
+    )
+    add(
+        "--max_bad_steps",
+        type=whole(1),
+        default=10,
+        metavar="STEPS",
+        on_resume=LOGGED,
+        help="stop after so many steps in a row whose loss or gradient is not finite;\neach is skipped (default: 10)",
+    )
+    add(
+        "--early_stopping",
+        type=whole(0),
+        default=0,
+        metavar="EPOCHS",
+        on_resume=LOGGED,
+        help="stop when the validation score has not grown for so many epochs; 0: never (default: 0)",
+    )
+    add(
+        "--sync_bn",
+        action="store_true",
+        help="several processes with GPUs, modes 1 and 3: norm layers take their statistics over the\n"
+        "whole batch, as one process does. Without it each process normalises its part by itself, and\n"
+        "gradients differ from one process's. Mode 2 normalises each sub-batch alone in any case",
+    )
+
+
+def _add_computing(parser: Parser) -> None:
+    add = parser.group("computing")
+    add(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="fp32",
+        help="of convolutions and their maps; fp32 as released (default: %(default)s)",
+    )
+    add("--tf32", action="store_true", help="CUDA: faster, less exact float32 products")
+    add("--cudnn_benchmark", action="store_true", help="CUDA: search for the fastest convolutions first")
+
+
+def _add_evaluation(parser: Parser) -> None:
+    add = parser.group("evaluation")
+    add(
+        "--split",
+        on_resume=SILENT,
+        help="what --evaluation reads (default: the data set's validation: crossvali, else val)",
+    )
+    add(
+        "--tta",
+        choices=tuple(TURNS),
+        default="none",
+        help="test-time augmentation: average over the image and its mirror image (flip), or over all\n"
+        "eight turns of it (d4) (default: none)",
+    )
+    add(
+        "--save_predictions",
+        type=Path,
+        metavar="DIR",
+        on_resume=SILENT,
+        help="write each prediction as ID_mask.png, classes in their colours",
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise InputError for combinations of options that cannot work, before anything is read."""
+    stage = STAGES[options.mode]
+    if options.check_data:
+        return
+    needed = (stage.reads,) if options.evaluation else stage.starts_from
+    for name in needed:
+        if not getattr(options, name):
+            does = "evaluation" if options.evaluation else "training"
+            raise InputError(
+                f"{does} in mode {stage.number} needs --{name} FILE, the checkpoint of "
+                f"{'that mode' if options.evaluation else f'mode {stage.number - 1}'}, inside --model_path"
+            )
+    if options.tta != "none" and not options.evaluation:
+        raise InputError(f"--tta {options.tta} goes with --evaluation")
+    if options.init_from and (options.evaluation or stage.number > 1):
+        other = "evaluation" if options.evaluation else f"mode {stage.number}"
+        raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
+    if options.save_predictions and not options.evaluation:
+        raise InputError("--save_predictions goes with --evaluation")
+    if options.resume != "off" and (options.evaluation or options.overwrite):
+        other = "--evaluation" if options.evaluation else "--overwrite"
+        raise InputError(f"--resume {options.resume} goes with training, and not with {other}: leave one of them out")

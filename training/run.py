@@ -1,0 +1,362 @@
+"""A training run: its epochs, when it saves and stops, what it records."""
+
+import argparse
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import helper
+from dataset.base import SegmentationDataset
+from dataset.loader import BatchPart, EpochSampler, SampleLoader
+from engine.predictor import Predictor
+from helper import EpochState
+from models import checkpoint
+from models.glnet import GLNet
+from models.header import Header
+from training import records, state
+from training.log import RunLog
+from training.records import Pictures, picture_collector, record_epoch
+from training.signals import StopSignals
+from training.state import RunFiles, RunState, Snapshot, TrainerState, resume_source
+from utils.distributed import Ranks
+from utils.errors import InputError, Interrupted, RunError
+from utils.files import check_writable, remove_leftovers
+from utils.memory import peak_memory_mb
+from utils.metrics import StageMetrics
+from utils.settings import Settings
+from utils.stages import Stage
+
+WEIGHT_DECAY = 5e-4
+
+
+def poly(step: int, total: int, power: float = 0.9) -> float:
+    """Return the factor of the base learning rate at schedule step `step` of `total`: (1 - t/T)^0.9, 0 past the end."""
+    return max(0.0, 1 - step / total) ** power
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """What a run trains, on which images, by which processes."""
+
+    options: argparse.Namespace
+    stage: Stage
+    model: GLNet
+    header: Header
+    settings: Settings
+    train_data: SegmentationDataset
+    val_data: SegmentationDataset
+    ranks: Ranks
+
+    def record(self) -> dict[str, Any]:
+        """Return the options, and what else makes it this experiment, in plain values."""
+        return state.options_record(
+            self.options, processes=self.ranks.world, training_images=self.train_data.fingerprint()
+        )
+
+
+class TrainingRun:
+    """A run of `plan`, new or continued from the resume file that its options name."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        options, ranks = plan.options, plan.ranks
+        self.plan = plan
+        self.files = RunFiles.of(options)
+        self.signals = StopSignals()
+        self.log: RunLog | None = None  # of the main process, while the run goes on
+        self.parts = BatchPart(
+            EpochSampler(len(plan.train_data), options.seed), options.batch_size, ranks.rank, ranks.world
+        )
+        pin = plan.settings.device.type == "cuda"
+        self.loader = SampleLoader(
+            plan.train_data, sampler=self.parts, num_workers=options.num_workers, persistent=True, pin=pin
+        )
+        own = range(ranks.rank, len(plan.val_data), ranks.world)
+        self.val_loader = SampleLoader(
+            plan.val_data, sampler=own, num_workers=options.num_workers, persistent=True, pin=pin
+        )
+        learned = [p for p in plan.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(learned, lr=options.lr, weight_decay=WEIGHT_DECAY)
+        steps = self.parts.batches * options.num_epochs
+        self.state = TrainerState(
+            model=plan.model,
+            optimizer=optimizer,
+            scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: poly(t, steps)),
+            scaler=plan.settings.scaler,
+            run=RunState(records.now()),
+            epoch=self._new_epoch(),
+        )
+        self.saved_at = time.monotonic()
+
+    def _new_metrics(self) -> StageMetrics:
+        return StageMetrics(self.plan.stage, self.plan.header.classes)
+
+    def _new_epoch(self) -> EpochState:
+        return EpochState(self._new_metrics())
+
+    def run(self) -> None:
+        """Train the epochs that are left, validate after each, keep the last and the best checkpoint."""
+        options, ranks = self.plan.options, self.plan.ranks
+        snapshot = self._resume()
+        self._check_processes()
+        with self.signals:
+            try:
+                if ranks.main:
+                    self._open_logs(snapshot)
+                while self.state.run.epoch < options.num_epochs and not self._stalled():
+                    self._run_epoch()
+            finally:
+                self.loader.close()
+                self.val_loader.close()
+                if self.log is not None:
+                    self.log.close()
+        if ranks.main:
+            self.files.resume.unlink(missing_ok=True)
+            self._log_end()
+
+    # starting
+
+    def _resume(self) -> Snapshot | None:
+        """Continue from the resume file that the options name, if any, and return its content."""
+        options = self.plan.options
+        path = resume_source(options)
+        if path is None:
+            return None
+        snapshot = state.read(path)
+        changed = state.changed_options(snapshot.options, self.plan.record(), options.resume_anyway)
+        self.state.restore(snapshot, path, self.plan.ranks)
+        self.state.run.resumed.append(records.now())
+        lines = [f"changed since: {line}" for line in changed.values()]
+        lines += self._adapt_to_changes(set(changed))
+        if self.plan.ranks.main:
+            for line in lines:
+                logging.warning(line)
+            logging.info(f"Going on in epoch {self.state.run.epoch + 1} after step {self.state.epoch.batches}: {path}")
+        return snapshot
+
+    def _adapt_to_changes(self, changed: set[str]) -> list[str]:
+        """Fit epoch, schedule and rate to options that `--resume_anyway` changed; return lines that say so.
+
+        Raises InputError if the run is past the end that the options now give it.
+        """
+        options, run = self.plan.options, self.state.run
+        lines = []
+        if changed.intersection(state.EPOCH_OPTIONS) and self.state.epoch.batches:
+            self.state.epoch = self._new_epoch()
+            lines.append(f"epoch {run.epoch + 1} starts over: its steps hold other images now")
+        done = run.epoch + (self.state.epoch.batches > 0)
+        if done > options.num_epochs:
+            raise InputError(
+                f"--num_epochs {options.num_epochs} is less than the {done} epochs that the unfinished run has begun: "
+                "raise it, or give --overwrite to start over"
+            )
+        if changed.intersection((*state.EPOCH_OPTIONS, "lr", "num_epochs")):
+            self.state.reschedule(options.lr, run.epoch * self.parts.batches + self.state.epoch.batches)
+        return lines
+
+    def _check_processes(self) -> None:
+        """Check that all processes are about to do the same, with an image for each; InputError if not."""
+        options, ranks = self.plan.options, self.plan.ranks
+        left = len(self.plan.train_data) % options.batch_size
+        if options.batch_size < ranks.world:
+            raise InputError(f"--batch_size {options.batch_size} is for all {ranks.world} processes together: raise it")
+        if options.sync_bn and 0 < left < ranks.world:
+            raise InputError(
+                f"--sync_bn needs an image for each of the {ranks.world} processes in every batch, but --batch_size "
+                f"{options.batch_size} leaves {left} for an epoch's last one; choose another"
+            )
+        # each may name its own device; the rest must agree
+        mine = (self.state.run.epoch, self.state.epoch.batches, {**self.plan.record(), "device": None})
+        if any(theirs != mine for theirs in ranks.gather(mine)):
+            raise InputError(
+                "the processes do not agree on what they are to do; give all the same options, and folders "
+                "that hold the same files on every machine"
+            )
+
+    def _open_logs(self, snapshot: Snapshot | None) -> None:
+        """Open the logs and record what the run is; keep or remove the files of an earlier run of the name."""
+        plan, options = self.plan, self.plan.options
+        own = snapshot is not None and resume_source(options) == self.files.resume
+        check_writable(options.model_path)
+        self.log = RunLog(
+            options.log_path, options.task_name, plan.header.classes, snapshot.logs if snapshot and own else None
+        )
+        run = self.state.run
+        record = records.run_record(plan.record(), plan.settings.device, plan.ranks.world, run.started, run.resumed)
+        self.log.start(record, records.as_markdown(record))
+        for path in vars(self.files).values():
+            remove_leftovers(path)
+        if not own:
+            for path in (self.files.last, self.files.best):
+                checkpoint.keep_previous(path)
+            self.files.resume.unlink(missing_ok=True)
+        more = f" and {plan.ranks.world - 1} more" if plan.ranks.world > 1 else ""
+        logging.info(
+            f"Stage {plan.stage.number} ({plan.stage.name}): {len(plan.train_data)} training and {len(plan.val_data)} "
+            f"validation images, {options.num_epochs} epochs on {plan.settings.device}{more}, "
+            f"training {' and '.join(plan.stage.trains)}"
+        )
+
+    def _stalled(self) -> bool:
+        """Return whether early stopping ends the run."""
+        return 0 < self.plan.options.early_stopping <= self.state.run.epoch - self.state.run.best_epoch
+
+    # an epoch
+
+    def _run_epoch(self) -> None:
+        """Train the rest of the epoch, validate, save, record.
+
+        The resume file comes last: a run that dies before it is written does the end of the epoch again, and writes
+        the same.
+        """
+        plan, run = self.plan, self.state.run
+        title = f"epoch {run.epoch + 1}/{plan.options.num_epochs}"
+        trained = self._train(title)
+        collected: Pictures = {}
+        validated = self._validate(collected)
+        if not validated.complete:
+            self._save()
+            self._leave()
+        for counts in trained.sums():
+            plan.ranks.sum_([counts])
+        score = validated.metrics.mean_iou()
+        best = score > run.best_score
+        run.epoch += 1
+        if best:
+            run.best_score, run.best_epoch = score, run.epoch
+        parts = plan.ranks.gather(collected)
+        if self.log is not None:
+            checkpoint.save(self.files.last, plan.model, plan.header)
+            if best:
+                checkpoint.save(self.files.best, plan.model, plan.header)
+            record_epoch(
+                self.log,
+                plan.header.classes,
+                self.state,
+                trained.matrices,
+                validated,
+                {index: kinds for part in parts for index, kinds in part.items()},
+                num_epochs=plan.options.num_epochs,
+                peak_memory_mb=peak_memory_mb(plan.settings.device),
+            )
+            logging.info(f"{title}: mIoU {100 * trained.mean_iou():.2f} training, {100 * score:.2f} validation")
+        self.state.epoch = self._new_epoch()
+        self._save()
+
+    def _train(self, title: str) -> StageMetrics:
+        """Train the rest of the epoch. Raises RunError if a process that reads images dies."""
+        plan, epoch = self.plan, self.state.epoch
+        self.parts.set_epoch(self.state.run.epoch, epoch.batches)
+        try:
+            return helper.train_one_epoch(
+                plan.model,
+                plan.stage,
+                self.loader,
+                self.state.optimizer,
+                self.state.scheduler,
+                plan.settings,
+                on_step=self._on_step,
+                title=title,
+                epoch=epoch,
+                ranks=plan.ranks,
+                wants_save=self._wants_save,
+            )
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(
+                f"a process that reads images died in {title} after step {epoch.batches}, when images "
+                f"{self._image_ids(epoch.batches)} were next: {' '.join(str(error).split())} "
+                "If the machine ran out of memory, lower --num_workers"
+            ) from error
+
+    def _validate(self, collected: Pictures) -> helper.Evaluation:
+        """Evaluate the validation images, and collect pictures of some of them."""
+        plan = self.plan
+        return helper.evaluate(
+            Predictor.prepare(plan.model, plan.stage, plan.settings, plan.header.size_g),
+            self.val_loader,
+            self._new_metrics(),
+            on_image=picture_collector(
+                collected, plan.header.classes, self.state.run.epoch, len(plan.val_data), plan.ranks
+            ),
+            title="validate",
+            ranks=plan.ranks,
+            should_stop=self._should_stop,
+        )
+
+    # after a step
+
+    def _should_stop(self) -> bool:
+        return self.signals.received is not None
+
+    def _wants_save(self) -> bool:
+        """Return whether a signal arrived, or, in the main process, it is time to save again."""
+        minutes = self.plan.options.save_every
+        due = self.plan.ranks.main and minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+        return due or self._should_stop()
+
+    def _on_step(self, values: dict[str, float]) -> None:
+        """Log the step, count it as bad if a value is NaN or infinite, and save if any process asked to."""
+        if self.log is not None:
+            self.log.scalars(self.state.run.epoch * self.parts.batches + self.state.epoch.batches - 1, values)
+        if all(map(math.isfinite, values.values())):
+            self.state.run.bad_in_row = 0
+        else:
+            self._report_bad_step(values)
+        if self.state.epoch.save_requested:
+            self._save()
+            if self.plan.ranks.max(self.signals.received or 0):
+                self._leave()
+
+    def _image_ids(self, batch: int) -> str:
+        """Return the ids of the images in a batch of this epoch."""
+        return ", ".join(self.plan.train_data.items[i].id for i in self.parts.batch(batch))
+
+    def _report_bad_step(self, values: dict[str, float]) -> None:
+        """Warn of a skipped step. Raises RunError after too many in a row."""
+        run, step = self.state.run, self.state.epoch.batches
+        run.bad_in_row += 1
+        terms = ", ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in values.items())
+        where = f"epoch {run.epoch + 1}, step {step}, images {self._image_ids(step - 1)}: {terms}"
+        if run.bad_in_row >= self.plan.options.max_bad_steps:
+            raise RunError(
+                f"{run.bad_in_row} steps in a row without a finite loss and gradient, the last in {where}; "
+                "lower --lr, or look at these images"
+            )
+        if self.plan.ranks.main:
+            logging.warning(f"skipped a step whose loss or gradient is not finite: {where}")
+
+    def _save(self) -> None:
+        """Write the resume file; all processes take part."""
+        ranks = self.plan.ranks
+        logs = self.log.sizes() if self.log is not None else {}
+        snapshot = self.state.capture(ranks, self.plan.record(), logs)
+        if ranks.main:
+            state.write(self.files.resume, snapshot)
+        self.saved_at = time.monotonic()
+        ranks.barrier()  # nobody leaves while the file is being written
+
+    def _leave(self) -> None:
+        """Raise Interrupted; the state is saved."""
+        number = self.plan.ranks.max(self.signals.received or 0)
+        raise Interrupted(
+            f"interrupted in epoch {self.state.run.epoch + 1} after step {self.state.epoch.batches}; saved "
+            f"{self.files.resume}, go on with --resume auto",
+            number,
+        )
+
+    def _log_end(self) -> None:
+        """Log how the run went and where its files are."""
+        run, log = self.state.run, self.log
+        if run.epoch < self.plan.options.num_epochs:
+            logging.info(f"Stopped after epoch {run.epoch}: no better score since {run.best_epoch}")
+        if log is not None:
+            logging.info(
+                f"Best validation mIoU {100 * run.best_score:.2f} in epoch {run.best_epoch}: "
+                f"{self.files.best}\nLast: {self.files.last}\nLog: {log.text}\nLines of JSON: {log.lines}\n"
+                f"Options and versions: {log.folder / 'run.json'}\nTensorBoard: tensorboard --logdir {log.folder}"
+            )

@@ -1,0 +1,211 @@
+"""From options to a network: which files are read, what the network is, and what it starts from."""
+
+import argparse
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dataset.base import SegmentationDataset
+from dataset.layout import shortened
+from dataset.reading import MAX_PIXELS
+from dataset.registry import Description
+from models import checkpoint
+from models.backbone import backbone_weights
+from models.checkpoint import Checkpoint
+from models.glnet import GLNet
+from models.header import Header
+from models.restore import check_serves
+from utils.classes import Classes
+from utils.distributed import Ranks
+from utils.errors import InputError
+from utils.loss import Loss, build_loss, check_class_weights
+from utils.precision import gradient_scaler
+from utils.settings import RECORDED, Settings, check_sizes
+from utils.stages import STAGES, Stage
+
+Files = Mapping[str, Checkpoint]
+"""The checkpoints of a run, by the option that names them."""
+
+
+def read_checkpoints(options: argparse.Namespace) -> dict[str, Checkpoint]:
+    """Read the files that a run evaluates or starts from, and stage 1's for the context, by option.
+
+    Raises InputError where one cannot be used, or the run would overwrite it.
+    """
+    stage = STAGES[options.mode]
+    names = [stage.reads] if options.evaluation else list(stage.starts_from)
+    files = {name: checkpoint.read(options.model_path / getattr(options, name)) for name in names}
+    if options.init_from:
+        files["init_from"] = checkpoint.read(options.init_from)
+    path_g = options.model_path / options.path_g if options.path_g else None
+    if options.evaluation:
+        check_serves(files[stage.reads], stage.number)
+        context = checkpoint.read_context(files[stage.reads], stage.number, path_g)
+    else:
+        context = checkpoint.read(path_g) if stage.number == 3 and path_g else None
+    if context is not None:
+        files["path_g"] = context
+    outputs = [options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth")]
+    for output in () if options.evaluation else outputs:
+        if any(file.path.resolve() == output.resolve() for file in files.values()):
+            raise InputError(f"--task_name {options.task_name} would overwrite {output}, which this run starts from")
+    return files
+
+
+def resolve(options: argparse.Namespace, files: Files, described: Description) -> Header:
+    """Fill in all options that were not given, and return what this run's network is.
+
+    An option takes the given value, else what the checkpoint records, else the data set's or the mode's default. Of a
+    file named by `--init_from` only backbone and normalisation are taken.
+
+    Args:
+        options: changed in place.
+        files: what `read_checkpoints` returned; the first one's records count.
+        described: the data set.
+
+    Raises:
+        InputError: a given option contradicts the checkpoint's network, sizes do not fit together, or the data set has
+            other classes than the checkpoint.
+    """
+    stage = STAGES[options.mode]
+    first = next(iter(files.values()), None)
+    recorded = {} if first is None or first.header is None else vars(first.header)
+    if recorded and "init_from" in files:
+        recorded = {name: recorded[name] for name in ("backbone", "normalize")}
+    elif recorded:
+        recorded = {**recorded, "n_class": len(recorded["classes"])}
+    defaults = {**RECORDED, "n_class": len(described.classes), "size_p": described.size_p}
+    for name, default in defaults.items():
+        given = getattr(options, name)
+        if given is None:
+            setattr(options, name, recorded.get(name, default))
+        elif first is not None and name in recorded and given != recorded[name]:
+            if name in ("backbone", "n_class"):
+                raise InputError(f"--{name} {given}: {first.path} was made with {recorded[name]}")
+            logging.info(f"note: --{name} {given}; {first.path} was made with {recorded[name]}")
+    others = {
+        "num_epochs": stage.epochs,
+        "lr": stage.lr,
+        "batch_size": described.batch_size,
+        "split": described.validation,
+    }
+    for name, default in others.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    check_sizes(options.size_g, options.size_p, options.min_overlap)
+    if first is not None and "classes" in recorded:
+        _compare_classes(recorded["classes"], first.path, described)
+    values = {name: getattr(options, name) for name in RECORDED}
+    return Header(stage=stage.number, classes=described.classes_for(options.n_class), **values)
+
+
+def _compare_classes(recorded: Classes, path: Path, described: Description) -> None:
+    """Log it if the file `path` was made with other names of classes than the data set's, which are taken.
+
+    Raises InputError if it has another number of classes, except for classes that `--n_class` numbered.
+    """
+    own = described.classes
+    if len(recorded) == len(own):
+        if recorded.names != own.names:
+            logging.info(
+                f"note: {path} was made with the classes {', '.join(recorded.names)}; here {', '.join(own.names)}"
+            )
+    elif not (described.labels_are_ids and recorded.names == Classes.generic(len(recorded)).names):
+        raise InputError(
+            f"{path} was made with {len(recorded)} classes ({shortened(recorded.names)}), but {described.title} has "
+            f"{len(own)} ({shortened(own.names)}): give the --dataset that it was made with, or train anew, with "
+            "--init_from in mode 1"
+        )
+
+
+def build_settings(options: argparse.Namespace, header: Header, device: torch.device) -> Settings:
+    """Return the settings of a run whose options are resolved."""
+    return header.settings(
+        options.box_recall,
+        sub_batch_size=options.sub_batch_size,
+        loss=_chosen_loss(options, header.classes, device),
+        lamb_fmreg=options.lamb_fmreg,
+        device=device,
+        precision=options.precision,
+        scaler=gradient_scaler(device, options.precision),
+    )
+
+
+def _chosen_loss(options: argparse.Namespace, classes: Classes, device: torch.device) -> Loss:
+    """Return the loss that the options name. Raises InputError for class weights that do not fit the classes."""
+    weights = None
+    if options.class_weights is not None:
+        weights = check_class_weights(options.class_weights, classes.names).to(device)
+    return build_loss(options.loss, options.gamma, weights)
+
+
+def open_data(
+    options: argparse.Namespace, described: Description, split: str, header: Header, augment: bool = False
+) -> SegmentationDataset:
+    """Open the images of `split`."""
+    data = described.open(split, header.size_g, header.classes, augment=augment, seed=options.seed)
+    data.max_pixels = options.max_pixels or MAX_PIXELS
+    return data
+
+
+def build_training_model(options: argparse.Namespace, header: Header, files: Files, *, resumed: bool) -> GLNet:
+    """Build the network as a stage starts to train it, on the CPU.
+
+    Args:
+        options: resolved.
+        header: what the network is.
+        files: what `read_checkpoints` returned.
+        resumed: whether all weights will come from a resume file.
+
+    Raises:
+        InputError: a file does not fit, or `--path_g` holds another global branch than the file of stage 2.
+    """
+    stage = STAGES[header.stage]
+    model = GLNet(len(header.classes), header.backbone)
+    if stage.number > 1:
+        start = files[stage.starts_from[0]]
+        checkpoint.load_whole(model, start, stage.number - 1)
+        if "path_g" in files and stage.number == 3:
+            checkpoint.check_context(model, files["path_g"], start.path)
+        if stage.number == 3:
+            model.start_refined()
+    elif not resumed:
+        _load_initial_weights(model, header, files, options.backbone_weights)
+    model.learn(stage.trains)
+    return model
+
+
+def _load_initial_weights(model: GLNet, header: Header, files: Files, source: str) -> None:
+    """Load what stage 1 starts from, if anything: a checkpoint that may have other classes, or both backbones."""
+    if "init_from" in files:
+        path = files["init_from"].path
+        checkpoint.load_but_classes(model, files["init_from"])
+        logging.info(
+            f"Starting from {path}: backbones and pyramids are kept; heads and ensemble are new, for "
+            f"{len(header.classes)} classes ({', '.join(header.classes.names)})"
+        )
+        return
+    state = backbone_weights(header.backbone, source)
+    for branch in (model.global_, model.local) if state is not None else ():
+        checkpoint.load(branch.backbone, state, Path(source), ("",))
+
+
+def place(model: GLNet, stage: Stage, device: torch.device) -> None:
+    """Move the branches that `stage` uses to `device`; the others stay on the host."""
+    for name in stage.uses:
+        getattr(model, name).to(device)
+
+
+def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks) -> None:
+    """Let the norm layers that `stage` trains take their statistics over all processes; tensors keep their names.
+
+    Raises InputError in mode 2 and without GPUs.
+    """
+    if ranks.device.type != "cuda" or stage.number == 2:
+        reason = "mode 2 normalises every sub-batch alone" if stage.number == 2 else "torch has it for GPUs only"
+        raise InputError(f"--sync_bn cannot be used: {reason}; leave it out")
+    for name in stage.trains:
+        setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(model, name)))

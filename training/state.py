@@ -1,0 +1,268 @@
+"""The resume file: everything that an interrupted training needs to end as if it had not been interrupted."""
+
+import argparse
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helper import EpochState
+from models import checkpoint
+from models.glnet import GLNet
+from training.options import build_parser
+from utils.arguments import REFUSED, SILENT
+from utils.distributed import Ranks
+from utils.errors import InputError
+from utils.files import load_torch, save_torch
+
+FORMAT, VERSION = "glnet training", 2
+
+EPOCH_OPTIONS = ("batch_size", "seed", "training_images")
+"""What decides which images are in which step of an epoch."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run in `--model_path`; `resume` exists as long as the run is unfinished."""
+
+    last: Path
+    best: Path
+    resume: Path
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "RunFiles":
+        """Return the paths that follow from `--model_path` and `--task_name`."""
+        names = (options.task_name + ending for ending in (".pth", ".best.pth", ".resume.pth"))
+        return cls(*(options.model_path / name for name in names))
+
+
+def resume_source(options: argparse.Namespace) -> Path | None:
+    """Return the resume file that a run continues from; None if it starts from the beginning.
+
+    Raises InputError where an unfinished run would be lost without `--overwrite`.
+    """
+    own = RunFiles.of(options).resume
+    if options.resume == "auto":
+        return own if own.exists() else None
+    if options.resume != "off":
+        path = Path(options.resume)
+        if own.exists() and not (path.exists() and path.samefile(own)):
+            raise InputError(f"{own} is of another unfinished run, which would be lost: give another --task_name")
+        return path
+    if own.exists() and not options.overwrite:
+        raise InputError(
+            f"{own} is of an unfinished run of this name: --resume auto goes on with it, --overwrite starts over"
+        )
+    return None
+
+
+@dataclass
+class RunState:
+    """Where a run stands between its epochs.
+
+    Attributes:
+        started, resumed: times in UTC.
+        epoch: epochs done.
+        best_score: the headline's best mIoU on the validation images, 0..1; -1 before the first.
+        best_epoch: when it was reached, counted from 1.
+        bad_in_row: steps in a row, up to now, whose loss or gradient was not finite.
+    """
+
+    started: str
+    resumed: list[str] = field(default_factory=list)
+    epoch: int = 0
+    best_score: float = -1.0
+    best_epoch: int = 0
+    bad_in_row: int = 0
+
+
+@dataclass
+class Snapshot:
+    """The content of a resume file: plain values, and tensors on the CPU.
+
+    Attributes:
+        model: the network's state dict.
+        optimizer, scheduler: their state dicts.
+        scaler: the state dict of the float16 gradients' scaler; None in other precisions.
+        standing: the entries of `RunState`.
+        progress: the entries of `EpochState` but its metrics.
+        sums: the training metric of the epoch so far, of all processes together.
+        options: the options that the run was started with.
+        logs: the length of each log file, in bytes.
+        random: the states of all random generators.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any] | None
+    standing: dict[str, Any]
+    progress: dict[str, Any]
+    sums: list[Tensor]
+    options: dict[str, Any]
+    logs: dict[str, int]
+    random: dict[str, Any]
+
+
+def write(path: Path, snapshot: Snapshot) -> None:
+    """Write `snapshot` beside and renamed. Raises InputError, naming `path`, when that cannot be done."""
+    # not asdict(), which would copy every tensor
+    content = {entry.name: getattr(snapshot, entry.name) for entry in fields(snapshot)}
+    save_torch(path, {"format": FORMAT, "version": VERSION, **content})
+
+
+def read(path: Path) -> Snapshot:
+    """Read what `write` wrote. Raises InputError, naming `path`, when it is missing, damaged or something else."""
+    content = load_torch(path, "resume file")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is no resume file; --resume takes auto, off, or a file that ends in .resume.pth")
+    if content.get("version") != VERSION:
+        raise InputError(f"{path} has format version {content.get('version')}; this code reads {VERSION}")
+    kinds: dict[str, type] = dict.fromkeys(
+        ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random"), dict
+    )
+    for name, kind in {**kinds, "sums": list}.items():
+        if not isinstance(content.get(name), kind):
+            raise InputError(f"{path} is damaged: its {name} is no {kind.__name__}")
+    return Snapshot(**{entry.name: content.get(entry.name) for entry in fields(Snapshot)})
+
+
+@dataclass
+class TrainerState:
+    """Everything that changes while a run trains: what a snapshot is taken of, and restored to."""
+
+    model: GLNet
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
+    run: RunState
+    epoch: EpochState
+
+    def capture(self, ranks: Ranks, options: Mapping[str, Any], logs: Mapping[str, int]) -> Snapshot:
+        """Take a snapshot; all processes take part.
+
+        Args:
+            ranks: all processes; their metrics are added.
+            options: what `options_record` returned.
+            logs: the length of each log file, in bytes.
+        """
+        sums = [counts.clone() for counts in self.epoch.metrics.sums()]
+        for counts in sums:
+            ranks.sum_([counts])
+        return Snapshot(
+            model={name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()},
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            scaler=self.scaler.state_dict() or None,
+            standing=asdict(self.run),
+            progress=_epoch_record(self.epoch),
+            sums=[counts.cpu() for counts in sums],
+            options=dict(options),
+            logs=dict(logs),
+            random=_random_states(),
+        )
+
+    def restore(self, snapshot: Snapshot, path: Path, ranks: Ranks) -> None:
+        """Restore what `capture` took. Raises InputError, naming `path`, if it is damaged or of another network."""
+        checkpoint.load(self.model, checkpoint.only_tensors(path, snapshot.model), path, ("",))
+        try:
+            self.optimizer.load_state_dict(snapshot.optimizer)
+            for parameter, moments in self.optimizer.state.items():
+                if any(moment.shape not in (parameter.shape, torch.Size()) for moment in moments.values()):
+                    raise ValueError("moments of another shape than their weights")
+            self.scheduler.load_state_dict(snapshot.scheduler)
+            if snapshot.scaler and self.scaler.is_enabled():
+                self.scaler.load_state_dict(snapshot.scaler)
+            self._restore_epoch(snapshot, ranks.main)
+            _set_random_states(snapshot.random)
+            self.run = RunState(**snapshot.standing)
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{path} is damaged, or of another network: {error}") from error
+
+    def _restore_epoch(self, snapshot: Snapshot, main: bool) -> None:
+        """Restore the epoch; the metric goes to the `main` process alone, as it counts once."""
+        for name, value in _epoch_record(self.epoch).items():
+            setattr(self.epoch, name, type(value)(snapshot.progress[name]))
+        for counts, saved in zip(self.epoch.metrics.sums(), snapshot.sums, strict=True):
+            if main:
+                counts.copy_(saved)
+
+    def reschedule(self, lr: float, step: int) -> None:
+        """Set the base learning rate and the number of schedule steps taken, after either changed."""
+        self.scheduler.last_epoch = step
+        self.scheduler.base_lrs = [lr for _ in self.scheduler.base_lrs]
+        for group, factor in zip(self.optimizer.param_groups, self.scheduler.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = lr, lr * factor(step)
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+def _epoch_record(epoch: EpochState) -> dict[str, Any]:
+    """Return the numbers of `epoch`, without its metrics."""
+    return {name: value for name, value in vars(epoch).items() if name not in ("metrics", "save_requested")}
+
+
+def _random_states() -> dict[str, Any]:
+    """Return the states of all generators, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global generator is what other code may draw from
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    """Restore what `_random_states` returned; the states of GPUs that do not exist here are not used."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def options_record(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """Return `options` in plain values, with `more` that identifies the experiment."""
+    record = {**vars(options), **more}
+    return {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in sorted(record.items())}
+
+
+def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: bool) -> dict[str, str]:
+    """Compare the options of an unfinished run with those of the run that continues it.
+
+    An option that the file does not have is newer than the file; it counts as saved with its default.
+
+    Args:
+        saved: what `options_record` returned when the file was written.
+        given: what it returns now.
+        anyway: whether changes that make it another experiment are allowed (`--resume_anyway`).
+
+    Returns:
+        A line for each changed option, by name; options whose change means nothing are left out.
+
+    Raises:
+        InputError: the changes make it another experiment, and that is not allowed.
+    """
+    parser = build_parser()
+    rules = parser.on_resume
+    defaults = options_record(argparse.Namespace(**{name: parser.get_default(name) for name in rules}))
+    known = {name for name in {*saved, *given} if rules.get(name) != SILENT and (name in given or name in saved)}
+    lines = {}
+    for name in sorted(known):
+        before, now = saved.get(name, defaults.get(name)), given.get(name)
+        if before != now:
+            lines[name] = f"--{name} was {before}, now {now}"
+    serious = [name for name in lines if rules.get(name, REFUSED) == REFUSED]
+    if serious and not anyway:
+        raise InputError(
+            f"the unfinished run is another experiment: {'; '.join(lines[k] for k in serious)}; "
+            "give the same options, or --resume_anyway to go on with the new ones, or --overwrite to start over"
+        )
+    return lines

@@ -1,0 +1,116 @@
+"""What the command lines of training and prediction share: the parser, types with bounds, and common options."""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from utils.errors import InputError
+from utils.regions import MOST_MARGIN
+from utils.settings import RECORDED
+
+AddOption = Callable[..., argparse.Action]
+"""Adds an option to a group: what `argparse` takes, and `on_resume`."""
+
+REFUSED, LOGGED, SILENT = "refused", "logged", "silent"
+"""What happens if a resumed training gets another value of an option: it makes another experiment and is refused, it is
+logged, or it is not even worth a line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that keeps line breaks in help texts and raises InputError instead of ending the process."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog, description=description, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+        )
+        self.on_resume: dict[str, str] = {}
+
+    def group(self, title: str) -> AddOption:
+        """Start a group of options and return the function that adds one to it."""
+        group = self.add_argument_group(title)
+
+        def add(*names: str, on_resume: str = REFUSED, **keywords: Any) -> argparse.Action:
+            action = group.add_argument(*names, **keywords)
+            self.on_resume[action.dest] = on_resume
+            return action
+
+        return add
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError with the message that argparse would print after the usage, as `--lr -1 must be ...`."""
+        raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a type for options: whole numbers from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number") from None
+        return int(_bounded(value, text, low, high))
+
+    return parse
+
+
+def number(low: float, high: float | None = None) -> Callable[[str], float]:
+    """Return a type for options: finite numbers from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is not a number") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        return _bounded(value, text, low, high)
+
+    return parse
+
+
+def _bounded(value: float, text: str, low: float, high: float | None) -> float:
+    if value < low or (high is not None and value > high):
+        rule = f"must be at least {low:g}" if high is None else f"must be from {low:g} to {high:g}"
+        raise argparse.ArgumentTypeError(f"{text} {rule}")
+    return value
+
+
+def recorded_default(name: str, of_data_set: str = "") -> str:
+    """Return a help text that says where the default of a recorded option comes from.
+
+    Args:
+        name: one of `RECORDED`.
+        of_data_set: which data sets have a default of their own, and which, in words.
+    """
+    own = f"the data set's: {of_data_set}" if of_data_set else ""
+    return f"(default: the checkpoint's, else {own}{RECORDED[name]})"
+
+
+def add_geometry(add: AddOption, size_p_of_data_set: str = "") -> None:
+    """Add the sizes of images and patches. Their bounds depend on each other: see `utils.settings.check_sizes`."""
+    add("--size_g", type=whole(1), help=f"side of the shrunk image, in pixels {recorded_default('size_g')}")
+    add("--size_p", type=whole(1), help=f"side of a patch, in pixels {recorded_default('size_p', size_p_of_data_set)}")
+    add(
+        "--min_overlap",
+        type=whole(0),
+        help=f"pixels that neighbouring patches share at least {recorded_default('min_overlap')}",
+    )
+    add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
+
+
+def add_coarse_to_fine(add: AddOption) -> None:
+    """Add the options of coarse to fine that training, evaluation and prediction share."""
+    add(
+        "--coarse_to_fine",
+        action=argparse.BooleanOptionalAction,
+        help="binary sets, modes 2 and 3: the local branch computes only patches in boxes around the foreground\n"
+        "that the global branch predicts; outside is background (default: the checkpoint's, else off)",
+    )
+    add(
+        "--box_margin",
+        type=number(0, MOST_MARGIN),
+        metavar="PART",
+        help=f"enlarge boxes by this part of their sides, in each direction {recorded_default('box_margin')}",
+    )

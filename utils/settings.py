@@ -1,0 +1,99 @@
+"""How a network reads images, computes and weighs: `Settings`, and which of its values a checkpoint records."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.loss import Loss, build_loss
+from utils.precision import lay_out
+from utils.regions import BOX_MARGIN, CoarseToFine
+from utils.tiling import MIN_OVERLAP
+
+STATISTICS = {
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and standard deviation of pixel values in [0, 1], by `--normalize`. The released code uses none."""
+
+RECORDED: dict[str, Any] = {
+    "size_g": 508,
+    "size_p": 508,
+    "min_overlap": MIN_OVERLAP,
+    "backbone": "resnet50",
+    "normalize": "none",
+    "coarse_to_fine": False,
+    "box_margin": BOX_MARGIN,
+}
+"""Options that a checkpoint's header records, each under its own name. An option that is not given takes the recorded
+value, else the data set's, else this one."""
+
+MOST_CLASSES = 255
+"""A byte holds so many ids beside the ignored one, 255."""
+
+SMALLEST_SIDE, LONGEST_SIDE = 32, 1 << 15
+"""Bounds of `--size_g` and `--size_p`, in pixels; a damaged checkpoint must not ask for terabytes."""
+
+
+def check_sizes(size_g: int, size_p: int, min_overlap: int) -> None:
+    """Raise InputError where sides, in pixels, are out of bounds, not divisible by 4, or do not fit together."""
+    for name, value in (("size_g", size_g), ("size_p", size_p)):
+        if value % 4 or value < SMALLEST_SIDE:
+            near = max(SMALLEST_SIDE, value // 4 * 4)
+            raise InputError(
+                f"--{name} {value} must be at least {SMALLEST_SIDE} and divisible by 4; try {near} or {near + 4}"
+            )
+        if value > LONGEST_SIDE:
+            raise InputError(f"--{name} {value} is more than {LONGEST_SIDE} pixels")
+    if min_overlap < 0:
+        raise InputError(f"--min_overlap {min_overlap} is negative")
+    if min_overlap >= size_p:
+        raise InputError(f"--min_overlap {min_overlap} must be smaller than --size_p {size_p}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are cut into patches, scaled, computed and weighed in the loss.
+
+    Attributes:
+        size_p: side of a patch, in pixels.
+        sub_batch_size: patches that are computed at a time.
+        min_overlap: pixels that neighbouring patches share at least.
+        loss: the training loss of one prediction.
+        lamb_fmreg: weight of the feature-map regulariser, lambda in the paper (section 3.3).
+        normalize: a key of `STATISTICS`.
+        device: where the network is.
+        precision: a key of `utils.precision.PRECISIONS`.
+        scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
+        share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
+        coarse_to_fine: which patches the local branch computes; None is all of them.
+    """
+
+    size_p: int = 508
+    sub_batch_size: int = 6
+    min_overlap: int = MIN_OVERLAP
+    loss: Loss = field(default_factory=build_loss)
+    lamb_fmreg: float = 0.15
+    normalize: str = "none"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    share: float = 1.0
+    coarse_to_fine: CoarseToFine | None = None
+
+    def to_device(self, x: Tensor) -> Tensor:
+        """Return `x` on the device. For CUDA it goes through pinned memory, so that the host does not wait."""
+        if self.device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
+            x = x.pin_memory()
+        return x.to(self.device, non_blocking=True)
+
+    def to_input(self, image: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) uint8 as the network reads them: float32 in [0, 1], normalised, on the device."""
+        x = lay_out(self.to_device(image).float().div_(255), self.precision)
+        if self.normalize == "none":
+            return x
+        mean, std = (x.new_tensor(values).view(3, 1, 1) for values in STATISTICS[self.normalize])
+        return (x - mean) / std
