@@ -340,6 +340,7 @@ def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path: Path, worke
         list(SampleLoader(dataset, num_workers=workers))
     assert str(caught.value).startswith(str(tmp_path / "2_sat.jpg"))
     assert "\n" not in str(caught.value)
+    assert caught.value.kind == "unreadable"
 
 
 def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path: Path) -> None:

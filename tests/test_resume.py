@@ -204,6 +204,47 @@ def test_resume_takes_a_path_and_tells_what_changed(unfinished: runs.Folders, tm
     assert [json.loads(x)["epoch"] for x in (unfinished.logs / "other.jsonl").read_text().splitlines()] == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("--batch_size=5", "epoch 2 starts over: its steps hold other images now"),
+        ("--batch_size=1", "epoch 2 starts over"),
+        ("--seed=1", "epoch 2 starts over"),
+        ("--lr=0.5", "changed since: --lr was 5e-05, now 0.5"),
+        ("--num_epochs=9", "changed since: --num_epochs was 2, now 9"),
+    ],
+)
+def test_any_change_that_is_allowed_goes_on(
+    unfinished: runs.Folders, tmp_path: Path, change: str, told: str
+) -> None:
+    """The run was killed in epoch 2 after its first step; steps, schedule and rate follow the new options."""
+    folders = unfinished.beside(tmp_path)
+    path = unfinished.models / "one.resume.pth"
+    arguments = [f"--resume={path}", "--resume_anyway", "--task_name=other", "--early_stopping=1", change]
+    result = runs.run(folders.arguments(1, *arguments), tmp_path / "other")
+    assert result.code == 0, result.output
+    assert told in result.output
+    lines = [json.loads(line) for line in (folders.logs / "other.jsonl").read_text().splitlines()]
+    assert lines[0]["epoch"] == 2
+    events = EventAccumulator(str(folders.logs / "other")).Reload().Scalars("learning_rate")
+    values = {event.step: event.value for event in events}
+    name, value = change.removeprefix("--").split("=")
+    changed = {"batch_size": 2, "num_epochs": 2, "lr": 5e-5, **{name: float(value)}}
+    batches = -(-5 // int(changed["batch_size"]))
+    total = batches * int(changed["num_epochs"])
+    first = batches + (0 if "starts over" in told else 1)
+    assert min(values) == first
+    for step, rate in values.items():
+        assert rate == pytest.approx(changed["lr"] * (1 - step / total) ** 0.9)
+    assert max(values) == total - 1 or change == "--num_epochs=9"
+
+
+def test_fewer_epochs_than_were_begun_are_refused(unfinished: runs.Folders, capsys) -> None:
+    code, told = call(capsys, *unfinished.arguments(1, "--resume=auto", "--resume_anyway", "--num_epochs=1"))
+    assert code == 2
+    assert told.splitlines()[-1].startswith("error: --num_epochs 1 is less than the 2 epochs")
+
+
 def test_overwrite_starts_over(unfinished: runs.Folders, reference, tmp_path: Path) -> None:
     folders = reference.folders.beside(tmp_path)
     (folders.models / "one.resume.pth").hardlink_to(unfinished.models / "one.resume.pth")

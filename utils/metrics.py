@@ -1,5 +1,6 @@
 """The confusion matrix and the scores read from it."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -155,11 +156,11 @@ class StageMetrics:
     def mean_iou_on_device(self) -> Tensor:
         """Return what `mean_iou` does as a float32 scalar on the counts' device: the host does not wait for it."""
         matrix = self.matrices[self.headline]
-        kept = [k for k in range(matrix.n_class) if k not in matrix.classes.left_out]
         counts = matrix.counts.float()
         hit = counts.diagonal()
-        union = counts.sum(0) + counts.sum(1) - hit
-        return torch.stack([(hit / union.clamp(min=1))[k] for k in kept]).mean()
+        iou = hit / (counts.sum(0) + counts.sum(1) - hit).clamp(min=1)
+        kept = [iou[k] for k in range(matrix.n_class) if k not in matrix.classes.left_out]
+        return torch.stack(kept).mean() if kept else iou.new_tensor(math.nan)
 
     def sums(self) -> list[Tensor]:
         """Return all that was counted, matrix by matrix."""

@@ -1,0 +1,80 @@
+"""Files that were written before the code moved into packages are read after it.
+
+`fixtures/` holds two that the code before wrote: a checkpoint of stage 2, and the resume file of a run of stage 1.
+Their tensors share memory, as `builders.thin_tensor` makes them, so that the files are small.
+"""
+
+import argparse
+import lzma
+from pathlib import Path
+
+import torch
+from builders import N_CLASS, build_header, build_thin_model, thin_tensor
+
+from helper import EpochState
+from models import checkpoint
+from training import state
+from training.options import build_parser
+from training.state import RunState, TrainerState
+from utils.distributed import ALONE
+from utils.metrics import StageMetrics
+from utils.stages import STAGES
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def unpack(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.write_bytes(lzma.decompress((FIXTURES / f"{name}.xz").read_bytes()))
+    return path
+
+
+def test_an_older_checkpoint_gives_its_network_and_header(tmp_path: Path) -> None:
+    file = checkpoint.read(unpack(tmp_path, "checkpoint_v1.pth"))
+    assert file.header == build_header(2)
+    model = build_thin_model(prefix="other.")
+    checkpoint.load_whole(model, file, 2)
+    expected = build_thin_model(prefix="stage2.").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_an_older_resume_file_goes_on(tmp_path: Path) -> None:
+    snapshot = state.read(unpack(tmp_path, "resume_v2.pth"))
+    model, stage = build_thin_model(prefix="other."), STAGES[1]
+    model.learn(stage.trains)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / 10)
+    trainer = TrainerState(
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        run=RunState("now"),
+        epoch=EpochState(StageMetrics(stage, N_CLASS)),
+    )
+    trainer.restore(snapshot, tmp_path / "resume_v2.pth", ALONE)
+    expected = build_thin_model(prefix="resume.").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    for i, parameter in enumerate(parameters):
+        assert torch.equal(optimizer.state[parameter]["exp_avg"], thin_tensor(f"avg{i}", parameter)), i
+    assert trainer.run == RunState("2026-11-25T00:00:00+00:00", [], 1, 0.25, 1, 0)
+    epoch = trainer.epoch
+    assert (epoch.batches, epoch.images, epoch.loss, epoch.seconds, epoch.skipped) == (1, 2, 1.5, 2.5, 0)
+    assert epoch.metrics.matrices["global"].counts.unique().tolist() == [7]
+    assert scheduler.last_epoch == 3
+    assert scheduler.get_last_lr() == [5e-5 * 0.7]
+
+
+def test_options_that_an_older_resume_file_lacks_count_as_their_defaults(tmp_path: Path) -> None:
+    saved = dict(state.read(unpack(tmp_path, "resume_v2.pth")).options)
+    options = build_parser().parse_args([])
+    now = {**state.options_record(options), **saved}
+    assert state.changed_options(saved, now, anyway=False) == {}
+    del saved["gamma"], saved["tf32"]
+    assert state.changed_options(saved, now, anyway=False) == {}
+    options = argparse.Namespace(**{**vars(options), "gamma": 2.0})
+    changed = state.changed_options(saved, {**now, "gamma": options.gamma}, anyway=True)
+    assert list(changed.values()) == ["--gamma was 3.0, now 2.0"]
