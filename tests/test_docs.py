@@ -91,7 +91,7 @@ def check_arguments(module: str, arguments: list[str]) -> None:
     if not arguments:
         return
     parser = cached_parser(module)
-    if (commands := subcommands(parser)):
+    if commands := subcommands(parser):
         assert arguments[0] in commands, f"{module} has no command {arguments[0]}"
         parser = commands[arguments[0]]
     actions = parser._option_string_actions
