@@ -118,7 +118,9 @@ def value(action: argparse.Action) -> str:
     elif action.choices:
         name = "{" + ",".join(map(str, action.choices)) + "}"
     elif action.option_strings:
-        name = {int: "N", float: "X", Path: "PATH"}.get(action.type, "TEXT")
+        # a function that parses a value says by its annotation what it returns
+        kind = getattr(action.type, "__annotations__", {}).get("return", action.type)
+        name = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
     else:
         name = action.dest.upper()
     return f"{name} ..." if action.nargs in ("+", "*") else name
