@@ -28,6 +28,9 @@ COMMANDS = {
 }
 """Modules of the commands, and what the page says about each."""
 
+PLACEHOLDERS: dict[object, str] = {int: "N", float: "X", Path: "PATH"}
+"""Names of values by their type."""
+
 
 class Captured(BaseException):
     """Carries a parser out of the command that uses it."""
@@ -49,7 +52,8 @@ def parser_of(module: str) -> ArgumentParser:
     """
     command = importlib.import_module(module)
     if not hasattr(command, "main") and hasattr(command, "build_parser"):
-        return command.build_parser()
+        parser: ArgumentParser = command.build_parser()
+        return parser
 
     def capture(parser: ArgumentParser, *_: object) -> None:
         raise Captured(parser)
@@ -120,7 +124,7 @@ def value(action: argparse.Action) -> str:
     elif action.option_strings:
         # a function that parses a value says by its annotation what it returns
         kind = getattr(action.type, "__annotations__", {}).get("return", action.type)
-        name = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+        name = PLACEHOLDERS.get(kind, "TEXT")
     else:
         name = action.dest.upper()
     return f"{name} ..." if action.nargs in ("+", "*") else name
