@@ -2,9 +2,12 @@
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import helper
@@ -12,12 +15,17 @@ from dataset.base import Sample, SegmentationDataset
 from dataset.loader import SampleLoader
 from engine.predictor import Predictor
 from models.header import Header
+from training import records
+from training.html_report import Report, write_report
 from training.report import evaluation_record, evaluation_table
+from training.report_images import ReportImages
+from training.state import options_record
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_writable, write_json
 from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
+from utils.stages import Stage
 from utils.visualize import save_colors
 
 
@@ -36,47 +44,87 @@ def run_evaluation(
     labelled: bool,
     ranks: Ranks,
 ) -> None:
-    """Evaluate one split: print the table and write it as JSON; write the predictions if they are requested.
+    """Evaluate one split: print the table and write it as JSON; write predictions and a report if they are requested.
 
     Args:
         options: resolved.
         predictor: segments the images.
         header: its classes and whether it is coarse to fine.
         data: the split.
-        labelled: whether the split has labels; without any only predictions are written.
+        labelled: whether the split has labels; without any only predictions and the report's pictures are written.
         ranks: every process writes the predictions of its images, and the main one the rest.
     """
-    stage, settings = predictor.stage, predictor.settings
+    stage, settings, started = predictor.stage, predictor.settings, records.now()
+    images = ReportImages(header.classes, stage.headline, labelled, len(data), ranks) if options.report else None
 
     def save(sample: Sample, found: dict[str, Tensor]) -> None:
         if options.save_predictions:
             ids: np.ndarray = found[stage.headline].cpu().numpy()
             save_colors(options.save_predictions / f"{sample.id}_mask.png", ids, header.classes.palette)
+        if images is not None:
+            images.add(sample, found)
 
     check_writable(options.log_path)
     if options.save_predictions:
         refuse_data_folder(options.save_predictions, data)
+    if options.report and ranks.main:
+        check_writable(options.report)
     own = range(ranks.rank, len(data), ranks.world)
     loader = SampleLoader(data, sampler=own, num_workers=options.num_workers, pin=settings.device.type == "cuda")
     metrics = StageMetrics(stage, header.classes)
     title = f"evaluate {options.split}"
     result = helper.evaluate(predictor, loader, metrics, on_image=save, title=title, ranks=ranks)
+    if images is not None:
+        images.gather(ranks)
     if not ranks.main:
         return
     if options.save_predictions:
         logging.info(f"Predictions: {options.save_predictions}")
-    if not labelled:
-        return
-    record = evaluation_record(
-        stage.number,
-        header.classes,
-        result.metrics.matrices,
-        images=result.images,
-        seconds_per_image=result.seconds_per_image,
-        peak_memory_mb=peak_memory_mb(settings.device),
-        coverage=result.coverage if predictor.selects_patches else None,
-    )
-    target = options.log_path / f"{options.task_name}.json"
-    print(evaluation_table(record))
-    write_json(target, record)
-    logging.info(f"The same as JSON: {target}")
+    record = {
+        "dataset": options.dataset,
+        "split": options.split,
+        "device": settings.device.type,
+        **evaluation_record(
+            stage.number,
+            header.classes,
+            result.metrics.matrices,
+            images=result.images,
+            seconds_per_image=result.seconds_per_image,
+            peak_memory_mb=peak_memory_mb(settings.device),
+            coverage=result.coverage if predictor.selects_patches else None,
+        ),
+    }
+    if labelled:
+        target = options.log_path / f"{options.task_name}.json"
+        print(evaluation_table(record))
+        write_json(target, record)
+        logging.info(f"The same as JSON: {target}")
+    if images is not None:
+        report = Report(
+            title=options.task_name,
+            data=f"{options.dataset}, split {options.split}",
+            stage=stage,
+            classes=header.classes,
+            record=record,
+            counts=result.metrics.matrices[stage.headline].counts.cpu().numpy() if labelled else None,
+            images=images,
+            run=evaluation_run(options, stage, header, settings.device, ranks, started),
+        )
+        logging.info(f"Report: {write_report(options.report, report)}")
+
+
+def evaluation_run(
+    options: argparse.Namespace, stage: Stage, header: Header, device: torch.device, ranks: Ranks, started: str
+) -> Mapping[str, Any]:
+    """Return what a report says of the run, in plain values: the checkpoint, the network, options, versions."""
+    run = records.run_record(options_record(options), device, ranks.world, started, [])
+    network = {name: value for name, value in header.to_record().items() if name not in ("stage", "classes")}
+    return {
+        "checkpoint": str(options.model_path / getattr(options, stage.reads)),
+        "network": ", ".join(f"{name} {value}" for name, value in network.items()),
+        "precision": options.precision,
+        "test-time augmentation": options.tta,
+        **{name: run[name] for name in ("started", "device", "processes", "system", "git_commit", "command")},
+        "options": run["options"],
+        "versions": run["versions"],
+    }

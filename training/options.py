@@ -319,6 +319,7 @@ def _add_evaluation(parser: Parser) -> None:
         on_resume=SILENT,
         help="write each prediction as ID_mask.png, classes in their colours",
     )
+    add("--report", type=Path, metavar="DIR", on_resume=SILENT, help="write scores and pictures to DIR/report.html")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -341,6 +342,8 @@ def check(options: argparse.Namespace) -> None:
         raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
+    if options.report and not options.evaluation:
+        raise InputError("--report goes with --evaluation")
     if options.resume != "off" and (options.evaluation or options.overwrite):
         other = "--evaluation" if options.evaluation else "--overwrite"
         raise InputError(f"--resume {options.resume} goes with training, and not with {other}: leave one of them out")

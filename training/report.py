@@ -74,7 +74,7 @@ def evaluation_record(
     }
 
 
-def _per_cent(value: float | None) -> str:
+def per_cent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
@@ -83,13 +83,13 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     found = [record[name] for name in PREDICTIONS if name in record]
     yield ("class", "share", *(name for name in PREDICTIONS if name in record))
     for k, name in enumerate(record["classes"]):
-        yield (name, _per_cent(record["share"][k]), *(_per_cent(scores["iou"][k]) for scores in found))
+        yield (name, per_cent(record["share"][k]), *(per_cent(scores["iou"][k]) for scores in found))
     left_out = ", ".join(record["left_out"])
-    yield (f"mIoU (without {left_out})" if left_out else "mIoU", "", *(_per_cent(s["mIoU"]) for s in found))
+    yield (f"mIoU (without {left_out})" if left_out else "mIoU", "", *(per_cent(s["mIoU"]) for s in found))
     if left_out:
-        yield (f"mIoU with {left_out}", "", *(_per_cent(s["mIoU_all"]) for s in found))
+        yield (f"mIoU with {left_out}", "", *(per_cent(s["mIoU_all"]) for s in found))
     for measure in record["measures"]:
-        yield (measure.replace("_", " "), "", *(_per_cent(s[measure]) for s in found))
+        yield (measure.replace("_", " "), "", *(per_cent(s[measure]) for s in found))
 
 
 def evaluation_table(record: Mapping[str, Any]) -> str:
@@ -115,7 +115,7 @@ def evaluation_table(record: Mapping[str, Any]) -> str:
             rule,
             f"seconds per image  {record['seconds_per_image']:.3f}",
             f"peak memory        {record['peak_memory_mb']:.0f} MB",
-            *([f"not looked at      {_per_cent(record['not_looked_at'])} % of pixels"] if coarse_to_fine else []),
-            *([f"not computed       {_per_cent(record['not_computed'])} % of patches"] if coarse_to_fine else []),
+            *([f"not looked at      {per_cent(record['not_looked_at'])} % of pixels"] if coarse_to_fine else []),
+            *([f"not computed       {per_cent(record['not_computed'])} % of patches"] if coarse_to_fine else []),
         ]
     )
