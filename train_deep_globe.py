@@ -144,6 +144,7 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
         settings=settings,
         train_data=train_data,
         val_data=val_data,
+        validation=described.validation,
         ranks=ranks,
     )
     TrainingRun(plan).run()

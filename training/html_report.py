@@ -122,9 +122,9 @@ def _class_table(report: Report) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in ("class", "share", *names))
     return (
         "<h2>Classes</h2>\n"
+        '<p class="soft">Share of the labelled pixels, and intersection over union (IoU), in per cent. '
+        "A class that is neither labelled nor predicted (-) counts 0 in the mIoU.</p>\n"
         '<div class="scroll"><table class="scores">\n'
-        "<caption>Share of the labelled pixels, and intersection over union (IoU), in per cent. "
-        "A class that is neither labelled nor predicted (-) counts 0 in the mIoU.</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody></table></div>"
     )
 
@@ -141,7 +141,7 @@ def _matrix(report: Report, counts: np.ndarray) -> str:
     """Return the confusion matrix of the headline, shaded by the share of the true class."""
     names, counts = joined_classes(report.classes.names, counts)
     totals = counts.sum(1)
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
     rows = []
     for k, name in enumerate(names):
         cells = []
@@ -151,12 +151,15 @@ def _matrix(report: Report, counts: np.ndarray) -> str:
             shade = f' style="background:rgba({color},{0.5 * share:.3f})"' if share else ""
             shown = f"{100 * share:.2f} %" if totals[k] else "-"
             cells.append(f"<td{shade}>{shown}<small>{int(counts[k, other]):,}</small></td>")
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}<td>{int(totals[k]):,}</td></tr>\n')
+        row = f'<tr><th scope="row"><span>{escape(name)}</span></th>{"".join(cells)}'
+        rows.append(f"{row}<td>{int(totals[k]):,}</td></tr>\n")
     return (
         "<h2>Confusion matrix</h2>\n"
-        f'<div class="scroll"><table class="matrix">\n<caption>Prediction {report.stage.headline}: rows are the true '
-        "classes, columns the predicted ones. Per cent of the row, and pixels.</caption>\n"
-        f'<thead><tr><th scope="col">true \\ predicted</th>{head}<th scope="col">pixels</th></tr></thead>\n'
+        f'<p class="soft">Prediction {report.stage.headline}: rows are the true classes, columns the predicted ones. '
+        "Per cent of the row, and pixels.</p>\n"
+        '<div class="scroll"><table class="matrix">\n'
+        f'<thead><tr><th scope="col"><span>true \\ predicted</span></th>{head}<th scope="col">pixels</th></tr>'
+        "</thead>\n"
         f"<tbody>\n{''.join(rows)}</tbody></table></div>"
     )
 
@@ -194,10 +197,10 @@ def _images(report: Report, labelled: bool) -> str:
     else:
         parts.append(f"<h2>Images, the best first</h2>\n<p>{order}</p>")
     parts.append(_legend(report.classes, labelled))
-    parts += [_image(one) for one in best]
+    parts += [_image(one, report.stage.headline) for one in best]
     if worst:
         parts.append(f"<h2>The worst {len(worst)} of {total} images</h2>\n<p>The worst first.</p>")
-        parts += [_image(one) for one in worst]
+        parts += [_image(one, report.stage.headline) for one in worst]
     if labelled:
         parts.append(_ranking(images))
     return "\n".join(parts)
@@ -215,8 +218,8 @@ def _legend(classes: Classes, labelled: bool) -> str:
     )
 
 
-def _image(image: ReportImage) -> str:
-    """Return one image: its id, size and scores, and its pictures."""
+def _image(image: ReportImage, headline: str) -> str:
+    """Return one image: its id, score and size, and its pictures."""
     figures = []
     for kind, data in image.pictures.items():
         score = image.scores.get(kind)
@@ -226,12 +229,11 @@ def _image(image: ReportImage) -> str:
             f'<figure><button type="button" data-kind="{kind}"><img src="{source}" alt="{kind} of {escape(image.id)}">'
             f"</button><figcaption>{caption}</figcaption></figure>"
         )
-    known = {name: score for name, score in image.scores.items() if score is not None}
-    scores = ", ".join(f"{name} {per_cent(score)} %" for name, score in known.items())
-    height, width = image.size
+    score, (height, width) = image.scores[headline], image.size
+    shown = "" if score is None else f"{headline} {per_cent(score)} %; "
     return (
-        f'<section class="image"><h3><b>{escape(image.id)}</b> {f"mIoU {scores}; " if scores else ""}'
-        f'{width} x {height} pixels</h3>\n<div class="pictures">{"".join(figures)}</div></section>'
+        f'<section class="image"><h3><b>{escape(image.id)}</b> {shown}{width} x {height} pixels</h3>\n'
+        f'<div class="pictures">{"".join(figures)}</div></section>'
     )
 
 

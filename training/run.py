@@ -11,6 +11,7 @@ import torch
 
 import helper
 from dataset.base import SegmentationDataset
+from dataset.layout import TRAIN
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from engine.predictor import Predictor
 from helper import EpochState
@@ -19,6 +20,7 @@ from models.glnet import GLNet
 from models.header import Header
 from training import records, state
 from training.log import RunLog
+from training.model_card import keep_previous_card, model_card, read_epochs, write_card
 from training.records import Pictures, picture_collector, record_epoch
 from training.signals import StopSignals
 from training.state import RunFiles, RunState, Snapshot, TrainerState, resume_source
@@ -40,7 +42,7 @@ def poly(step: int, total: int, power: float = 0.9) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What a run trains, on which images, by which processes."""
+    """What a run trains, on which images, by which processes; `validation` is the split of `val_data`."""
 
     options: argparse.Namespace
     stage: Stage
@@ -49,6 +51,7 @@ class TrainingPlan:
     settings: Settings
     train_data: SegmentationDataset
     val_data: SegmentationDataset
+    validation: str
     ranks: Ranks
 
     def record(self) -> dict[str, Any]:
@@ -114,6 +117,7 @@ class TrainingRun:
                 if self.log is not None:
                     self.log.close()
         if ranks.main:
+            self._write_card()
             self.files.resume.unlink(missing_ok=True)
             self._log_end()
 
@@ -184,14 +188,14 @@ class TrainingRun:
         self.log = RunLog(
             options.log_path, options.task_name, plan.header.classes, snapshot.logs if snapshot and own else None
         )
-        run = self.state.run
-        record = records.run_record(plan.record(), plan.settings.device, plan.ranks.world, run.started, run.resumed)
+        record = self._run_record()
         self.log.start(record, records.as_markdown(record))
         for path in vars(self.files).values():
             remove_leftovers(path)
         if not own:
             for path in (self.files.last, self.files.best):
                 checkpoint.keep_previous(path)
+            keep_previous_card(self.files.card)
             self.files.resume.unlink(missing_ok=True)
         more = f" and {plan.ranks.world - 1} more" if plan.ranks.world > 1 else ""
         logging.info(
@@ -199,6 +203,11 @@ class TrainingRun:
             f"validation images, {options.num_epochs} epochs on {plan.settings.device}{more}, "
             f"training {' and '.join(plan.stage.trains)}"
         )
+
+    def _run_record(self) -> dict[str, Any]:
+        """Return everything that it takes to repeat the run."""
+        plan, run = self.plan, self.state.run
+        return records.run_record(plan.record(), plan.settings.device, plan.ranks.world, run.started, run.resumed)
 
     def _stalled(self) -> bool:
         """Return whether early stopping ends the run."""
@@ -349,6 +358,24 @@ class TrainingRun:
             number,
         )
 
+    def _write_card(self) -> None:
+        """Write the model card beside the checkpoints; its scores come from the log."""
+        plan, run = self.plan, self.state.run
+        assert self.log is not None
+        text = model_card(
+            files=self.files,
+            stage=plan.stage,
+            header=plan.header,
+            run=run,
+            record=self._run_record(),
+            data={
+                "training": (TRAIN, len(plan.train_data)),
+                "validation": (plan.validation, len(plan.val_data)),
+            },
+            epochs=read_epochs(self.log.lines, run.started),
+        )
+        write_card(self.files.card, text)
+
     def _log_end(self) -> None:
         """Log how the run went and where its files are."""
         run, log = self.state.run, self.log
@@ -357,6 +384,7 @@ class TrainingRun:
         if log is not None:
             logging.info(
                 f"Best validation mIoU {100 * run.best_score:.2f} in epoch {run.best_epoch}: "
-                f"{self.files.best}\nLast: {self.files.last}\nLog: {log.text}\nLines of JSON: {log.lines}\n"
+                f"{self.files.best}\nLast: {self.files.last}\nModel card: {self.files.card}\nLog: {log.text}\n"
+                f"Lines of JSON: {log.lines}\n"
                 f"Options and versions: {log.folder / 'run.json'}\nTensorBoard: tensorboard --logdir {log.folder}"
             )

@@ -28,16 +28,17 @@ EPOCH_OPTIONS = ("batch_size", "seed", "training_images")
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of a run in `--model_path`; `resume` exists as long as the run is unfinished."""
+    """The files of a run in `--model_path`; `resume` exists while the run is unfinished, `card` when it is finished."""
 
     last: Path
     best: Path
     resume: Path
+    card: Path
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "RunFiles":
         """Return the paths that follow from `--model_path` and `--task_name`."""
-        names = (options.task_name + ending for ending in (".pth", ".best.pth", ".resume.pth"))
+        names = (options.task_name + ending for ending in (".pth", ".best.pth", ".resume.pth", ".md"))
         return cls(*(options.model_path / name for name in names))
 
 
