@@ -140,7 +140,7 @@ def test_last_is_the_last_epoch_best_the_best_and_a_new_run_renames_both(tmp_pat
         """Which epoch each file in the model folder is of."""
         common = ["--task_name=a", "--backbone_weights=none", f"--backbone={BACKBONE}", "--num_workers=0"]
         assert train_deep_globe.main([*folders, *common, f"--num_epochs={epochs}"]) == 0
-        files = {path.name: checkpoint.read(path).tensors for path in (tmp_path / "model").iterdir()}
+        files = {path.name: checkpoint.read(path).tensors for path in (tmp_path / "model").glob("*.pth")}
         return {name: float(tensors["global_.head.bias"][0]) for name, tensors in files.items()}
 
     assert run(3) == {"a.pth": 3, "a.best.pth": 2}

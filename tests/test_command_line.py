@@ -48,6 +48,7 @@ REFUSED = {  # arguments, and what the line must say
         r"l2g\.pth .*stage 3 .*--path_l2g",
     ),
     "predictions without evaluation": ([*MODES[1], "--save_predictions=pictures"], "--save_predictions .*--evaluation"),
+    "report without evaluation": ([*MODES[1], "--report=report"], "--report .*--evaluation"),
     "task named as the file it starts from": ([*MODES[2], "--task_name=g"], r"--task_name g .*g\.pth"),
     "task named as the context": ([*MODES[3], "--task_name=g"], r"--task_name g .*g\.pth"),
     "task that is no file name": ([*MODES[1], "--task_name=a/b"], "--task_name 'a/b'"),
@@ -120,6 +121,7 @@ FLAGS = [
     *("num_epochs", "lr", "backbone", "backbone_weights", "normalize", "split", "num_workers"),
     *("device", "seed", "min_overlap", "save_predictions", "dataset", "split_lists", "split_seed"),
     *("loss", "gamma", "class_weights", "init_from", "coarse_to_fine,", "box_margin", "box_recall"),
+    "report",
 ]
 
 
@@ -179,6 +181,7 @@ def test_help_explains_every_option_with_its_default(capsys) -> None:
     explained = {entry.split()[0]: entry for entry in entries}
     assert set(FLAGS) <= set(explained)
     without_default = {"evaluation", "path_g", "path_g2l", "path_l2g", "save_predictions", "split_lists", "init_from"}
+    without_default |= {"report"}
     for name in set(FLAGS) - without_default:
         assert "(default: " in explained[name], name
     for name, default in {"size_g": "508", "size_p": "508", "n_class": "7", "lamb_fmreg": "0.15", "mode": "1"}.items():

@@ -113,6 +113,7 @@ def test_the_end_tells_the_best_epoch_and_where_everything_is(reference) -> None
     assert f"in epoch {best['epoch']}: {folders.models / 'one.best.pth'}" in told
     for path in (
         folders.models / "one.pth",
+        folders.models / "one.md",
         folders.logs / "one.log",
         folders.logs / "one",
         folders.logs / "one.jsonl",

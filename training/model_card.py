@@ -95,8 +95,8 @@ def _facts(
     network += [f"min_overlap {header.min_overlap}", f"normalize {header.normalize}"]
     if header.coarse_to_fine:
         network.append(f"coarse to fine, box_margin {header.box_margin:g}")
-    names = ("num_epochs", "lr", "batch_size", "sub_batch_size", "loss", "gamma", "class_weights", "lamb_fmreg")
-    names += ("precision", "seed", "sync_bn")
+    names = ["num_epochs", "lr", "batch_size", "sub_batch_size", "loss", "gamma", "class_weights", "lamb_fmreg"]
+    names += ["precision", "seed", "sync_bn"]
     settings = ", ".join(f"{name} {options[name]}" for name in names if options.get(name) not in (None, False))
     return [
         ("last epoch", f"`{files.last.name}`"),
