@@ -111,7 +111,7 @@ def _class_table(report: Report) -> str:
     rows = []
     for k, name in enumerate(report.classes.names):
         cells = [per_cent(record["share"][k]), *(per_cent(scores["iou"][k]) for scores in found)]
-        rows.append(_row(_swatch(report.classes.palette[k]) + escape(name), cells, report.stage))
+        rows.append(_row(_swatch(report.classes.palette[k]) + f"<span>{escape(name)}</span>", cells, report.stage))
     left_out = ", ".join(record["left_out"])
     means = [(f"mIoU (without {left_out})" if left_out else "mIoU", "mIoU")]
     means += [(f"mIoU with {left_out}", "mIoU_all")] if left_out else []
@@ -134,7 +134,7 @@ def _row(name: str, cells: Sequence[str], stage: Stage, kind: str = "") -> str:
     main = 1 + stage.predictions.index(stage.headline)
     starts = ('<td class="headline">' if k == main else "<td>" for k in range(len(cells)))
     columns = "".join(f"{start}{cell}</td>" for start, cell in zip(starts, cells, strict=True))
-    return f'<tr class="{kind}"><th scope="row">{name}</th>{columns}</tr>\n'
+    return f'<tr class="{kind}"><th scope="row"><span class="name">{name}</span></th>{columns}</tr>\n'
 
 
 def _matrix(report: Report, counts: np.ndarray) -> str:
