@@ -65,8 +65,6 @@ def run(options: argparse.Namespace) -> list[str]:
         overlay=options.overlay,
         probabilities=options.probabilities,
         colors=options.colors,
-        bands=options.bands,
-        stretch=options.stretch,
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)
@@ -83,6 +81,7 @@ def run(options: argparse.Namespace) -> list[str]:
     )
     prediction = PredictionRun(segmenter, results, ranks)
     about = {"checkpoint": str(options.checkpoint), "mode": segmenter.header.stage, "tta": options.tta}
+    about |= {"bands": segmenter.header.bands, "stretch": segmenter.header.stretch}
     prediction.run(images, {**about, "coarse_to_fine": segmenter.predictor.selects_patches})
     distributed.stop()
     return prediction.failures

@@ -8,6 +8,7 @@ import sys
 import torch
 
 from dataset.check import Problem, check
+from dataset.image_file import View
 from dataset.layout import TRAIN, SplitChoice
 from dataset.registry import Description, describe
 from engine.predictor import Predictor
@@ -23,6 +24,7 @@ from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError
 from utils.memory import keep_freed_memory
 from utils.precision import set_switches
+from utils.settings import RECORDED
 from utils.stages import STAGES
 from utils.turns import TURNS
 
@@ -96,6 +98,7 @@ def check_data(options: argparse.Namespace, described: Description) -> None:
             opened[split] = described.open(split, 4, described.classes_for(options.n_class), seed=options.seed)
             if options.max_pixels:
                 opened[split].max_pixels = options.max_pixels
+            opened[split].view = View.parse(options.bands, options.stretch or RECORDED["stretch"])
         except InputError as error:
             # a data set may lack the splits that training does not need
             if split in (TRAIN, described.validation) or error.kind != "empty split":

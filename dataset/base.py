@@ -14,20 +14,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.reading import MAX_PIXELS, read_image, read_label
-from utils.classes import Classes
+from dataset.failures import too_large
+from dataset.image_file import View, open_image
+from dataset.label_file import fit_of, open_label
+from dataset.pictures import shrink
+from dataset.planes import MAX_PIXELS
+from dataset.probe import probe
+from utils.classes import IGNORED, Classes
 from utils.resize import shrink_label
-
-_TURNS = (
-    (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270),
-    (
-        Image.Transpose.FLIP_LEFT_RIGHT,
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.FLIP_TOP_BOTTOM,
-        Image.Transpose.TRANSVERSE,
-    ),
-)
-"""[mirrored][quarter turns]: the one transposition that mirrors left-right, then rotates counterclockwise."""
+from utils.sources import MemorySource
+from utils.tiling import Box
+from utils.turns import Turn
 
 _STRIP = 64
 """Rows."""
@@ -80,7 +77,8 @@ class SegmentationDataset(Dataset[Sample]):
 
     `classes` tells colours and ids of the labels; `size_g`, divisible by 4, is the side of what the global branch
     sees. With `augment` samples are mirrored and rotated, whole, so a rectangle's sides may change places. Images of
-    more than `max_pixels`, an attribute, are refused.
+    more than `max_pixels`, an attribute, are refused, and `view`, another, says which bands are shown and how values
+    of more than 8 bits become 0..255.
     """
 
     def __init__(
@@ -92,24 +90,52 @@ class SegmentationDataset(Dataset[Sample]):
         self.augment = augment
         self.seed = seed
         self.max_pixels = MAX_PIXELS
+        self.view = View()
 
     def __len__(self) -> int:
         return len(self.items)
 
     def fingerprint(self) -> str:
         """Return a checksum of the image ids, in order, and their number."""
-        return f"{len(self)} images, checksum {zlib.crc32(chr(10).join(item.id for item in self.items).encode()):08x}"
+        ids = chr(10).join(item.id for item in self.items).encode("utf-8", "surrogateescape")
+        return f"{len(self)} images, checksum {zlib.crc32(ids):08x}"
 
-    def read(self, index: int) -> tuple[Image.Image, np.ndarray | None]:
-        """The RGB image of `index` and its label, (H, W) uint8 ids, None where there is none, as they are on disk.
+    def read(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Read an image and its label, as displayed.
 
-        Raises InputError, naming the file, as `read_image` and `read_label` do.
+        Args:
+            index: which of the items.
+
+        Returns:
+            (3, H, W) uint8 RGB; and (H, W) uint8 ids, 255 where the image has no data, too; None without a label.
+
+        Raises:
+            InputError: a file cannot be used, as `open_image` and `open_label` say, naming it.
         """
         item = self.items[index]
-        image = read_image(item.image, self.max_pixels)
+        info = probe(item.image)
+        if info.pixels > self.max_pixels:
+            raise too_large(item.image, info.pixels, self.max_pixels)
+        whole = Box(0, 0, *info.size)
+        with open_image(info, self.view, self.max_pixels) as image:
+            pixels, valid = image.read(whole).contiguous(), image.valid(whole)
         if item.label is None:
-            return image, None
-        return image, read_label(item.label, self.classes, (image.height, image.width), self.max_pixels)
+            return pixels, None
+        with open_label(item.label, self.classes, info, self.max_pixels) as label:
+            ids = label.read(whole)
+        return pixels, ids if valid is None else ids.masked_fill(~valid, IGNORED)
+
+    def notes(self, index: int) -> list[str]:
+        """Return what is done to an image before it is used, beyond decoding: a turn for display, a stretch."""
+        item = self.items[index]
+        info = probe(item.image)
+        found = []
+        if info.orientation > 1:
+            fits = "" if item.label is None else f", labels taken {fit_of(probe(item.label), info)}"
+            found.append(f"Turned for display{fits}")
+        if info.needs_stretch:
+            found.append(f"Stretched from {info.dtype} ({self.view.stretch})")
+        return found
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """The sample of `key`: an index, or (epoch, index); without an epoch it is 0.
@@ -121,18 +147,16 @@ class SegmentationDataset(Dataset[Sample]):
         item = self.items[index]
         image, ids = self.read(index)
         if self.augment:
-            mirrored, quarters = draw_turn(np.random.default_rng([self.seed, epoch, zlib.crc32(item.id.encode())]))
-            if (turn := _TURNS[mirrored][quarters]) is not None:
-                image = image.transpose(turn)
-            if ids is not None:
-                ids = np.rot90(ids[:, ::-1] if mirrored else ids, quarters)
-        # copied where it was turned, and where Pillow still owns the memory: tensors must be writable
-        label = None if ids is None else torch.from_numpy(np.require(ids, requirements=("C", "W")))
+            # ids come from file names, which are bytes
+            own = zlib.crc32(item.id.encode("utf-8", "surrogateescape"))
+            turn = Turn(*draw_turn(np.random.default_rng([self.seed, epoch, own])))
+            image = turn.apply(image).contiguous()
+            ids = None if ids is None else turn.apply(ids).contiguous()
         quarter = self.size_g // 4
         return Sample(
             id=item.id,
-            image=image_tensor(image),
-            label=label,
-            global_image=image_tensor(shrink_image(image, self.size_g)),
-            global_label=None if label is None else shrink_label(label, (quarter, quarter)),
+            image=image,
+            label=ids,
+            global_image=shrink(MemorySource(image), (self.size_g, self.size_g)),
+            global_label=None if ids is None else shrink_label(ids, (quarter, quarter)),
         )

@@ -1,4 +1,4 @@
-"""Pixel values of more than 8 bits as 0..255."""
+"""How stored values become 8-bit RGB: which bands are shown, and which values become 0 and 255."""
 
 from dataclasses import dataclass
 
@@ -31,6 +31,11 @@ class Stretch:
             raise InputError(f"--stretch {text}: give two rising percentiles (2%,98%) or two rising values (0,10000)")
         return cls(low, high, per_cent)
 
+    def __str__(self) -> str:
+        """Return what `parse` takes."""
+        sign = "%" if self.per_cent else ""
+        return f"{self.low:.17g}{sign},{self.high:.17g}{sign}"
+
     def limits(self, planes: np.ndarray, valid: np.ndarray | None = None) -> Limits:
         """Of each of `planes` (C, H, W), from the pixels that are finite and, where given, `valid` (H, W)."""
         if not self.per_cent:
@@ -51,3 +56,12 @@ class Stretch:
             scaled = (plane.astype(np.float32) - low) * np.float32(255 / (high - low))
             target[...] = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round()
         return found
+
+
+def parse_bands(text: str) -> tuple[int, int, int]:
+    """Parse `3,2,1` as (3, 2, 1), one number as three times the same; InputError for anything else."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
+        raise InputError(f"--bands {text}: give three band numbers from 1, as in 3,2,1, or a single one")
+    red, *others = map(int, parts)
+    return (red, *others) if others else (red, red, red)

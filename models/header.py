@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dataset.stretch import Stretch, parse_bands
 from models.backbone import BACKBONES
 from utils.classes import Classes
 from utils.metrics import MEASURES
@@ -28,6 +29,8 @@ class Header:
     normalize: str
     coarse_to_fine: bool = False
     box_margin: float = BOX_MARGIN
+    bands: str | None = None
+    stretch: str = "2%,98%"
 
     def settings(self, box_recall: float = BOX_RECALL, **more: Any) -> Settings:
         """Return the settings of this network.
@@ -62,6 +65,9 @@ class Header:
                 raise ValueError(f"{name} {getattr(header, name)}")
         if not isinstance(header.coarse_to_fine, bool) or not 0 <= header.box_margin <= MOST_MARGIN:
             raise ValueError(f"coarse_to_fine {header.coarse_to_fine}, box_margin {header.box_margin}")
+        if header.bands is not None:
+            parse_bands(header.bands)
+        Stretch.parse(header.stretch)
         _check_classes(header.classes)
         return header
 

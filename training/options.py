@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dataset.options import bands, stretch
 from dataset.registry import NAMES
 from models.backbone import BACKBONES
 from utils.arguments import (
@@ -11,6 +12,7 @@ from utils.arguments import (
     Parser,
     add_coarse_to_fine,
     add_geometry,
+    add_view,
     number,
     recorded_default,
     whole,
@@ -124,6 +126,7 @@ def _add_data(parser: Parser) -> None:
         help="inria, isic: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
     )
     add("--split_seed", type=int, help="isic: seed of the split by hash (default: 0)")
+    add_view(add, bands, stretch)
 
 
 def _add_files(parser: Parser) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from dataset.base import SegmentationDataset
+from dataset.image_file import View
 from dataset.layout import shortened
-from dataset.reading import MAX_PIXELS
+from dataset.planes import MAX_PIXELS
 from dataset.registry import Description
 from models import checkpoint
 from models.backbone import backbone_weights
@@ -148,6 +149,7 @@ def open_data(
     """Open the images of `split`."""
     data = described.open(split, header.size_g, header.classes, augment=augment, seed=options.seed)
     data.max_pixels = options.max_pixels or MAX_PIXELS
+    data.view = View.parse(header.bands, header.stretch)
     return data
 
 

@@ -100,6 +100,23 @@ def add_geometry(add: AddOption, size_p_of_data_set: str = "") -> None:
     add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
 
 
+def add_view(add: AddOption, bands: Callable[[str], str], stretch: Callable[[str], str]) -> None:
+    """Add the options that say how files become 8-bit RGB; `bands` and `stretch` parse and spell their values."""
+    add(
+        "--bands",
+        type=bands,
+        metavar="R,G,B",
+        help="which bands, from 1, are red, green and blue (default: the checkpoint's, else 1,2,3, or the\nonly one)",
+    )
+    add(
+        "--stretch",
+        type=stretch,
+        metavar="LOW,HIGH",
+        help="what becomes black and white in pixels of more than 8 bits: percentiles of each\n"
+        "band, or values, as in 0,10000 (default: the checkpoint's, else 2%%,98%%)",
+    )
+
+
 def add_coarse_to_fine(add: AddOption) -> None:
     """Add the options of coarse to fine that training, evaluation and prediction share."""
     add(

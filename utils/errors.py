@@ -13,7 +13,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str, kind: str = "") -> None:
-        super().__init__(message)
+        # names of files are bytes; those that are no text are spelt so that any stream takes them
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.kind = kind
 
 

@@ -27,6 +27,8 @@ RECORDED: dict[str, Any] = {
     "normalize": "none",
     "coarse_to_fine": False,
     "box_margin": BOX_MARGIN,
+    "bands": None,
+    "stretch": "2%,98%",
 }
 """Options that a checkpoint's header records, each under its own name. An option that is not given takes the recorded
 value, else the data set's, else this one."""

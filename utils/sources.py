@@ -25,10 +25,14 @@ class Source(Protocol):
         """
         ...
 
+    def valid(self, box: Box) -> Tensor | None:
+        """Return (height, width) bool, which pixels of `box` have data; None where every pixel of the image has."""
+        ...
+
 
 @dataclass(frozen=True)
 class MemorySource:
-    """An image in memory, (3, H, W) uint8; what is read are views of it."""
+    """An image in memory, (3, H, W) uint8, all of whose pixels count; what is read are views of it."""
 
     image: Tensor
 
@@ -38,6 +42,9 @@ class MemorySource:
 
     def read(self, box: Box) -> Tensor:
         return box.of(self.image)
+
+    def valid(self, box: Box) -> Tensor | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,13 @@ class CropSource:
         return self.box.height, self.box.width
 
     def read(self, box: Box) -> Tensor:
-        return self.source.read(box._replace(top=box.top + self.box.top, left=box.left + self.box.left))
+        return self.source.read(self._origin(box))
+
+    def valid(self, box: Box) -> Tensor | None:
+        return self.source.valid(self._origin(box))
+
+    def _origin(self, box: Box) -> Box:
+        return box._replace(top=box.top + self.box.top, left=box.left + self.box.left)
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,10 @@ class TurnedSource:
 
     def read(self, box: Box) -> Tensor:
         return self.turn.apply(self.source.read(self.turn.origin(box, self.source.size)))
+
+    def valid(self, box: Box) -> Tensor | None:
+        found = self.source.valid(self.turn.origin(box, self.source.size))
+        return None if found is None else self.turn.apply(found)
 
 
 MEMORY_PIXELS = 64_000_000
