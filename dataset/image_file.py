@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dataset.planes import MAX_PIXELS, Planes, open_planes, to_tensor
 from dataset.probe import RASTERIO, FileInfo, probe
-from dataset.stretch import Limits, Stretch, parse_bands
 from utils.errors import InputError
+from utils.stretch import Limits, Stretch, parse_bands
 from utils.tiling import Box, Size
 
 SAMPLE_SIDE = 1024

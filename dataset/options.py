@@ -2,8 +2,8 @@
 
 import argparse
 
-from dataset.stretch import Stretch, parse_bands
 from utils.errors import InputError
+from utils.stretch import Stretch, parse_bands
 
 
 def bands(text: str) -> str:

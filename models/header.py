@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dataset.stretch import Stretch, parse_bands
 from models.backbone import BACKBONES
 from utils.classes import Classes
 from utils.metrics import MEASURES
 from utils.regions import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine
 from utils.settings import LONGEST_SIDE, MOST_CLASSES, STATISTICS, Settings
 from utils.stages import STAGES
+from utils.stretch import Stretch, parse_bands
 
 
 @dataclass(frozen=True)

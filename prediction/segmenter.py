@@ -10,7 +10,6 @@ from PIL import Image
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.image_file import View, open_image
 from dataset.pictures import picture
-from dataset.stretch import Stretch
 from engine.predictor import Predictor
 from models import checkpoint
 from models.header import Header
@@ -22,6 +21,7 @@ from utils.errors import InputError
 from utils.settings import RECORDED, check_sizes
 from utils.sources import Source
 from utils.stages import STAGES
+from utils.stretch import Stretch
 from utils.tiling import Box
 from utils.turns import TURNS
 

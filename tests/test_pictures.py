@@ -10,9 +10,9 @@ from dataset.base import image_tensor, shrink_image
 from dataset.image_file import View, open_image
 from dataset.pictures import picture, shrink
 from dataset.probe import probe
-from dataset.stretch import Stretch
 from utils.errors import InputError
 from utils.sources import CropSource, MemorySource, load_in_memory
+from utils.stretch import Stretch
 from utils.tiling import Box
 
 SIZE = (37, 53)

@@ -12,8 +12,8 @@ from dataset.georeference import Georeference, read_georeference
 from dataset.image_file import ImageFile, View, open_image
 from dataset.probe import RASTERIO, probe
 from dataset.raster_writer import BLOCK, RasterWriter
-from dataset.stretch import Stretch
 from utils.errors import InputError
+from utils.stretch import Stretch
 from utils.tiling import Box
 
 rasterio = pytest.importorskip("rasterio")

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from dataset.base import Item, SegmentationDataset
 from dataset.image_file import SAMPLE_SIDE, View, open_image, spaced
 from dataset.probe import probe
-from dataset.stretch import Stretch
 from utils.classes import Classes
+from utils.stretch import Stretch
 from utils.tiling import Box
 
 pytest.importorskip("rasterio")
