@@ -1,4 +1,4 @@
-"""What the command lines of training and prediction share: the parser, types with bounds, and common options."""
+"""The common part of the command lines of training and prediction: parser, types with bounds, and options."""
 
 import argparse
 import math
@@ -10,15 +10,19 @@ from utils.regions import MOST_MARGIN
 from utils.settings import RECORDED
 
 AddOption = Callable[..., argparse.Action]
-"""Adds an option to a group: what `argparse` takes, and `on_resume`."""
+"""Adds an option to a group; takes the arguments of `add_argument`, and `on_resume`."""
 
 REFUSED, LOGGED, SILENT = "refused", "logged", "silent"
-"""What happens if a resumed training gets another value of an option: it makes another experiment and is refused, it is
-logged, or it is not even worth a line."""
+"""What happens if a resumed training gets another value of an option: the run is refused, as it would be another
+experiment; a line is logged; nothing."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that keeps line breaks in help texts and raises InputError instead of ending the process."""
+    """A parser that keeps line breaks in help texts and raises InputError instead of ending the process.
+
+    Attributes:
+        on_resume: by option, REFUSED, LOGGED or SILENT.
+    """
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(
@@ -38,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return add
 
     def error(self, message: str) -> NoReturn:
-        """Raise InputError with the message that argparse would print after the usage, as `--lr -1 must be ...`."""
+        """Raise InputError with argparse's message, such as `--lr -1 must be at least 0`."""
         raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
 
 
@@ -71,6 +75,7 @@ def number(low: float, high: float | None = None) -> Callable[[str], float]:
 
 
 def _bounded(value: float, text: str, low: float, high: float | None) -> float:
+    """Return `value`. Raises ArgumentTypeError, naming the option's `text`, if it is out of bounds."""
     if value < low or (high is not None and value > high):
         rule = f"must be at least {low:g}" if high is None else f"must be from {low:g} to {high:g}"
         raise argparse.ArgumentTypeError(f"{text} {rule}")
@@ -82,7 +87,7 @@ def recorded_default(name: str, of_data_set: str = "") -> str:
 
     Args:
         name: one of `RECORDED`.
-        of_data_set: which data sets have a default of their own, and which, in words.
+        of_data_set: the defaults of data sets that have their own, in words.
     """
     own = f"the data set's: {of_data_set}" if of_data_set else ""
     return f"(default: the checkpoint's, else {own}{RECORDED[name]})"

@@ -4,7 +4,7 @@ In a binary set, whose one class is background, the local branch computes patche
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -16,17 +16,17 @@ from utils.errors import InputError
 from utils.tiling import MIN_OVERLAP, Box, RegionGrids, Size, around
 
 BOX_MARGIN = 0.1
-"""By what part of its sides a box is enlarged, in each of the four directions."""
+"""The part of its sides by which a box is enlarged, in each of the four directions."""
 
 MOST_MARGIN = 10.0
-"""A box then has 21 times its sides: more is a slip."""
+"""The largest margin that is accepted: the sides of a box are then multiplied by 21."""
 
 BOX_RECALL = 0.9
-"""What part of the label's foreground the coarse boxes must hold for training to use them."""
+"""The part of the label's foreground that the coarse boxes must hold for training to use them."""
 
 OUTSIDE = 10.0
-"""The score of background in pixels that no patch covers; the other class has 0: a probability of 0.99995. Finite,
-so that means with scores of the same pixel from turned images, or other scenes, stay means."""
+"""The score of background in pixels that no patch covers. The other class has 0, which makes a probability of 0.99995.
+It is finite, so that means with scores of the same pixel from turned images, or from other scenes, stay finite."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,21 @@ class Coverage:
     computed: int = 0
 
     def __add__(self, other: "Coverage") -> "Coverage":
-        return Coverage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Coverage(
+            pixels=self.pixels + other.pixels,
+            covered=self.covered + other.covered,
+            patches=self.patches + other.patches,
+            computed=self.computed + other.computed,
+        )
 
     @property
     def pixels_not_covered(self) -> float:
-        """The share of pixels, 0..1."""
+        """The share of pixels that no patch covered, 0..1."""
         return 1 - self.covered / max(1, self.pixels)
 
     @property
     def patches_not_computed(self) -> float:
-        """The share of patches, 0..1."""
+        """The share of patches that were not computed, 0..1."""
         return 1 - self.computed / max(1, self.patches)
 
 
@@ -75,7 +80,16 @@ class CoarseToFine:
 
     @classmethod
     def of(cls, classes: Classes, margin: float = BOX_MARGIN, recall: float = BOX_RECALL) -> "CoarseToFine":
-        """Raises InputError where `classes` are not two, one of them foreground."""
+        """Return the selection for a binary set.
+
+        Args:
+            classes: of the set, two, one of them foreground.
+            margin: see the class.
+            recall: see the class.
+
+        Raises:
+            InputError: `classes` are not two, one of them foreground.
+        """
         if len(classes) != 2 or len(classes.foreground) != 1:
             found = ", ".join(classes.names[k] for k in classes.foreground) or "none"
             raise InputError(
@@ -86,11 +100,12 @@ class CoarseToFine:
 
     @property
     def background(self) -> int:
+        """The id of the class that is not selected."""
         return 1 - self.foreground
 
     @property
     def outside(self) -> tuple[float, ...]:
-        """The scores by class in pixels that no patch covers."""
+        """The scores, by class, of pixels that no patch covers."""
         return tuple(OUTSIDE if k == self.background else 0.0 for k in range(2))
 
     def predicted(self, logits: Tensor) -> Tensor:
@@ -98,11 +113,19 @@ class CoarseToFine:
         return logits[0, self.foreground] > logits[0, self.background]
 
     def labelled(self, label: Tensor, size: Size) -> Tensor:
-        """(h, w) bool: the cells of a map of `size` with any foreground pixel of `label` (H, W) uint8 ids."""
+        """Return which cells of a map hold any foreground pixel of a label.
+
+        Args:
+            label: (H, W) uint8 ids.
+            size: (h, w) of the map.
+
+        Returns:
+            (h, w) bool.
+        """
         return F.adaptive_max_pool2d((label == self.foreground)[None].float(), size)[0] > 0
 
     def covers(self, grids: RegionGrids, label: Tensor) -> bool:
-        """Whether `grids` hold enough of the foreground of `label` (H, W)."""
+        """Return whether `grids` cover at least the part `recall` of the foreground of `label`, (H, W) uint8 ids."""
         foreground = label == self.foreground
         inside = sum(int(region.of(foreground).sum()) for region in grids.regions)
         return inside >= self.recall * int(foreground.sum())
@@ -122,7 +145,7 @@ class CoarseToFine:
         spans = _objects(mask, size)
         if not spans:
             return RegionGrids(size, ())
-        least = tuple(min(patch, side) for side in size)
+        least = min(patch, size[0]), min(patch, size[1])
         apart = _joined([_enlarged(box, size, least, self.margin) for box in spans])
         whole = _enlarged(around(spans), size, least, self.margin)
         choices = (RegionGrids.cover(size, boxes, patch, min_overlap) for boxes in ([whole], apart))
@@ -130,23 +153,27 @@ class CoarseToFine:
 
 
 def _objects(mask: Tensor, size: Size) -> list[Box]:
-    """The connected parts of `mask`, diagonals included: the pixels that their cells touch, as boxes."""
+    """Return a box for each connected part of `mask` (h, w), diagonals included: the pixels that its cells touch."""
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.cpu().numpy().astype(np.uint8), connectivity=8)
     boxes = []
     for left, top, width, height, _ in stats[1:].tolist():
-        first, end = _pixels(top, height, mask.shape[0], size[0]), _pixels(left, width, mask.shape[1], size[1])
-        boxes.append(Box(first[0], end[0], first[1], end[1]))
+        first_row, rows = _pixels(top, height, mask.shape[0], size[0])
+        first_column, columns = _pixels(left, width, mask.shape[1], size[1])
+        boxes.append(Box(first_row, first_column, rows, columns))
     return boxes
 
 
 def _pixels(first: int, count: int, cells: int, side: int) -> tuple[int, int]:
-    """First pixel and length of what `count` cells from `first` on touch, of `cells` that share `side` pixels."""
+    """Return the first pixel that `count` cells from `first` on touch, and the number of pixels that they touch.
+
+    There are `cells` cells along an axis of `side` pixels.
+    """
     start = first * side // cells
     return start, -(-(first + count) * side // cells) - start
 
 
 def _enlarged(box: Box, size: Size, least: Size, margin: float) -> Box:
-    """`box` with a margin all around, at least as large as `least`, within an image of `size`."""
+    """Return `box` with a margin all around, at least as large as `least`, within an image of `size`."""
     spans = []
     for first, length, side, shortest in zip(box[:2], box[2:], size, least, strict=True):
         start, end = max(0, first - round(margin * length)), min(side, first + length + round(margin * length))
@@ -158,11 +185,15 @@ def _enlarged(box: Box, size: Size, least: Size, margin: float) -> Box:
 
 
 def _overlap(a: Box, b: Box) -> bool:
+    """Return whether two boxes share a pixel."""
     return all(a[k] < b[k] + b[k + 2] and b[k] < a[k] + a[k + 2] for k in (0, 1))
 
 
 def _joined(boxes: Sequence[Box]) -> list[Box]:
-    """`boxes`, and those around joined ones, joined as long as any overlap. The order of `boxes` does not matter."""
+    """Return boxes that do not overlap, sorted: overlapping ones are replaced by the box around them, again and again.
+
+    The order of `boxes` does not matter.
+    """
     apart: list[Box] = []
     for box in boxes:
         while others := [other for other in apart if _overlap(box, other)]:

@@ -1,6 +1,6 @@
-"""Where pixels come from: images in memory, files that are read in windows, and views of either.
+"""Sources of pixels: images in memory, and views of other sources; files that are read in windows are sources, too.
 
-A source has a `size` and can `read` any box of itself, so that an image need not be in memory as a whole.
+A source has a `size` and a method `read` for any box, so that an image need not be in memory as a whole.
 """
 
 from dataclasses import dataclass
@@ -8,20 +8,22 @@ from typing import Protocol
 
 from torch import Tensor
 
-from utils.tiling import Box, Size
+from utils.tiling import Box, Size, map_size
 from utils.turns import Turn
 
 
 class Source(Protocol):
-    """An image of `size` (height, width)."""
+    """An image whose parts can be read."""
 
     @property
-    def size(self) -> Size: ...
+    def size(self) -> Size:
+        """The image's (height, width), in pixels."""
+        ...
 
     def read(self, box: Box) -> Tensor:
-        """(3, height, width) uint8 RGB, 0..255, of `box`, which lies within the image.
+        """Return the pixels of `box`, which lies within the image: (3, height, width) uint8 RGB, 0..255.
 
-        Raises InputError, naming the file, where there is one and it cannot be read.
+        Raises InputError, naming the file, if the pixels come from a file that cannot be read.
         """
         ...
 
@@ -32,13 +34,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class MemorySource:
-    """An image in memory, (3, H, W) uint8, all of whose pixels count; what is read are views of it."""
+    """An image in memory, (3, H, W) uint8 RGB, without pixels that lack data; `read` returns views of it."""
 
     image: Tensor
 
     @property
     def size(self) -> Size:
-        return tuple(self.image.shape[-2:])
+        return map_size(self.image)
 
     def read(self, box: Box) -> Tensor:
         return box.of(self.image)
@@ -49,7 +51,7 @@ class MemorySource:
 
 @dataclass(frozen=True)
 class CropSource:
-    """What `box` covers of another source."""
+    """The part of another source that `box` covers."""
 
     source: Source
     box: Box
@@ -70,7 +72,7 @@ class CropSource:
 
 @dataclass(frozen=True)
 class TurnedSource:
-    """Another source, turned."""
+    """Another source, mirrored or rotated."""
 
     source: Source
     turn: Turn
@@ -88,10 +90,10 @@ class TurnedSource:
 
 
 MEMORY_PIXELS = 64_000_000
-"""Images, and scenes of images, of up to so many pixels (192 MB) are read once and held; larger ones in windows."""
+"""Images, and scenes of images, of at most so many pixels (192 MB) are read once and held; larger ones in windows."""
 
 
 def load_in_memory(source: Source, most: int = MEMORY_PIXELS) -> Source:
-    """Return `source` read into memory if it has at most `most` pixels; else itself."""
+    """Return `source` read into memory if it has at most `most` pixels, else `source` itself."""
     height, width = source.size
     return MemorySource(source.read(Box(0, 0, height, width))) if height * width <= most else source
