@@ -1,4 +1,4 @@
-"""What a checkpoint of this project records about its network."""
+"""The header of a checkpoint: the record of its network."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,9 +15,13 @@ from utils.stretch import Stretch, parse_bands
 
 @dataclass(frozen=True)
 class Header:
-    """What it takes to evaluate the network of a file. Entries with a default are missing in older files.
+    """The record of a network that its evaluation needs. Entries with a default are missing in older files.
 
-    All but `stage` and `classes` are the options of the same names; see `utils.settings.RECORDED`.
+    Attributes:
+        stage: that trained it last, 1, 2 or 3; or, in an evaluation, the mode.
+        backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin: the options of these names; see
+            `utils.settings.RECORDED`.
+        classes: of its predictions.
     """
 
     stage: int
@@ -56,7 +60,7 @@ class Header:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Header":
-        """Return the header that `to_record` gave. ValueError or TypeError if no run could have written it."""
+        """Return the header that `to_record` recorded. Raises ValueError or TypeError if no run can have written it."""
         header = cls(**{**record, "classes": Classes.from_record(record["classes"])})
         if header.stage not in STAGES or header.backbone not in BACKBONES or header.normalize not in STATISTICS:
             raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
@@ -73,7 +77,7 @@ class Header:
 
 
 def _check_classes(classes: Classes) -> None:
-    """Raise ValueError for classes that no run could have written."""
+    """Raise ValueError for classes that no run can have written."""
     named = all(isinstance(name, str) for name in classes.names)
     if not (1 <= len(classes) <= MOST_CLASSES and len(classes.palette) == len(classes) and named):
         raise ValueError(f"{len(classes)} classes with {len(classes.palette)} colours")

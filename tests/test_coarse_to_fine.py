@@ -22,7 +22,7 @@ from test_training import gradients
 from torch import Tensor
 
 from dataset.base import Sample
-from engine.patches import ImagePatches
+from engine.patches import ImagePatches, TrainingPatches
 from helper import TRAINING_STEPS, EpochState, evaluate, train_one_epoch
 from models.glnet import GLNet
 from utils.classes import IGNORED
@@ -207,10 +207,10 @@ def test_a_coarse_box_that_misses_too_much_of_the_label_is_replaced_by_the_label
     both = [Box(0, 0, 75, 64), Box(236, 0, 64, 64)]  # of the label, in 16 rows of 18.75 pixels
     for objects, regions in (((there,), [there]), ((there, elsewhere), both), ((), [there])):
         sample = labelled(size, *objects)
-        image = ImagePatches(sample.image, sample.label, told(size, there))
+        image = TrainingPatches(sample, told(size, there))
         image.select_patches(logits)
         assert image.grid.regions == regions
-    without_label = ImagePatches(sample.image, None, told(size, there))
+    without_label = ImagePatches(MemorySource(sample.image), told(size, there))
     without_label.select_patches(logits)
     assert without_label.grid.regions == [there]
 

@@ -22,7 +22,7 @@ from builders import (
 from torch import Tensor, nn
 
 from dataset.base import Sample
-from engine.patches import ImagePatches
+from engine.patches import TrainingPatches
 from helper import SHOWN_EVERY, TRAINING_STEPS, StageMetrics, evaluate, train_one_epoch
 from models.fpn import FPN, resize
 from models.glnet import GLNet
@@ -145,7 +145,7 @@ def test_strips_of_a_single_pixel_are_segmented(mode: int, size: tuple[int, int]
 def backward_per_sub_batch(model: GLNet, batch: list[Sample], settings: Settings) -> None:
     """Stage 3's gradients the long way: each term of the loss goes back through the whole refined branch."""
     inputs = settings.to_input(torch.stack([sample.global_image for sample in batch]))
-    images = [ImagePatches(sample.image, sample.label, settings) for sample in batch]
+    images = [TrainingPatches(sample, settings) for sample in batch]
     merged, local = [], []
     with torch.no_grad():
         for x, image in zip(inputs.split(1), images, strict=True):

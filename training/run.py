@@ -262,7 +262,7 @@ class TrainingRun:
                 title=title,
                 epoch=epoch,
                 ranks=plan.ranks,
-                wants_save=self._wants_save,
+                save_due=self._save_due,
             )
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -293,7 +293,7 @@ class TrainingRun:
     def _should_stop(self) -> bool:
         return self.signals.received is not None
 
-    def _wants_save(self) -> bool:
+    def _save_due(self) -> bool:
         """Return whether a signal arrived, or, in the main process, it is time to save again."""
         minutes = self.plan.options.save_every
         due = self.plan.ranks.main and minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
