@@ -22,8 +22,8 @@ from utils.settings import RECORDED
 
 __all__ = ["Segmenter", "main"]
 
-LOWER_MEMORY = ("sub_batch_size", "scene_size", "size_p")
-"""Options that lower what segmenting needs, the most useful first."""
+MEMORY_OPTIONS = ("sub_batch_size", "scene_size", "size_p")
+"""Options that lower the memory of segmenting, the most useful first."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on", 130)
     except (RuntimeError, MemoryError) as error:
-        message = diagnose(error, options, int(os.environ.get("WORLD_SIZE", 1)), LOWER_MEMORY)
+        message = diagnose(error, options, int(os.environ.get("WORLD_SIZE", 1)), MEMORY_OPTIONS)
         if message is None:
             raise
         return complain(message, 1)

@@ -16,13 +16,13 @@ from models.restore import restore
 from training import options as command_line
 from training import setup
 from training.evaluation import run_evaluation
+from training.memory import keep_freed_memory
 from training.run import TrainingPlan, TrainingRun
 from training.state import resume_source
 from utils import distributed
 from utils.diagnosis import diagnose
 from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError
-from utils.memory import keep_freed_memory
 from utils.precision import set_switches
 from utils.settings import RECORDED
 from utils.stages import STAGES
@@ -66,7 +66,7 @@ def complain(message: object, code: int) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Check the data, evaluate or train, as the options say."""
+    """Check the data, evaluate or train, according to the options. Raises InputError, RunError and Interrupted."""
     described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
     if options.check_data:
         check_data(options, described)
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def be_deterministic() -> None:
-    """Let torch use operations that repeat bit by bit; it warns of those it lacks."""
+    """Make torch use operations that repeat bit by bit; it warns of an operation that does not."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False

@@ -25,8 +25,8 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     """Add the gradients of one step: loss(refined logits) + the sum over sub-batches of loss(ensemble).
 
     Local maps are constants here. Each ensemble sub-batch backpropagates into a detached copy of the taps of its
-    image's refined ps3. The gradient that gathers there goes through the refined branch once, with that of the global loss. The
-    parameters and the result are those of `engine.global_only.training_step`.
+    image's refined ps3. The gradient that gathers there goes through the refined branch once, with that of the global
+    loss. The parameters and the result are those of `engine.global_only.training_step`.
     """
     images = [TrainingPatches(sample, settings) for sample in batch]
     inputs = global_inputs(batch, settings)  # (B, 3, size_g, size_g)

@@ -13,6 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.log import LONGEST_PICTURE, RunLog, headline
+from training.memory import MB, peak_memory_mb
 from training.report import evaluation_record, evaluation_table
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError

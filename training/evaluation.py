@@ -1,4 +1,4 @@
-"""`--evaluation`: one split of a data set segmented, counted, and reported."""
+"""`--evaluation`: segmenting one split of a data set, and reporting the scores."""
 
 import argparse
 import logging
@@ -12,11 +12,11 @@ from dataset.base import Sample, SegmentationDataset
 from dataset.loader import SampleLoader
 from engine.predictor import Predictor
 from models.header import Header
+from training.memory import peak_memory_mb
 from training.report import evaluation_record, evaluation_table
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_writable, write_json
-from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
 from utils.visualize import save_colors
 
@@ -36,15 +36,15 @@ def run_evaluation(
     labelled: bool,
     ranks: Ranks,
 ) -> None:
-    """Evaluate one split: print the table and write it as JSON; write the predictions if they are requested.
+    """Evaluate one split: print the scores and write them as JSON; write the predictions if they are requested.
 
     Args:
         options: resolved.
         predictor: segments the images.
-        header: its classes and whether it is coarse to fine.
+        header: of the network.
         data: the split.
         labelled: whether the split has labels; without any only predictions are written.
-        ranks: every process writes the predictions of its images, and the main one the rest.
+        ranks: the processes. Each writes the predictions of its images; the main one writes the report.
     """
     stage, settings = predictor.stage, predictor.settings
 
