@@ -1,9 +1,8 @@
-"""Counts the bytes of live tensors, device and host told apart, without a device and without computing anything.
+"""Counts the bytes of live tensors on device and host, without a device and without computing anything.
 
-Tensors are torch's fake ones: shapes and storages without contents. All of them are CPU tensors to torch; which of them
-would be on an accelerator follows from how they came about: what is made is on the device, `Tensor.cpu()` and
-`host_tensors` make host tensors, and `Tensor.to` brings one back. What a library allocates inside an operation (cuDNN's
-workspaces) does not show.
+Tensors are torch's fake ones: shapes and storages without contents. All of them are CPU tensors to torch. A tensor
+counts as being on the device unless it comes from `Tensor.cpu()` or is made within `host_tensors`; `Tensor.to` moves it
+to the device. Memory that a library allocates inside an operation (cuDNN's workspaces) is not counted.
 """
 
 import weakref

@@ -1,6 +1,6 @@
 """Shows how the cost of inference grows with the image: python -m benchmarks.growth --help
 
-Square images of random pixels are segmented as a whole (no scenes), all predictions of the mode asked for. Seconds are
+Square images of random pixels are segmented as a whole (no scenes), for all predictions of the mode. Seconds are
 of one image, decoded already, in a process of its own, after a small one that warms up; "process" is the largest
 resident size of that process, interpreter and libraries included. "Device" and "host" are the peak bytes of live
 tensors on a fake accelerator (see fake_accelerator.py), image and label included. MB are 2^20 bytes.

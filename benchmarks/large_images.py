@@ -1,7 +1,7 @@
-"""How long images of 0.01 to 1 gigapixel take, and how much memory: python -m benchmarks.large_images --help
+"""Measures time and memory of images of 0.01 to 1 gigapixel: python -m benchmarks.large_images --help
 
-Each image is a made-up GeoTIFF, segmented by `predict.py` in a process of its own with random weights, for neither time
-nor memory depends on what they are.
+Each image is a made-up GeoTIFF, segmented by `predict.py` in a process of its own with random weights, which change
+neither time nor memory.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from models import checkpoint
 from models.glnet import GLNet
 from models.header import Header
 from utils.files import write_json
+from utils.tiling import MIN_OVERLAP
 
 ROOT = Path(__file__).parents[1]
 TILE = 2048
@@ -45,7 +46,15 @@ def write_scene(path: Path, side: int) -> None:
 
 def write_weights(path: Path, mode: int, backbone: str, size_g: int, size_p: int) -> None:
     """Write a checkpoint with random weights."""
-    header = Header(mode, backbone, deep_globe.DEEP_GLOBE, size_g, size_p, 50, "none")
+    header = Header(
+        stage=mode,
+        backbone=backbone,
+        classes=deep_globe.DEEP_GLOBE,
+        size_g=size_g,
+        size_p=size_p,
+        min_overlap=MIN_OVERLAP,
+        normalize="none",
+    )
     checkpoint.save(path, GLNet(len(header.classes), backbone), header)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--json FILE]
 
 Peak bytes of live tensors, weights included, in MB of 2**20 bytes, on a fake accelerator (see fake_accelerator.py), for
-2448 x 2448 images, size_g and size_p 508: inference in mode 3, all predictions asked for, in sub-batches of 6 and of 1;
+2448 x 2448 images, size_g and size_p 508: inference in mode 3, for all predictions, in sub-batches of 6 and of 1;
 and a training step of each mode with 6 images, sub-batch 6. The released figures were counted in the same way, without
 numpy arrays. With a GPU, `torch.cuda.max_memory_allocated` of the same work is shown, too.
 """

@@ -75,10 +75,10 @@ class FPN(nn.Module):
 
     def shared(self, c: Levels, other: Pyramid | None = None) -> Pyramid:
         """Compute the pyramid without ps3; see `forward`."""
-        their_c, their_ps0, their_ps1 = (None, None, None) if other is None else (other.c, other.ps0, other.ps1)
-        ps0 = self._top_down(_convolve(self.lateral, c, their_c))
-        ps1 = _convolve(self.smooth1, ps0, their_ps0)
-        ps2 = _convolve(self.smooth2, ps1, their_ps1)
+        other_c, other_ps0, other_ps1 = (None, None, None) if other is None else (other.c, other.ps0, other.ps1)
+        ps0 = self._top_down(_convolve(self.lateral, c, other_c))
+        ps1 = _convolve(self.smooth1, ps0, other_ps0)
+        ps2 = _convolve(self.smooth2, ps1, other_ps1)
         return Pyramid(c, ps0, ps1, ps2)
 
     def _top_down(self, laterals: Levels) -> Levels:

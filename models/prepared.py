@@ -1,6 +1,6 @@
 """The network prepared for inference: computed once from the weights, without gradients.
 
-It gives the scores of the plain form, up to rounding, for about a third of the work. What is exact and why:
+It gives the scores of the plain form, up to rounding, for about a third of the work. Its parts, each exact:
 
 *Norm layers* in evaluation are affine, so each folds into the convolution before it.
 
@@ -146,11 +146,11 @@ class PreparedPyramid:
                 x = conv(own, weight, bias)
                 del own
                 if other is not None:
-                    theirs, size = other.levels[depth][level], map_size(x)
+                    y, size = other.levels[depth][level], map_size(x)
                     if depth:
-                        x = add_resized_conv(x, theirs, self.other[depth][level], [size])
+                        x = add_resized_conv(x, y, self.other[depth][level], [size])
                     else:
-                        x += resize(theirs, size)
+                        x += resize(y, size)
                 if depth == 0 and level > 0:
                     x += resize(maps[level - 1], map_size(x))
                 maps[level] = x
@@ -177,7 +177,7 @@ class FoldedTail:
             placement: of the folded kernels.
         """
         # (9, outputs, n_class, 512): the places outermost, row by row
-        taps = torch.stack([taps_of(kernel.double()).view(9, *kernel.shape[:2]) for kernel in kernels], 1)
+        taps = torch.stack([taps_of(kernel.double()).flatten(1).unflatten(0, (9, -1)) for kernel in kernels], 1)
         if fpn.smooth is not None:  # (9, outputs, n_class, 512) by (512, 1024, 3, 3)
             weight = torch.tensordot(taps, fpn.smooth.weight.double(), dims=1)
             self.bias = placement.put(torch.tensordot(taps, fpn.smooth.bias.double(), dims=1))

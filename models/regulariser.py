@@ -40,9 +40,18 @@ class _ConvAndDistance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_conv: Tensor, of_distance: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, crop = ctx.saved_tensors
-        geometry = ([len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1)  # bias, stride, padding, dilation, ...
         from_x, from_weight, from_bias = torch.ops.aten.convolution_backward(
-            of_conv, x, weight, *geometry, [True, True, True]
+            of_conv,
+            x,
+            weight,
+            bias_sizes=[len(weight)],
+            stride=[1, 1],
+            padding=[1, 1],
+            dilation=[1, 1],
+            transposed=False,
+            output_padding=[0, 0],
+            groups=1,
+            output_mask=[True, True, True],
         )
         for gradient, sample, target in zip(from_x, x, crop, strict=True):
             gradient += _difference(sample, target).mul_(2 * of_distance / x.numel())

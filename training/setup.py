@@ -59,8 +59,8 @@ def read_checkpoints(options: argparse.Namespace) -> dict[str, Checkpoint]:
 def resolve(options: argparse.Namespace, files: Files, described: Description) -> Header:
     """Fill in all options that were not given, and return the header of the run's network.
 
-    An option takes the given value, else what the checkpoint records, else the data set's or the mode's default. Of a
-    file named by `--init_from` only backbone and normalisation are taken.
+    An option takes the given value, else the checkpoint's, else the default of the data set or the mode.
+    From the file of `--init_from` only backbone and normalisation are taken.
 
     Args:
         options: changed in place.

@@ -26,7 +26,7 @@ _PEER = (
 def diagnose(
     error: BaseException, options: argparse.Namespace | None, processes: int, lower_memory: tuple[str, ...] = ()
 ) -> str | None:
-    """Return a line that says what an error means and what helps.
+    """Explain an error in one line, with a remedy.
 
     Args:
         error: any exception.
@@ -35,7 +35,7 @@ def diagnose(
         lower_memory: options to advise if memory runs out; by default `LOWER_MEMORY` of the mode.
 
     Returns:
-        None if the error is of no known kind, so that its stack trace is needed.
+        The line; None if the error is of no known kind, so that its stack trace is needed.
     """
     text = str(error)
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__

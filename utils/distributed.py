@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utils.errors import InputError
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others, one of which may segment a far larger image. A failed one ends the wait."""
+"""The longest wait of a process for the others, one of which may segment a far larger image."""
 
 
 @dataclass(frozen=True)

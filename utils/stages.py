@@ -16,7 +16,7 @@ class Stage:
         epochs: the released number of epochs.
         starts_from: options that name the checkpoints a training needs.
         reads: the option that names the checkpoint an evaluation reads, and that this stage writes.
-        predictions: what the stage predicts, in the order of tables.
+        predictions: names of the stage's predictions, in the order of tables.
         headline: the prediction that the stage is judged by.
         supervised: the predictions in the loss.
         other_terms: names of the other terms of the loss.
