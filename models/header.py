@@ -19,9 +19,9 @@ class Header:
 
     Attributes:
         stage: that trained it last, 1, 2 or 3; or, in an evaluation, the mode.
-        backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin: the options of these names; see
-            `utils.settings.RECORDED`.
         classes: of its predictions.
+        backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, bands, stretch: the options of
+            these names; see `utils.settings.RECORDED`.
     """
 
     stage: int

@@ -28,7 +28,7 @@ class Source(Protocol):
         ...
 
     def valid(self, box: Box) -> Tensor | None:
-        """Return (height, width) bool, which pixels of `box` have data; None where every pixel of the image has."""
+        """Return which pixels of `box` have data, (height, width) bool; None if all pixels of the image have."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How stored values become 8-bit RGB: which bands are shown, and which values become 0 and 255."""
+"""The conversion of stored values to 8-bit RGB: the bands that are shown, and the values that become 0 and 255."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,18 @@ import numpy as np
 from utils.errors import InputError
 
 Limits = list[tuple[float, float]]
-"""Of each band, the values that become 0 and 255."""
+"""For each band, the values that become 0 and 255."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Which values become 0 and 255: percentiles of each band, or, where not `per_cent`, fixed values."""
+    """A linear conversion of stored values to 0..255.
+
+    Attributes:
+        low: becomes 0; a percentile of each band, or a value.
+        high: becomes 255; a percentile of each band, or a value.
+        per_cent: whether `low` and `high` are percentiles.
+    """
 
     low: float = 2.0
     high: float = 98.0
@@ -20,7 +26,7 @@ class Stretch:
 
     @classmethod
     def parse(cls, text: str) -> "Stretch":
-        """`2%,98%` or `0,10000`; InputError for anything else."""
+        """Parse `2%,98%` or `0,10000`. Raises InputError for any other text."""
         parts = [part.strip() for part in text.split(",")]
         per_cent = all(part.endswith("%") for part in parts)
         try:
@@ -32,12 +38,17 @@ class Stretch:
         return cls(low, high, per_cent)
 
     def __str__(self) -> str:
-        """Return what `parse` takes."""
+        """Return the text from which `parse` makes this conversion."""
         sign = "%" if self.per_cent else ""
         return f"{self.low:.17g}{sign},{self.high:.17g}{sign}"
 
     def limits(self, planes: np.ndarray, valid: np.ndarray | None = None) -> Limits:
-        """Of each of `planes` (C, H, W), from the pixels that are finite and, where given, `valid` (H, W)."""
+        """Return the values that become 0 and 255 in each plane.
+
+        Args:
+            planes: stored values, (C, H, W). Percentiles are those of finite values.
+            valid: which pixels have data, (H, W) bool; None if all have.
+        """
         if not self.per_cent:
             return [(self.low, self.high)] * len(planes)
         return [self._percentiles(plane if valid is None else plane[valid]) for plane in planes]
@@ -50,7 +61,15 @@ class Stretch:
         return low, high if high > low else low + 1
 
     def apply(self, planes: np.ndarray, limits: Limits) -> np.ndarray:
-        """`planes` (C, H, W) as uint8: linear between the limits, clipped beyond them; what is not finite becomes 0."""
+        """Convert stored values.
+
+        Args:
+            planes: (C, H, W).
+            limits: by `limits`.
+
+        Returns:
+            (C, H, W) uint8: linear between the limits, clipped beyond them; a value that is not finite becomes 0.
+        """
         found = np.empty(planes.shape, np.uint8)
         for plane, (low, high), target in zip(planes, limits, found, strict=True):
             scaled = (plane.astype(np.float32) - low) * np.float32(255 / (high - low))
@@ -59,9 +78,9 @@ class Stretch:
 
 
 def parse_bands(text: str) -> tuple[int, int, int]:
-    """Parse `3,2,1` as (3, 2, 1), one number as three times the same; InputError for anything else."""
+    """Parse `3,2,1` as (3, 2, 1), one number as three times the same. Raises InputError for any other text."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
         raise InputError(f"--bands {text}: give three band numbers from 1, as in 3,2,1, or a single one")
-    red, *others = map(int, parts)
-    return (red, *others) if others else (red, red, red)
+    red, green, blue = map(int, parts if len(parts) == 3 else 3 * parts)
+    return red, green, blue
