@@ -23,7 +23,7 @@ from utils.errors import required
 from utils.loss import Loss
 from utils.metrics import StageMetrics
 from utils.precision import autocast
-from utils.regions import Coverage
+from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import MemorySource
 from utils.stages import Stage

@@ -77,12 +77,20 @@ def run(options: argparse.Namespace) -> list[str]:
         tta=options.tta,
         sub_batch_size=options.sub_batch_size,
         scene_size=options.scene_size,
+        refine_share=options.refine_share,
         **{name: getattr(options, name) for name in RECORDED},
     )
     prediction = PredictionRun(segmenter, results, ranks)
-    about = {"checkpoint": str(options.checkpoint), "mode": segmenter.header.stage, "tta": options.tta}
-    about |= {"bands": segmenter.header.bands, "stretch": segmenter.header.stretch}
-    prediction.run(images, {**about, "coarse_to_fine": segmenter.predictor.selects_patches})
+    about = {
+        "checkpoint": str(options.checkpoint),
+        "mode": segmenter.header.stage,
+        "tta": options.tta,
+        "bands": segmenter.header.bands,
+        "stretch": segmenter.header.stretch,
+        "coarse_to_fine": segmenter.header.coarse_to_fine and segmenter.header.stage > 1,
+        "refine_share": options.refine_share,
+    }
+    prediction.run(images, about)
     distributed.stop()
     return prediction.failures
 

@@ -52,7 +52,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
 
 
 def select_training_patches(image: TrainingPatches, logits_g: Tensor, metrics: StageMetrics) -> bool:
-    """Select the patches of an image, coarse to fine.
+    """Select the patches of an image, if the settings do.
 
     If no patch is left, the global branch's logits are counted as every prediction.
 
@@ -110,7 +110,7 @@ def infer(
     Args:
         network: the prepared network.
         x: the shrunk image, (1, 3, size_g, size_g), normalised.
-        image: the image's patches; coarse to fine, some of them are selected.
+        image: the image's patches; if the settings select patches, some of them are left.
         sinks: the requested predictions; `local` and `ensemble` get their scores here.
         means: whether scores are means over the patches that cover a pixel, or sums.
 
@@ -118,11 +118,11 @@ def infer(
         The global logits (1, n_class, size_g / 4, size_g / 4); None if they are not needed.
     """
     requested = patch_predictions(sinks)
-    coarse = bool(requested) and image.settings.coarse_to_fine is not None
+    selects = bool(requested) and image.settings.selection is not None
     maps = network.global_maps(
-        x, logits=coarse or "global" in sinks, context=bool(requested), ensemble="ensemble" in requested
+        x, logits=selects or "global" in sinks, context=bool(requested), ensemble="ensemble" in requested
     )
-    if not requested or (coarse and not image.select_patches(required(maps.logits, "logits"))):
+    if not requested or (selects and not image.select_patches(required(maps.logits, "logits"))):
         return maps.logits
     context = required(maps.context, "context")
     canvases = patch_canvases(image, sinks, means)

@@ -96,7 +96,7 @@ def _local_maps(
     Args:
         model: the network.
         inputs: the shrunk images, (B, 3, size_g, size_g).
-        images: the patches of each image; coarse to fine, some of them are selected.
+        images: the patches of each image; if the settings select patches, some of them are left.
         metrics: counts the local predictions.
 
     Returns:
@@ -108,8 +108,8 @@ def _local_maps(
     for i, (x, image) in enumerate(zip(inputs.split(1), images, strict=True)):
         kept.append([])
         context = model.global_.context(x)
-        coarse = image.settings.coarse_to_fine is not None
-        if coarse and not select_training_patches(image, model.global_.logits_of(context), metrics):
+        selects = image.settings.selection is not None
+        if selects and not select_training_patches(image, model.global_.logits_of(context), metrics):
             continue
         mosaic = mosaic or Mosaic(len(images), context)
         ids = image.ids()
@@ -140,9 +140,9 @@ def infer(
         those of the global branch if no patch is selected.
     """
     requested = patch_predictions(sinks)
-    coarse = image.settings.coarse_to_fine is not None
-    maps = network.global_maps(x, logits=coarse, context=True, ensemble=False)
-    if coarse and not image.select_patches(required(maps.logits, "logits")):
+    selects = image.settings.selection is not None
+    maps = network.global_maps(x, logits=selects, context=True, ensemble=False)
+    if selects and not image.select_patches(required(maps.logits, "logits")):
         return maps.logits
     context = required(maps.context, "context")
     mosaic = Mosaic(1, context)

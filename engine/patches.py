@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from dataset.base import Sample
-from utils.canvas import ArgmaxSink, ScoreCanvas, Sink
+from utils.canvas import ArgmaxSink, Outside, ScoreCanvas, Sink
 from utils.errors import required
-from utils.regions import CoarseToFine, Coverage
 from utils.resize import shrink_label
+from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import MemorySource, Source
-from utils.tiling import Patches, PatchGrid, RegionGrids, Size, map_size
+from utils.tiling import Patches, PatchGrid, Size, map_size
 
 OnPatches = Callable[[int], object]
 """A callback with the number of patches of a sub-batch after it is computed."""
@@ -29,6 +29,7 @@ class ImagePatches:
         all: the grid that covers the whole image.
         grid: the grid of the patches that are computed: `all`, until `select_patches` replaces it.
         boxes: of `grid`.
+        outside: the scores of pixels that no patch covers, after `select_patches` left some out.
     """
 
     def __init__(self, source: Source, settings: Settings, on_patches: OnPatches | None = None) -> None:
@@ -45,6 +46,8 @@ class ImagePatches:
         self.all = PatchGrid.cover(source.size, settings.size_p, settings.min_overlap)
         self.grid: Patches = self.all
         self.boxes = self.grid.boxes()
+        self.outside: Outside | None = None
+        self._selecting_label: Tensor | None = None
 
     @property
     def size(self) -> Size:
@@ -52,41 +55,35 @@ class ImagePatches:
         return self.source.size
 
     def select_patches(self, logits: Tensor) -> bool:
-        """Keep only patches with foreground, coarse to fine; in other runs all patches stay.
+        """Keep only the patches that the settings select; without a selection all patches stay.
 
         Args:
-            logits: coarse logits of the image, (1, 2, h, w), which predict the foreground.
+            logits: of the global branch, (1, n_class, h, w), by which patches are selected.
 
         Returns:
             Whether any patch is left.
         """
-        if self.settings.coarse_to_fine is not None:
-            self.grid = self._foreground_grid(self.settings.coarse_to_fine, logits)
+        selection = self.settings.selection
+        if selection is not None:
+            self.grid = selection.patches(
+                logits, self.size, self.settings.size_p, self.settings.min_overlap, self._selecting_label
+            )
             self.boxes = self.grid.boxes()
+            self.outside = selection.outside(logits, self.size)
         return bool(self.boxes)
-
-    def _foreground_grid(self, selection: CoarseToFine, logits: Tensor) -> RegionGrids:
-        """Return the grid of the foreground that `logits` predict."""
-        return self._grid_of(selection, selection.predicted(logits))
-
-    def _grid_of(self, selection: CoarseToFine, mask: Tensor) -> RegionGrids:
-        """Return the grid of the foreground in `mask`, (h, w) bool."""
-        return selection.grids(mask, self.size, self.settings.size_p, self.settings.min_overlap)
 
     def coverage(self) -> Coverage:
         """Return the part of the image that these patches cover."""
-        covered = sum(region.height * region.width for region in self.grid.regions)
-        return Coverage(self.size[0] * self.size[1], covered, len(self.all), len(self.grid))
+        return Coverage(self.size[0] * self.size[1], self.grid.covered_pixels(), len(self.all), len(self.grid))
 
     def canvas(self, sink: Sink, means: bool = False) -> ScoreCanvas:
-        """Return a canvas that adds up the scores of these patches; pixels without a patch are background.
+        """Return a canvas that adds up the scores of these patches; the selection gives those of other pixels.
 
         Args:
             sink: gets the scores of the image.
             means: whether scores are means over the patches that cover a pixel, or sums.
         """
-        selection = self.settings.coarse_to_fine
-        return ScoreCanvas(self.grid, sink, means, None if selection is None else selection.outside)
+        return ScoreCanvas(self.grid, sink, means, self.outside)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield each sub-batch: a slice of the grid, and its patches as the network's input, (n, 3, h, w)."""
@@ -111,14 +108,7 @@ class TrainingPatches(ImagePatches):
     def __init__(self, sample: Sample, settings: Settings) -> None:
         """Cut the image of `sample`. Raises ValueError if the sample has no label."""
         super().__init__(MemorySource(sample.image), settings)
-        self.label = settings.to_device(required(sample.label, "label"))
-
-    def _foreground_grid(self, selection: CoarseToFine, logits: Tensor) -> RegionGrids:
-        """Return the grid of the predicted foreground, or the label's grid if that misses too much of the label's."""
-        grid = super()._foreground_grid(selection, logits)
-        if selection.covers(grid, self.label):
-            return grid
-        return self._grid_of(selection, selection.labelled(self.label, map_size(logits)))
+        self.label = self._selecting_label = settings.to_device(required(sample.label, "label"))
 
     def targets(self, patches: slice, logits: Tensor) -> Tensor:
         """Return the labels of some patches at the size of their logits: cropped first, then shrunk.

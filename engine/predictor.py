@@ -13,7 +13,7 @@ from models.glnet import GLNet
 from models.prepared import Placement, PreparedGLNet
 from utils.canvas import RESULT_ROWS, Sink, enlarge
 from utils.precision import PRECISIONS
-from utils.regions import Coverage
+from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import Source, TurnedSource
 from utils.stages import Stage
@@ -60,8 +60,8 @@ class Predictor:
 
     @property
     def selects_patches(self) -> bool:
-        """Whether the local branch computes patches with foreground only, coarse to fine."""
-        return self.stage.number > 1 and self.settings.coarse_to_fine is not None
+        """Whether the local branch computes some patches only, which the global prediction selects."""
+        return self.stage.number > 1 and self.settings.selection is not None
 
     def patch_count(self, size: Size) -> int | None:
         """Return how many patches of an image of `size` are computed; None if that depends on its pixels."""
@@ -83,8 +83,8 @@ class Predictor:
     ) -> Coverage:
         """Segment one image.
 
-        Coarse to fine, the local branch computes patches with foreground only. Elsewhere local and ensemble predictions
-        are background; without any foreground every prediction is the global branch's.
+        The settings may select the patches that the local branch computes. The selection gives the local and ensemble
+        scores of other pixels; if no patch is selected, every prediction is the global branch's.
 
         Args:
             image: the image.

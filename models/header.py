@@ -6,8 +6,9 @@ from typing import Any
 
 from models.backbone import BACKBONES
 from utils.classes import Classes
+from utils.errors import InputError
 from utils.metrics import MEASURES
-from utils.regions import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine
+from utils.selection import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine, PatchSelection, UncertainPatches
 from utils.settings import LONGEST_SIDE, MOST_CLASSES, STATISTICS, Settings
 from utils.stages import STAGES
 from utils.stretch import Stretch, parse_bands
@@ -36,21 +37,31 @@ class Header:
     bands: str | None = None
     stretch: str = "2%,98%"
 
-    def settings(self, box_recall: float = BOX_RECALL, **more: Any) -> Settings:
+    def settings(self, *, box_recall: float = BOX_RECALL, refine_share: float = 1.0, **more: Any) -> Settings:
         """Return the settings of this network.
 
         Args:
             box_recall: see `CoarseToFine`; used in training only.
+            refine_share: see `UncertainPatches`; not used in training.
             more: the settings that a file does not record.
 
         Raises:
-            InputError: the network is coarse to fine, but its classes are not two, one of them foreground.
+            InputError: the network is coarse to fine, but its classes are not two, one of them foreground; or patches
+                would be selected twice, or in mode 1, which has none.
         """
+        selection: PatchSelection | None = None
+        if self.coarse_to_fine:
+            selection = CoarseToFine.of(self.classes, self.box_margin, box_recall)
+        if refine_share < 1:
+            if self.stage == 1 or selection is not None:
+                reason = "mode 1 has no patches" if self.stage == 1 else "--coarse_to_fine selects patches already"
+                raise InputError(f"--refine_share {refine_share:g} cannot be used: {reason}; leave it out")
+            selection = UncertainPatches(refine_share)
         return Settings(
             size_p=self.size_p,
             min_overlap=self.min_overlap,
             normalize=self.normalize,
-            coarse_to_fine=CoarseToFine.of(self.classes, self.box_margin, box_recall) if self.coarse_to_fine else None,
+            selection=selection,
             **more,
         )
 

@@ -5,7 +5,15 @@ from pathlib import Path
 from dataset.options import bands, stretch
 from models.backbone import BACKBONES
 from prediction.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
-from utils.arguments import Parser, add_coarse_to_fine, add_geometry, add_view, recorded_default, whole
+from utils.arguments import (
+    Parser,
+    add_coarse_to_fine,
+    add_geometry,
+    add_refine_share,
+    add_view,
+    recorded_default,
+    whole,
+)
 from utils.precision import PRECISIONS
 from utils.settings import STATISTICS
 from utils.turns import TURNS
@@ -21,6 +29,7 @@ def build_parser() -> Parser:
     add_view(parser.group("reading"), bands, stretch)
     _add_network(parser)
     add_coarse_to_fine(parser.group("coarse to fine"))
+    add_refine_share(parser.group("uncertain patches"))
     return parser
 
 

@@ -18,7 +18,7 @@ from engine.predictor import Predictor
 from utils.canvas import RESULT_ROWS, ArgmaxSink, Sink
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required
-from utils.regions import Coverage
+from utils.selection import Coverage
 from utils.sources import CropSource, Source, load_in_memory
 from utils.tiling import Axis, PatchGrid, Size
 

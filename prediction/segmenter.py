@@ -62,6 +62,7 @@ class Segmenter:
         tta: str = "none",
         sub_batch_size: int = 6,
         scene_size: int = SCENE_SIZE,
+        refine_share: float = 1.0,
         **recorded: Any,
     ) -> "Segmenter":
         """Load a trained network.
@@ -75,6 +76,8 @@ class Segmenter:
             tta: `none`, `flip` or `d4`: average over mirrored, or all turned, images.
             sub_batch_size: patches that are computed at a time.
             scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side.
+            refine_share: the local branch computes only this part of the patches, 0..1, those in which the global
+                prediction is least certain; elsewhere the global prediction stands.
             recorded: values that replace what the file records, by the names of `utils.settings.RECORDED`: `size_g`,
                 `size_p`, `min_overlap`, `backbone`, `normalize`, `coarse_to_fine`, `box_margin`, `bands` (`3,2,1`),
                 `stretch` (`2%,98%` or `0,10000`). None replaces nothing.
@@ -91,7 +94,9 @@ class Segmenter:
         context = checkpoint.read_context(file, header.stage, None if path_g is None else Path(path_g))
         model = restore(file, header, context)
         place = distributed.pick_device(None if device is None else str(device))
-        settings = header.settings(sub_batch_size=sub_batch_size, device=place, precision=precision)
+        settings = header.settings(
+            refine_share=refine_share, sub_batch_size=sub_batch_size, device=place, precision=precision
+        )
         predictor = Predictor.prepare(model, STAGES[header.stage], settings, header.size_g, TURNS[tta])
         return cls(predictor, header, scene_size)
 

@@ -28,8 +28,8 @@ from models.glnet import GLNet
 from utils.classes import IGNORED
 from utils.distributed import ALONE, Ranks
 from utils.metrics import StageMetrics
-from utils.regions import OUTSIDE, CoarseToFine
 from utils.resize import shrink_label
+from utils.selection import OUTSIDE, CoarseToFine
 from utils.settings import Settings
 from utils.sources import MemorySource
 from utils.stages import STAGES
@@ -38,7 +38,7 @@ from utils.turns import TURNS
 
 FOCUS = CoarseToFine(foreground=1)
 PLAIN = build_settings()
-COARSE_TO_FINE = build_settings(coarse_to_fine=FOCUS)
+COARSE_TO_FINE = build_settings(selection=FOCUS)
 
 
 def build_binary(everywhere: float, learning: int = 0) -> GLNet:
@@ -67,7 +67,7 @@ def told(size: tuple[int, int], *boxes: Box) -> Settings:
     for box in boxes:
         box.of(mask).fill_(True)
     object.__setattr__(focus, "mask", mask)
-    return replace(PLAIN, coarse_to_fine=focus)
+    return replace(PLAIN, selection=focus)
 
 
 def labelled(size: tuple[int, int], *boxes: Box, seed: int = 0) -> Sample:

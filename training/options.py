@@ -12,6 +12,7 @@ from utils.arguments import (
     Parser,
     add_coarse_to_fine,
     add_geometry,
+    add_refine_share,
     add_view,
     number,
     recorded_default,
@@ -20,7 +21,7 @@ from utils.arguments import (
 from utils.errors import InputError
 from utils.loss import GAMMA, LOSSES
 from utils.precision import PRECISIONS
-from utils.regions import BOX_RECALL
+from utils.selection import BOX_RECALL
 from utils.settings import MOST_CLASSES, STATISTICS
 from utils.stages import STAGES
 from utils.turns import TURNS
@@ -315,6 +316,7 @@ def _add_evaluation(parser: Parser) -> None:
         help="test-time augmentation: average over the image and its mirror image (flip), or over all\n"
         "eight turns of it (d4) (default: none)",
     )
+    add_refine_share(add)
     add(
         "--save_predictions",
         type=Path,
@@ -342,6 +344,8 @@ def check(options: argparse.Namespace) -> None:
     if options.init_from and (options.evaluation or stage.number > 1):
         other = "evaluation" if options.evaluation else f"mode {stage.number}"
         raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
+    if options.refine_share < 1 and not options.evaluation:
+        raise InputError(f"--refine_share {options.refine_share:g} goes with --evaluation")
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
     if options.resume != "off" and (options.evaluation or options.overwrite):

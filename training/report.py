@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.classes import Classes
 from utils.metrics import Scores
-from utils.regions import Coverage
+from utils.selection import Coverage
 from utils.stages import PREDICTIONS
 
 

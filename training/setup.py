@@ -140,7 +140,8 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         InputError: class weights do not fit the classes, or the classes are not fit for coarse to fine.
     """
     return header.settings(
-        options.box_recall,
+        box_recall=options.box_recall,
+        refine_share=options.refine_share,
         sub_batch_size=options.sub_batch_size,
         loss=_chosen_loss(options, header.classes, device),
         lamb_fmreg=options.lamb_fmreg,

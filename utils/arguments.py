@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from utils.errors import InputError
-from utils.regions import MOST_MARGIN
+from utils.selection import MOST_MARGIN
 from utils.settings import RECORDED
 
 AddOption = Callable[..., argparse.Action]
@@ -135,4 +135,17 @@ def add_coarse_to_fine(add: AddOption) -> None:
         type=number(0, MOST_MARGIN),
         metavar="PART",
         help=f"enlarge boxes by this part of their sides, in each direction {recorded_default('box_margin')}",
+    )
+
+
+def add_refine_share(add: AddOption) -> None:
+    """Add the option that selects uncertain patches, in evaluation and prediction."""
+    add(
+        "--refine_share",
+        type=number(0, 1),
+        default=1.0,
+        metavar="SHARE",
+        on_resume=SILENT,
+        help="modes 2 and 3: the local branch computes only this part of the patches, those in which the\n"
+        "global prediction is least certain; elsewhere the global prediction stands (default: 1, all)",
     )

@@ -13,6 +13,10 @@ Sink = Callable[[int, Tensor], None]
 """Takes rows that are final, from the top of the image to its bottom: the first row's number, and the rows' scores
 (n_class, rows, W), which are overwritten after the call."""
 
+Outside = Callable[[int, int], Tensor]
+"""Gives the scores of pixels that no patch covers: of a number of rows, from a first row on, (n_class, rows, W) or of a
+shape that is broadcast to it."""
+
 RESULT_ROWS = 512
 """Rows of a result that are passed on at a time."""
 
@@ -49,16 +53,14 @@ class ScoreCanvas:
     no later patch reaches it, so that only one band, as high as a patch, is held.
     """
 
-    def __init__(
-        self, grid: Patches, sink: Sink, means: bool = False, outside: tuple[float, ...] | None = None
-    ) -> None:
+    def __init__(self, grid: Patches, sink: Sink, means: bool = False, outside: Outside | None = None) -> None:
         """Start empty.
 
         Args:
             grid: the image's patches.
             sink: gets the scores (n_class, rows, W).
             means: whether scores are means over the patches that cover a pixel, or sums.
-            outside: scores, by class, of the pixels that no patch covers; None if there are no such pixels.
+            outside: gives the scores of pixels that no patch covers; None if there are no such pixels.
         """
         self.grid = grid
         self.sink = sink
@@ -95,13 +97,15 @@ class ScoreCanvas:
             self.top += count
 
     def _final(self, rows: Tensor) -> Tensor:
-        """Return the scores of `rows` (n_class, rows, W), which are sums over patches; `rows` may be changed."""
+        """Return the scores of `rows` (n_class, rows, W), which are sums over patches."""
         if not self.means and self.outside is None:
             return rows
         counts = self.grid.counts(self.top, rows.shape[1]).to(rows.device)
-        for plane, score in zip(rows, self.outside or (), strict=False):
-            plane.masked_fill_(counts == 0, score)
-        return rows / counts.clamp_(min=1) if self.means else rows
+        if self.means:
+            rows = rows / counts.clamp(min=1)
+        if self.outside is not None:
+            rows = torch.where(counts == 0, self.outside(self.top, rows.shape[1]).to(rows), rows)
+        return rows
 
 
 def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = RESULT_ROWS) -> None:
@@ -113,10 +117,25 @@ def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = RESULT_ROWS) -> 
         sink: gets the enlarged logits.
         band: rows that are sent at a time.
     """
+    rows = enlarged_rows(logits, size)
+    for top in range(0, size[0], band):
+        sink(top, rows(top, band))
+
+
+def enlarged_rows(logits: Tensor, size: Size) -> Outside:
+    """Return a function that gives rows of a whole image's logits, enlarged with torch's `nearest`.
+
+    Args:
+        logits: (1, n_class, h, w).
+        size: of the image, in pixels.
+    """
     rows = _nearest(logits.shape[-2], size[0]).to(logits.device)
     columns = _nearest(logits.shape[-1], size[1]).to(logits.device)
-    for top in range(0, size[0], band):
-        sink(top, logits[0].index_select(1, rows[top : top + band]).index_select(2, columns))
+
+    def give(top: int, count: int) -> Tensor:
+        return logits[0].index_select(1, rows[top : top + count]).index_select(2, columns)
+
+    return give
 
 
 def _nearest(source: int, target: int) -> Tensor:

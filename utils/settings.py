@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.loss import Loss, build_loss
 from utils.precision import lay_out
-from utils.regions import BOX_MARGIN, CoarseToFine
+from utils.selection import BOX_MARGIN, PatchSelection
 from utils.tiling import MIN_OVERLAP
 
 STATISTICS = {
@@ -75,7 +75,7 @@ class Settings:
         precision: a key of `utils.precision.PRECISIONS`.
         scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
         share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
-        coarse_to_fine: selects the patches that the local branch computes; None is all patches.
+        selection: selects the patches that the local branch computes; None is all patches.
     """
 
     size_p: int = 508
@@ -88,7 +88,7 @@ class Settings:
     precision: str = "fp32"
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     share: float = 1.0
-    coarse_to_fine: CoarseToFine | None = None
+    selection: PatchSelection | None = None
 
     def to_device(self, x: Tensor) -> Tensor:
         """Return `x` on the device. A copy to CUDA goes through pinned memory, so that the host does not wait."""

@@ -133,10 +133,9 @@ class Patches(ABC):
     def patch(self) -> Size:
         """The size of every patch, in pixels."""
 
-    @property
     @abstractmethod
-    def regions(self) -> list[Box]:
-        """The regions that the patches cover, in pixels; they do not overlap."""
+    def covered_pixels(self) -> int:
+        """Return the number of pixels that at least one patch covers."""
 
     @abstractmethod
     def boxes(self) -> list[Box]:
@@ -211,8 +210,12 @@ class PatchGrid(Patches):
         return self.rows.patch, self.columns.patch
 
     @property
-    def regions(self) -> list[Box]:
-        return [around(self.boxes())]
+    def region(self) -> Box:
+        """What the patches cover, in pixels."""
+        return around(self.boxes())
+
+    def covered_pixels(self) -> int:
+        return self.region.height * self.region.width
 
     def boxes(self) -> list[Box]:
         height, width = self.patch
@@ -271,7 +274,11 @@ class RegionGrids(Patches):
 
     @property
     def regions(self) -> list[Box]:
-        return [region for grid in self.grids for region in grid.regions]
+        """The regions, in pixels; they do not overlap."""
+        return [grid.region for grid in self.grids]
+
+    def covered_pixels(self) -> int:
+        return sum(grid.covered_pixels() for grid in self.grids)
 
     @cached_property
     def _order(self) -> list[int]:
@@ -299,3 +306,66 @@ class RegionGrids(Patches):
             cells = around(grid.feature_boxes(size))
             cells.of(total).add_(cells.of(grid.shrunk_counts(size)))
         return total.masked_fill_(total == 0, 1)
+
+
+@dataclass(frozen=True)
+class PatchSubset(Patches):
+    """Some patches of a grid.
+
+    Attributes:
+        grid: all patches of the image.
+        kept: indices of the patches that are left, rising.
+    """
+
+    grid: PatchGrid
+    kept: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def image(self) -> Size:
+        return self.grid.image
+
+    @property
+    def patch(self) -> Size:
+        return self.grid.patch
+
+    def _left(self, boxes: list[Box]) -> list[Box]:
+        return [boxes[k] for k in self.kept]
+
+    def boxes(self) -> list[Box]:
+        return self._left(self.grid.boxes())
+
+    def feature_boxes(self, size: Size) -> list[Box]:
+        return self._left(self.grid.feature_boxes(size))
+
+    def covered_pixels(self) -> int:
+        height = self.image[0]
+        bands = range(0, height, self.patch[0])
+        return sum(int((self.counts(top, min(self.patch[0], height - top)) > 0).sum()) for top in bands)
+
+    def counts(self, top: int, rows: int) -> Tensor:
+        total = torch.zeros(rows, self.image[1])
+        for box in self.boxes():
+            first, end = max(box.top, top), min(box.top + box.height, top + rows)
+            if first < end:
+                total[first - top : end - top, box.left : box.left + box.width] += 1
+        return total
+
+    def shrunk_counts(self, size: Size) -> Tensor:
+        """Return the whole grid's counts, each cell's in proportion to the patches that are left of those covering it.
+
+        Where all of them are left, they are the released ones; where none is left, 1.
+        """
+        whole, left = (_cell_counts(patches, size) for patches in (self.grid, self))
+        counts = self.grid.shrunk_counts(size) * (left / whole.clamp(min=1))
+        return counts.masked_fill(left == 0, 1)
+
+
+def _cell_counts(patches: Patches, size: Size) -> Tensor:
+    """Return how many patches cover each cell of a map of `size`, (H, W) float32."""
+    total = torch.zeros(size)
+    for box in patches.feature_boxes(size):
+        box.of(total).add_(1)
+    return total

@@ -1,19 +1,25 @@
-"""Coarse to fine: boxes around the foreground that the global branch predicts (paper, its class-imbalance variant).
+"""Which patches of an image the local branch computes, chosen by what the global branch predicts.
 
-In a binary set, whose one class is background, the local branch computes patches in these boxes only.
+Coarse to fine (the paper's variant for class imbalance): in a binary set, whose one class is background, only patches
+in boxes around the predicted foreground. Uncertain patches (after PPN's idea): of any classes, only the patches in
+which the global prediction is least certain.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.canvas import Outside, enlarged_rows
 from utils.classes import Classes
 from utils.errors import InputError
-from utils.tiling import MIN_OVERLAP, Box, RegionGrids, Size, around
+from utils.tiling import MIN_OVERLAP, Box, Patches, PatchGrid, PatchSubset, RegionGrids, Size, around, map_size
 
 BOX_MARGIN = 0.1
 """The part of its sides by which a box is enlarged, in each of the four directions."""
@@ -64,6 +70,55 @@ class Coverage:
         return 1 - self.computed / max(1, self.patches)
 
 
+class PatchSelection(Protocol):
+    """A rule that selects patches."""
+
+    def patches(self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None) -> Patches:
+        """Return the patches of an image that are computed.
+
+        Args:
+            logits: of the global branch, (1, n_class, h, w).
+            size: of the image, in pixels.
+            patch: side of a patch, in pixels.
+            min_overlap: pixels that neighbouring patches share at least.
+            label: in training, the image's class ids, (H, W) uint8.
+        """
+        ...
+
+    def outside(self, logits: Tensor, size: Size) -> Outside:
+        """Return the scores of pixels that no patch covers, in an image of `size` with these logits."""
+        ...
+
+
+@dataclass(frozen=True)
+class UncertainPatches:
+    """Selects the patches in which the global prediction is least certain; elsewhere the global prediction stands.
+
+    The certainty of a cell is the margin between the probabilities of its two best classes; that of a patch is the mean
+    over the cells that it covers.
+
+    Attributes:
+        share: the part of all patches that is selected, rounded up, 0..1. 1 selects all patches.
+    """
+
+    share: float
+
+    def patches(self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None) -> Patches:
+        """See `PatchSelection`; `label` has no influence."""
+        grid = PatchGrid.cover(size, patch, min_overlap)
+        count = math.ceil(self.share * len(grid))
+        if count == len(grid):
+            return grid
+        best = logits[0].float().softmax(0).topk(min(2, logits.shape[1]), dim=0).values
+        margins = best[0] - best[-1]  # (h, w)
+        means = torch.stack([box.of(margins).mean() for box in grid.feature_boxes(map_size(margins))])
+        return PatchSubset(grid, tuple(sorted(means.argsort(stable=True)[:count].tolist())))
+
+    def outside(self, logits: Tensor, size: Size) -> Outside:
+        """Return the global prediction's scores."""
+        return enlarged_rows(logits, size)
+
+
 @dataclass(frozen=True)
 class CoarseToFine:
     """Selects the patches with foreground.
@@ -103,10 +158,19 @@ class CoarseToFine:
         """The id of the class that is not selected."""
         return 1 - self.foreground
 
-    @property
-    def outside(self) -> tuple[float, ...]:
-        """The scores, by class, of pixels that no patch covers."""
-        return tuple(OUTSIDE if k == self.background else 0.0 for k in range(2))
+    def outside(self, logits: Tensor, size: Size) -> Outside:
+        """Return constant scores, those of background."""
+        scores = logits.new_tensor([OUTSIDE if k == self.background else 0.0 for k in range(2)]).view(2, 1, 1)
+        return lambda top, rows: scores
+
+    def patches(
+        self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None
+    ) -> RegionGrids:
+        """Return the patches with predicted foreground; if they miss too much of the label's, those with that."""
+        grids = self.grids(self.predicted(logits), size, patch, min_overlap)
+        if label is None or self.covers(grids, label):
+            return grids
+        return self.grids(self.labelled(label, map_size(logits)), size, patch, min_overlap)
 
     def predicted(self, logits: Tensor) -> Tensor:
         """Return where `logits` (1, 2, h, w) predict foreground, (h, w) bool."""
