@@ -15,14 +15,19 @@ def reading(path: Path) -> Iterator[None]:
     """Turn every exception of the body into an `InputError` about `path`; warnings of the decoders are dropped.
 
     Only calls that read the file belong into the body: an exception of other work would be blamed on the file.
-    Running out of memory is not the file's fault and passes.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(
+            f"{path} takes more memory to read than is free; cut it into smaller images, or copy it again from its "
+            "source if it is not so large",
+            "too large",
+        ) from error
     except Exception as error:  # decoders raise what they like: AttributeError, ZeroDivisionError, struct.error, ...
         raise damaged(path, _reason(error)) from error
 

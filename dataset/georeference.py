@@ -1,6 +1,7 @@
 """Where on the ground a file lies, and how large its pixels are there."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,8 +49,9 @@ def read_georeference(info: FileInfo) -> Georeference:
         crs, rpcs = file.crs, file.rpcs
         plain = file.transform.is_identity and crs is None
         transform = file.transform * _to_stored(turn, info.stored)
+        points = _turned_points(points, turn, info.stored)
     if points and points_crs:
-        return Georeference({"gcps": _turned_points(points, turn, info.stored), "crs": points_crs})
+        return Georeference({"gcps": points, "crs": points_crs})
     if not plain:
         return Georeference({"crs": crs, "transform": transform})
     if rpcs is not None and turn == Turn():
@@ -96,7 +98,9 @@ class GroundAreas:
             return None
         rows, columns = (np.unique(np.linspace(0.5, side - 0.5, min(side, _NODES))) for side in size)
         try:
-            nodes = _node_areas(reference, rows, columns)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                nodes = _node_areas(reference, rows, columns)
         except Exception:  # PROJ raises many kinds for references that have no place on the Earth
             nodes = _plane_areas(reference, rows, columns)
         return None if nodes is None or not np.isfinite(nodes).all() else cls(size, nodes, rows, columns)
@@ -141,9 +145,9 @@ def _node_areas(reference: Georeference, rows: np.ndarray, columns: np.ndarray) 
 
 
 def _plane_areas(reference: Georeference, rows: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
-    """Return the areas in the plane of a local reference, which has a unit of length but no place on the Earth."""
+    """Return the areas in the plane of a projection that has a unit of length, but no known place on the Earth."""
     crs, transform = reference.keywords["crs"], reference.keywords.get("transform")
-    if transform is None or crs.is_geographic:
+    if transform is None or not crs.is_projected:
         return None
     unit = crs.linear_units_factor[1]
     return np.full((len(rows), len(columns)), abs(transform.determinant) * unit**2)

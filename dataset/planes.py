@@ -164,6 +164,7 @@ def open_planes(info: FileInfo, turn: Turn | None = None, max_pixels: int = MAX_
         return
     raster = RasterPlanes(info.path, info.top, info.inverted)
     try:
+        _check(info, raster)
         yield raster if turn == Turn() else TurnedPlanes(raster, turn)
     finally:
         raster.close()
@@ -182,14 +183,25 @@ def decode(info: FileInfo, max_pixels: int = MAX_PIXELS) -> HeldPlanes:
         raise InputError(
             f"{error}, or, where it is intact, install the package rasterio: pip install rasterio", error.kind
         ) from error
-    if values.shape != (info.bands, *info.stored) or values.dtype != info.dtype:
+    planes = HeldPlanes(values, palette, info.nodata)
+    _check(info, planes)
+    return planes
+
+
+def _check(info: FileInfo, planes: Planes) -> None:
+    """Raise InputError where a library decodes another thing than the header says: it is broken, or misunderstood."""
+    said = info.bands, info.stored, info.dtype, info.palette
+    found = planes.count, planes.size, planes.dtype, planes.palette is not None
+    if said != found:
+        said_text, found_text = (
+            f"{bands} bands of {size[0]} x {size[1]} {dtype}{' with a palette' * palette}"
+            for bands, size, dtype, palette in (said, found)
+        )
         raise unsupported(
             info.path,
-            f"its header says {info.bands} bands of {info.dtype}, {info.stored}, but decoded it is {values.shape} "
-            f"{values.dtype}",
-            "convert it to PNG, or to TIFF without extras",
+            f"by its header it has {said_text}, but {info.decoder} decodes {found_text}",
+            "copy it again from its source, or save it anew without extras",
         )
-    return HeldPlanes(values, palette, info.nodata)
 
 
 def _by_pillow(info: FileInfo) -> tuple[np.ndarray, np.ndarray | None]:

@@ -219,6 +219,8 @@ def _probe_jp2(path: Path, file: BinaryIO) -> FileInfo | None:
         file.seek(0)
         with strict_pillow(), Image.open(file) as image:
             palette = image.mode == "P"
+            if (image.height, image.width) != found.stored:  # its two headers differ
+                return found
             # Pillow takes some intact files for broken
             return replace(found, decoders=(PILLOW,) if palette else (RASTERIO, PILLOW), palette=palette)
     return found

@@ -36,7 +36,7 @@ def library(path: Path) -> ModuleType:
             f"{path} needs the package rasterio, which is not installed: pip install rasterio", "needs rasterio"
         ) from error
     # what GDAL complains of is raised as well
-    logging.getLogger("rasterio._env").setLevel(logging.CRITICAL)
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)
     return rasterio
 
 

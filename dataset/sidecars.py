@@ -12,9 +12,9 @@ def sidecars(path: Path) -> tuple[str, bool]:
     World files (.tfw, .pgw, .wld, ...), GDAL's .aux.xml and .msk, and rational polynomials (_RPC.TXT, .RPB) count.
     """
     auxiliary = _content(path.with_name(f"{path.name}.aux.xml"))
-    masked = any(sign in auxiliary for sign in _MASKED) or path.with_name(f"{path.name}.msk").is_file()
+    masked = any(sign in auxiliary for sign in _MASKED) or _exists(path.with_name(f"{path.name}.msk"))
     names = _world_files(path) + [f"{path.stem}{ending}" for ending in ("_RPC.TXT", "_rpc.txt", ".RPB", ".rpb")]
-    beside = any(sign in auxiliary for sign in _GEOREFERENCE) or any(path.with_name(name).is_file() for name in names)
+    beside = any(sign in auxiliary for sign in _GEOREFERENCE) or any(_exists(path.with_name(name)) for name in names)
     return "beside" if beside else "", masked
 
 
@@ -30,3 +30,10 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:  # there is none
         return b""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long for a file's
+        return False

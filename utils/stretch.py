@@ -72,7 +72,8 @@ class Stretch:
         """
         found = np.empty(planes.shape, np.uint8)
         for plane, (low, high), target in zip(planes, limits, found, strict=True):
-            scaled = (plane.astype(np.float32) - low) * np.float32(255 / (high - low))
+            with np.errstate(all="ignore"):  # numbers that nobody meant may overflow
+                scaled = (plane.astype(np.float32) - low) * np.float32(255 / (high - low))
             target[...] = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round()
         return found
 
