@@ -1,6 +1,7 @@
 """Where on the ground a file lies, and how large its pixels are there."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +97,9 @@ class GroundAreas:
             return None
         rows, columns = (np.unique(np.linspace(0.5, side - 0.5, min(side, _NODES))) for side in size)
         try:
-            nodes = _node_areas(reference, rows, columns)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                nodes = _node_areas(reference, rows, columns)
         except Exception:  # PROJ raises many kinds for references that have no place on the Earth
             nodes = _plane_areas(reference, rows, columns)
         return None if nodes is None or not np.isfinite(nodes).all() else cls(size, nodes, rows, columns)

@@ -60,7 +60,8 @@ class Greys:
         """Return what is wrong with the first of the values (C, h, w) of `box` that are `unknown` (h, w)."""
         row, column = np.unravel_index(unknown.argmax(), unknown.shape)
         value = values[0, row, column]
-        place = f"{value} at row {row + box.top}, column {column + box.left} ({unknown.sum()} such pixels) is no class"
+        where = f"at row {row + box.top}, column {column + box.left} ({unknown.sum()} such pixels)"
+        place = f"{_spelt(value)} {where} is no class"
         if values.dtype.kind == "f" and value != np.round(value):
             return InputError(f"{path}: {place}'s, for it is no whole number; {SMOOTHED}", "smoothed")
         classes = self.classes
@@ -110,6 +111,11 @@ class Colors:
             f"{path}: colour {color} at {place}; use {', '.join(map(str, self.classes.palette))}, or class ids in a "
             "grey image"
         )
+
+
+def _spelt(value: np.generic) -> str:
+    """Return a number as people write it: whole ones without a point, others in few digits."""
+    return f"{value:.6g}" if value.dtype.kind == "f" else str(value)
 
 
 def _code(color: tuple[int, ...]) -> int:

@@ -67,9 +67,11 @@ def test_ids_of_every_type_are_read_exactly(tmp_path: Path, dtype: str, compress
 )
 def test_declared_nodata_and_nan_are_left_out(tmp_path: Path, dtype: str, nodata: float) -> None:
     pytest.importorskip("rasterio")
-    values = RNG.choice(np.array([0, 1, 6]), (23, 31)).astype(dtype)
+    kept = RNG.choice(np.array([0, 1, 6]), (23, 31))
+    values = kept.astype(dtype)
     values[3:6] = nodata
-    expected = np.where(np.arange(23)[:, None] // 3 == 1, IGNORED, values.astype(np.int64) % 256).astype(np.uint8)
+    expected = kept.astype(np.uint8)
+    expected[3:6] = IGNORED
     np.testing.assert_array_equal(
         read_label(write_raster(tmp_path / "a.tif", values[None], nodata=nodata), PLAIN), expected
     )
