@@ -70,7 +70,8 @@ def complain(message: object, code: int) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Check the data, evaluate or train, as the options say."""
-    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
+    choice = SplitChoice(options.split_lists, options.split_seed, options.hold_out)
+    described = describe(options.dataset, options.data_path, choice)
     if options.check_data:
         check_data(options, described)
         return
@@ -161,7 +162,7 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
     files = setup.read_checkpoints(options)
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, ranks.device)
-    train_data = setup.open_data(options, described, TRAIN, header, augment=True)
+    train_data = setup.open_data(options, described, TRAIN, header, training=True)
     val_data = setup.open_data(options, described, described.validation, header)
     limits.check_images(train_data, settings if stage.number == 2 else None)
     if stage.number != 2:
