@@ -26,7 +26,7 @@ from utils.diagnosis import diagnose
 from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError
 from utils.precision import set_switches
-from utils.regions import CoarseToFine
+from utils.selection import CoarseToFine
 from utils.settings import RECORDED, Settings
 from utils.stages import STAGES
 from utils.turns import TURNS
@@ -70,7 +70,8 @@ def complain(message: object, code: int) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Check the data, evaluate or train, according to the options. Raises InputError, RunError and Interrupted."""
-    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
+    choice = SplitChoice(options.split_lists, options.split_seed, options.hold_out)
+    described = describe(options.dataset, options.data_path, choice)
     if options.check_data:
         check_data(options, described)
         return
@@ -126,9 +127,9 @@ def size_problems(
         values["size_p"],
         options.sub_batch_size,
         values["min_overlap"],
-        coarse_to_fine=CoarseToFine(0) if values["coarse_to_fine"] else None,
+        selection=CoarseToFine(0) if values["coarse_to_fine"] else None,
     )
-    errors = [limits.problem_of(item, info.size, settings) for item, info in limits.headers(opened[TRAIN])]
+    errors = [limits.problem_of(item, size, settings) for item, size, _ in limits.headers(opened[TRAIN])]
     problems = [Problem(TRAIN, error.kind, str(error)) for error in errors if error is not None]
     try:
         limits.check_batches(len(opened[TRAIN]), options.batch_size or described.batch_size, values["size_g"])
@@ -161,7 +162,7 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
     files = setup.read_checkpoints(options)
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, ranks.device)
-    train_data = setup.open_data(options, described, TRAIN, header, augment=True)
+    train_data = setup.open_data(options, described, TRAIN, header, training=True)
     val_data = setup.open_data(options, described, described.validation, header)
     limits.check_images(train_data, settings if stage.number == 2 else None)
     if stage.number != 2:

@@ -13,7 +13,7 @@ from dataset.planes import open_planes
 from dataset.probe import probe
 from dataset.spelling import MAX_VALUE, SMOOTHED
 from utils.classes import IGNORED, Color
-from utils.errors import InputError
+from utils.errors import InputError, required
 
 MAX_KINDS = 64
 """Labels with more different values were saved or resized with smoothing: no set of one's own has so many classes."""
@@ -60,7 +60,8 @@ def spellings(item: Item) -> Spellings:
         InputError: image or label cannot be read, their sizes differ, or the label holds more than `MAX_KINDS` values
             or fractions, as smoothing leaves them.
     """
-    image, path = probe(item.image), item.label
+    (pair,) = item.pairs()
+    image, path = probe(pair.image), required(pair.label, "label")
     info = probe(path)
     turn = turn_of(info, image)
     found = Spellings(turned=fit_of(info, image) if image.orientation > 1 else "")
@@ -68,7 +69,7 @@ def spellings(item: Item) -> Spellings:
         label = LabelValues(info, planes)
         if info.palette:
             found.indices.update({int(value): count for value, count in label.count().items()})
-            colors = [tuple(color) for color in label.palette.tolist()]
+            colors = [tuple(color) for color in required(label.palette, "palette").tolist()]
             found.palette = {k: colors[k] if k < len(colors) else (0, 0, 0) for k in found.indices}
             for index, count in found.indices.items():
                 found.values[found.palette[index]] += count
@@ -115,8 +116,9 @@ def _colors(values: np.ndarray, valid: np.ndarray | None) -> dict[Color, int]:
 
 def _shorten(values: Counter[Value]) -> None:
     """Spell colours as grey values where all of one file are grey."""
-    if all(len(set(color)) == 1 for color in values):
-        for color in list(values):
+    colors = [color for color in values if isinstance(color, tuple)]
+    if all(len(set(color)) == 1 for color in colors):
+        for color in colors:
             values[color[0]] = values.pop(color)
 
 

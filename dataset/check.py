@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -56,12 +56,12 @@ class Report:
 
 
 class _Result(NamedTuple):
-    """What reading one item gave: counts of its label's ids (256,), what was done to it, or what is wrong with it."""
+    """What reading one item gave: counts of its label's ids (256,), what was done to it, and what is wrong with it."""
 
     split: str
     counts: np.ndarray | None = None
     notes: tuple[str, ...] = ()
-    problem: Problem | None = None
+    problems: tuple[Problem, ...] = ()
 
 
 class _Checked(Dataset[_Result]):
@@ -75,14 +75,28 @@ class _Checked(Dataset[_Result]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> _Result:
-        item = self.data.items[index]
+        item, reader = self.data.items[index], self.data.reader
+        counts, problems = np.zeros(256, np.int64), {}
+
+        def note(error: InputError) -> None:
+            problems[str(error)] = Problem(self.split, error.kind or "no class", str(error))
+
+        # the parts of a scene one by one, so that all that are wrong are named
+        for pair in item.pairs():
+            try:
+                with reading(pair.image):
+                    _, ids = reader.read_files(pair)
+                if ids is not None:
+                    counts += np.bincount(ids.flatten(), minlength=256)
+            except InputError as error:
+                note(error)
         try:
-            with reading(item.image):
-                _, ids = self.data.read(index)
-                notes = tuple(self.data.notes(index))
+            reader.whole(item)
+            notes = tuple(reader.notes(item))
         except InputError as error:
-            return _Result(self.split, problem=Problem(self.split, error.kind or "no class", str(error)))
-        return _Result(self.split, None if ids is None else np.bincount(ids.flatten(), minlength=256), notes)
+            note(error)
+            notes = ()
+        return _Result(self.split, counts if item.label is not None else None, notes, tuple(problems.values()))
 
 
 def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report:
@@ -91,14 +105,13 @@ def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report
     report = Report(names, dict.fromkeys(splits, 0))
     if not splits:
         return report
-    every = ConcatDataset([_Checked(split, data) for split, data in splits.items()])
+    every: ConcatDataset[Any] = ConcatDataset([_Checked(split, data) for split, data in splits.items()])
     loader = DataLoader(every, batch_size=None, num_workers=num_workers, worker_init_fn=leave_signals_to_the_parent)
     bar = tqdm(start_pass(loader), total=len(every), desc="check", unit="image", dynamic_ncols=True)
-    for split, counts, notes, problem in bar:
+    for split, counts, notes, problems in bar:
         report.images[split] += 1
         report.notes.update(notes)
         if counts is not None:
             report.counts += np.asarray(counts)
-        if problem is not None:
-            report.problems.append(problem)
+        report.problems += problems
     return report

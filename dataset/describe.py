@@ -165,10 +165,12 @@ def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
 
 def _value(text: str) -> Value:
     """The argument of --ignore: 255, or 224,224,192."""
-    numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"{text} is neither a grey value nor a colour such as 224,224,192")
-    return numbers[0] if len(numbers) == 1 else numbers
+    match [int(part) for part in text.split(",")]:
+        case [grey]:
+            return grey
+        case [red, green, blue]:
+            return red, green, blue
+    raise argparse.ArgumentTypeError(f"{text} is neither a grey value nor a colour such as 224,224,192")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

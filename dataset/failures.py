@@ -56,8 +56,8 @@ def unsupported(path: Path, reason: str, mend: str) -> InputError:
     return InputError(f"{path} cannot be used: {reason}; {mend}", "not supported")
 
 
-def too_large(path: Path, pixels: int, most: int) -> InputError:
-    """Return the error for a file of `pixels` where at most `most` are allowed."""
+def too_large(path: object, pixels: int, most: int) -> InputError:
+    """Return the error for a file, or the scene `path`, of `pixels` where at most `most` are allowed."""
     return InputError(
         f"{path} has {pixels} pixels, more than the {most} allowed; cut it into smaller images", "too large"
     )

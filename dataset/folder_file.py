@@ -54,7 +54,7 @@ class Splits:
 
     def names(self) -> tuple[str, ...]:
         """The splits that there are."""
-        given = self.lists or self.folders or {TRAIN: 1.0, **self.fractions}
+        given: Mapping[str, object] = self.lists or self.folders or {TRAIN: 1.0, **self.fractions}
         return tuple(name for name in SPLITS if name in given)
 
     def to_record(self) -> dict[str, Any]:

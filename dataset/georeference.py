@@ -100,7 +100,7 @@ class GroundAreas:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                nodes = _node_areas(reference, rows, columns)
+                nodes: np.ndarray | None = _node_areas(reference, rows, columns)
         except Exception:  # PROJ raises many kinds for references that have no place on the Earth
             nodes = _plane_areas(reference, rows, columns)
         return None if nodes is None or not np.isfinite(nodes).all() else cls(size, nodes, rows, columns)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataset.planes import MAX_PIXELS, Planes, open_planes, to_tensor
 from dataset.probe import RASTERIO, FileInfo, probe
-from utils.errors import InputError
+from utils.errors import InputError, required
 from utils.stretch import Limits, Stretch, parse_bands
 from utils.tiling import Box, Size
 
@@ -109,7 +109,7 @@ class ImageFile:
 
     def _colors(self, indices: np.ndarray) -> np.ndarray:
         """Return (3, h, w) of palette indices; those beyond the palette are black."""
-        palette = self._planes.palette
+        palette = required(self._planes.palette, "palette")
         table = np.zeros((max(len(palette), np.iinfo(indices.dtype).max + 1), 3), np.uint8)
         table[: len(palette)] = palette
         return table[indices].transpose(2, 0, 1)[[band - 1 for band in self._shown]]
@@ -119,7 +119,7 @@ class ImageFile:
         valid = self._planes.valid(box, self._bands)
         if not self._is_float:
             return valid
-        finite = np.isfinite(values).all(0)
+        finite: np.ndarray = np.isfinite(required(values, "values")).all(0)
         return finite if valid is None else finite & valid
 
     def _find_limits(self) -> Limits:

@@ -12,7 +12,7 @@ from dataset.planes import MAX_PIXELS, TURNS, Planes, open_planes, to_tensor
 from dataset.probe import RASTERIO, FileInfo, probe
 from dataset.spelling import UNKNOWN, Colors, Greys
 from utils.classes import IGNORED, Classes
-from utils.errors import InputError
+from utils.errors import InputError, required
 from utils.tiling import Box, Size
 from utils.turns import Turn
 
@@ -40,8 +40,9 @@ def turn_of(label: FileInfo, image: FileInfo | Size) -> Turn:
     A label of the image's displayed size is taken as it is displayed itself; one that fits only the image as stored is
     turned with it. Raises InputError, naming the label, where neither fits.
     """
-    with_image = fit_of(label, image) != "as displayed" and isinstance(image, FileInfo)
-    return TURNS[image.orientation if with_image else label.orientation]
+    if fit_of(label, image) != "as displayed" and isinstance(image, FileInfo):
+        return TURNS[image.orientation]
+    return TURNS[label.orientation]
 
 
 class LabelValues:
@@ -168,7 +169,7 @@ class LabelFile:
         Tools that compress files turn RGB into a palette in an order of their own, so class colours win. But no class
         has a colour for index 255, so whoever wrote that wrote ids.
         """
-        palette = self._values.palette
+        palette = required(self._values.palette, "palette")
         used = np.array(sorted(self._values.count()), np.int32)
         colors = [tuple(color) for color in palette.tolist()]
         colored = all(k < len(colors) and colors[k] in self.classes.palette for k in used)

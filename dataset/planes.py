@@ -45,9 +45,14 @@ class Planes(Protocol):
     `palette` is (n, 3) uint8 RGB by value where the only band holds indices.
     """
 
-    dtype: str
-    count: int
-    palette: np.ndarray | None
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def palette(self) -> np.ndarray | None: ...
 
     @property
     def size(self) -> Size: ...
@@ -230,7 +235,7 @@ def picture_values(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the bands (C, H, W) of a Pillow image, as RGB where Pillow alone knows them, and its palette (n, 3)."""
     palette = None
     if image.mode == "P":
-        palette = np.reshape(image.getpalette("RGB"), (-1, 3)).astype(np.uint8)
+        palette = np.reshape(image.getpalette("RGB") or [], (-1, 3)).astype(np.uint8)
     elif image.mode not in ("1", "L", "LA", "RGB", "RGBA", "RGBX") and not image.mode.startswith(("I", "F")):
         image = image.convert("RGB")
     values = _bands(image)

@@ -139,8 +139,8 @@ def _parts(page: ImageFileDirectory_v2) -> tuple[np.ndarray, np.ndarray]:
     """Return where the tiles or strips start in the file and how long they are, in bytes."""
     for offsets, lengths in ((324, 325), (273, 279)):
         if offsets in page:
-            found = (page.get(tag, ()) for tag in (offsets, lengths))
-            return tuple(np.atleast_1d(np.asarray(values, dtype=np.int64)) for values in found)
+            first, length = (np.atleast_1d(np.asarray(page.get(tag, ()), np.int64)) for tag in (offsets, lengths))
+            return first, length
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 

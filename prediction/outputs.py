@@ -17,6 +17,7 @@ from prediction.overlay import SampledIds, draw_overlay, overlay_size
 from prediction.scenes import Rows
 from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
+from utils.errors import required
 from utils.files import remove_leftovers, replacing
 from utils.sources import Source
 from utils.tiling import Box
@@ -135,11 +136,11 @@ class Outputs:
                 colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.colors else ids[None]
             )
         if "probabilities" in self._writers:
-            self._writers["probabilities"].write(rows.probabilities.numpy())
+            self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
 
     def _draw_overlay(self, path: Path) -> None:
         image = shrink(self.source, overlay_size(self.source.size)).permute(1, 2, 0).numpy()
-        picture = draw_overlay(image, self._sampled.ids.numpy(), self.classes)
+        picture = draw_overlay(image, required(self._sampled, "sample").ids.numpy(), self.classes)
         Image.fromarray(np.ascontiguousarray(picture)).save(path, format="PNG")
 
     def areas(self, image: Path, mask: Path) -> Areas:

@@ -19,7 +19,7 @@ from dataset.registry import describe as open_described
 from training.limits import check_batches, problem_of
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
-from utils.regions import CoarseToFine
+from utils.selection import CoarseToFine
 from utils.settings import Settings
 
 RNG = np.random.default_rng(4)

@@ -23,7 +23,8 @@ from utils.visualize import save_colors
 
 def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
     """Raise InputError if predictions, which have the labels' names, would overwrite the data set's own files."""
-    own = {path.parent.resolve() for item in data.items for path in (item.image, item.label) if path is not None}
+    pairs = (pair for item in data.items for pair in item.pairs())
+    own = {path.parent.resolve() for pair in pairs for path in pair if path is not None}
     if folder.resolve() in own:
         raise InputError(f"--save_predictions {folder} would overwrite the labels there; name another folder")
 

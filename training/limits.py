@@ -46,7 +46,7 @@ def problem_of(item: Item, size: Size, settings: Settings) -> InputError | None:
     """Return why mode 2 cannot train the local branch on an image of `size` pixels, None where it can."""
     grid = PatchGrid.cover(size, settings.size_p, settings.min_overlap)
     alone = len(grid) % settings.sub_batch_size == 1 or settings.sub_batch_size == 1
-    if max(grid.patch) > STRIDE or not (alone or settings.coarse_to_fine):
+    if max(grid.patch) > STRIDE or not (alone or settings.selection is not None):
         return None
     if max(size) <= STRIDE:
         mend = f"leave it out of training, or join it with others to more than {STRIDE} pixels a side"
@@ -59,11 +59,14 @@ def problem_of(item: Item, size: Size, settings: Settings) -> InputError | None:
     )
 
 
-def headers(data: SegmentationDataset) -> Iterator[tuple[Item, FileInfo]]:
-    """Yield each item whose image has a readable header, with it; the others are reported when they are read."""
+def headers(data: SegmentationDataset) -> Iterator[tuple[Item, Size, list[FileInfo]]]:
+    """Yield each item whose image has readable headers, its (height, width) as displayed, and the headers of its files.
+
+    The others are reported when they are read.
+    """
     for item in data.items:
         try:
-            yield item, probe(item.image)
+            yield item, data.reader.size(item), [probe(pair.image) for pair in item.pairs()]
         except InputError:
             continue
 
@@ -79,14 +82,15 @@ def check_images(data: SegmentationDataset, settings: Settings | None) -> None:
         InputError: an image is too small; the first is named.
     """
     stretched = turned = 0
-    for item, info in headers(data):
-        stretched += info.needs_stretch
-        turned += info.orientation > 1
-        if settings is not None and (problem := problem_of(item, info.size, settings)) is not None:
+    for item, size, files in headers(data):
+        stretched += any(info.needs_stretch for info in files)
+        turned += any(info.orientation > 1 for info in files)
+        if settings is not None and (problem := problem_of(item, size, settings)) is not None:
             raise problem
     if stretched:
         logging.info(
-            f"{stretched} of {len(data)} images have more than 8 bits and are stretched: --stretch {data.view.stretch}"
+            f"{stretched} of {len(data.items)} images have more than 8 bits and are stretched: "
+            f"--stretch {data.view.stretch}"
         )
     if turned:
-        logging.info(f"{turned} of {len(data)} images are turned as they are displayed, with their labels")
+        logging.info(f"{turned} of {len(data.items)} images are turned as they are displayed, with their labels")

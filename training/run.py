@@ -215,8 +215,8 @@ class TrainingRun:
             self.files.resume.unlink(missing_ok=True)
         more = f" and {plan.ranks.world - 1} more" if plan.ranks.world > 1 else ""
         logging.info(
-            f"Stage {plan.stage.number} ({plan.stage.name}): {len(plan.train_data)} training and {len(plan.val_data)} "
-            f"validation images, {options.num_epochs} epochs on {plan.settings.device}{more}, "
+            f"Stage {plan.stage.number} ({plan.stage.name}): {plan.train_data.describe('training images')} and "
+            f"{len(plan.val_data)} validation images, {options.num_epochs} epochs on {plan.settings.device}{more}, "
             f"training {' and '.join(plan.stage.trains)}"
         )
 
@@ -333,7 +333,7 @@ class TrainingRun:
 
     def _image_ids(self, batch: int) -> str:
         """Return the ids of the images in a batch of this epoch."""
-        return ", ".join(self.plan.train_data.items[i].id for i in self.parts.batch(batch))
+        return ", ".join(self.plan.train_data.id(i) for i in self.parts.batch(batch))
 
     def _report_bad_step(self, values: dict[str, float]) -> None:
         """Warn of a skipped step. Raises RunError after too many in a row."""

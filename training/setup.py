@@ -13,6 +13,7 @@ from dataset.image_file import View
 from dataset.layout import shortened
 from dataset.planes import MAX_PIXELS
 from dataset.registry import Description
+from dataset.windows import Windows
 from models import checkpoint
 from models.backbone import backbone_weights
 from models.checkpoint import Checkpoint
@@ -160,7 +161,7 @@ def _chosen_loss(options: argparse.Namespace, classes: Classes, device: torch.de
 
 
 def open_data(
-    options: argparse.Namespace, described: Description, split: str, header: Header, augment: bool = False
+    options: argparse.Namespace, described: Description, split: str, header: Header, training: bool = False
 ) -> SegmentationDataset:
     """Open the images of a split.
 
@@ -169,9 +170,17 @@ def open_data(
         described: the data set.
         split: of the data set.
         header: its `size_g` and classes are used.
-        augment: whether images are mirrored and rotated at random.
+        training: whether samples are varied, and drawn as windows, as training has them.
     """
-    data = described.open(split, header.size_g, header.classes, augment=augment, seed=options.seed)
+    data = described.open(
+        split,
+        header.size_g,
+        header.classes,
+        augment=training,
+        seed=options.seed,
+        jitter=training and options.augment,
+        windows=Windows(options.window, options.windows) if training and options.window else None,
+    )
     data.max_pixels = options.max_pixels or MAX_PIXELS
     data.view = View.parse(header.bands, header.stretch)
     return data

@@ -22,7 +22,7 @@ from utils.files import load_torch, save_torch
 
 FORMAT, VERSION = "glnet training", 2
 
-EPOCH_OPTIONS = ("batch_size", "seed", "training_images")
+EPOCH_OPTIONS = ("batch_size", "seed", "training_images", "window", "windows")
 """The options, and the training images, that determine which images are in which step of an epoch."""
 
 
