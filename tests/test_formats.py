@@ -224,7 +224,7 @@ def settings(**changes) -> Settings:
         ((60, 60), {"size_p": 32, "min_overlap": 4}, False),  # nine patches, six at a time
         ((60, 100), {"size_p": 32, "min_overlap": 4, "sub_batch_size": 7}, True),  # two rows of four: one is left
         ((60, 100), {"size_p": 32, "min_overlap": 4, "sub_batch_size": 1}, True),
-        ((60, 60), {"size_p": 32, "min_overlap": 4, "coarse_to_fine": CoarseToFine(1)}, True),
+        ((60, 60), {"size_p": 32, "min_overlap": 4, "selection": CoarseToFine(1)}, True),
     ],
 )
 def test_images_that_leave_a_norm_layer_one_value_are_refused(size, changes, refused) -> None:
