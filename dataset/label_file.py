@@ -167,15 +167,17 @@ class LabelFile:
         """Return whether a palette image holds its indices or its colours.
 
         Tools that compress files turn RGB into a palette in an order of their own, so class colours win. But no class
-        has a colour for index 255, so whoever wrote that wrote ids.
+        has a colour for index 255, so whoever wrote that wrote ids, unless the set's file names its colour as ignored.
         """
         palette = required(self._values.palette, "palette")
         used = np.array(sorted(self._values.count()), np.int32)
         colors = [tuple(color) for color in palette.tolist()]
-        colored = all(k < len(colors) and colors[k] in self.classes.palette for k in used)
+        shown = {colors[k] if k < len(colors) else None for k in used}
+        void = {color for color in self.classes.ignored if not isinstance(color, int)}
+        colored = shown <= {*self.classes.palette, *void}
         greys = Greys(self.classes)
         ids = greys.ids(used[None])
-        if not (ids == UNKNOWN).any() and (IGNORED in ids or not colored):
+        if not (ids == UNKNOWN).any() and not (colored and (IGNORED not in ids or shown & void)):
             return greys
         if len(used) and used[-1] >= len(colors):
             # decoders would show it as black; it comes from writing id 255 with a palette too short for it

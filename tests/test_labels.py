@@ -174,6 +174,22 @@ def test_palette_labels_of_pascal_voc_are_read_by_their_indices(tmp_path: Path) 
     np.testing.assert_array_equal(read_label(tmp_path / "a.png", classes), ids)
 
 
+def test_palette_labels_of_a_set_of_colours_keep_its_void_colour(tmp_path: Path) -> None:
+    """The set's classes are in the order of their colours, which is not that of the palette."""
+    order = sorted(PLAIN.palette)
+    classes = Classes(tuple("abcdefg"), tuple(order), ignored=((224, 224, 192),))
+    indices = RNG.choice(np.array([*range(7), 255], np.uint8), (30, 30))
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:7], palette[255] = PLAIN.palette, (224, 224, 192)
+    image = Image.fromarray(indices)
+    image.putpalette(palette.tobytes())
+    image.save(tmp_path / "a.png")
+    image.convert("RGB").save(tmp_path / "b.png")
+    expected = np.array([order.index(color) for color in PLAIN.palette] + [IGNORED])[np.minimum(indices, 7)]
+    for name in ("a.png", "b.png"):
+        np.testing.assert_array_equal(read_label(tmp_path / name, classes), expected)
+
+
 def test_a_palette_of_16_bits_is_read(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     ids = RNG.integers(0, 7, (1, 9, 13)).astype(np.uint16)
