@@ -1,6 +1,6 @@
 """The engine's two loops: an epoch of training steps, and the evaluation of a set of images.
 
-Nothing here parses options or touches files; what must be saved or shown goes to callbacks.
+Nothing here parses options or touches files; saving and showing are callbacks.
 """
 
 import math
@@ -19,10 +19,11 @@ from engine.predictor import Predictor
 from models.glnet import GLNet
 from utils.canvas import ArgmaxSink
 from utils.distributed import ALONE, Ranks, reduce_step, trained_statistics
+from utils.errors import required
 from utils.loss import Loss
 from utils.metrics import StageMetrics
 from utils.precision import autocast
-from utils.regions import Coverage
+from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import MemorySource
 from utils.stages import Stage
@@ -32,7 +33,7 @@ TRAINING_STEPS = {
     2: global2local.training_step,
     3: local2global.training_step,
 }
-"""By stage: forward, loss terms and gradients of a batch."""
+"""By stage, the function that adds the gradients of a batch and returns the terms of its loss."""
 
 SHOWN_EVERY = 10
 """Steps between two updates of the mIoU in the progress bar."""
@@ -40,16 +41,16 @@ SHOWN_EVERY = 10
 
 @dataclass
 class EpochState:
-    """How far the training of an epoch is.
+    """The progress of an epoch. All but `metrics` is the same in all processes.
 
     Attributes:
-        metrics: this process's part of the training metric; everything else is the same in all processes.
+        metrics: this process's part of the training metric.
         batches: steps so far, skipped ones included.
         skipped: steps whose loss or gradient was not finite.
         images: images so far.
         loss: mean over the steps that were not skipped.
-        seconds: time of the steps, waiting for images included.
-        save_requested: whether any process asked to save after the last step.
+        seconds: time of the steps, the wait for images included.
+        save_requested: whether any process requested a save in the last step.
     """
 
     metrics: StageMetrics
@@ -63,16 +64,28 @@ class EpochState:
 
 def _batch_share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
     """Return this process's share of the batch: the weight of its label pixels over that of all processes."""
-    own = torch.tensor([sum(loss.weight(sample.global_label) for sample in batch)], dtype=torch.float64)
-    total = own.clone()
+    weights: list[float] = [loss.weight(required(sample.global_label, "label")) for sample in batch]
+    total = torch.tensor([sum(weights)], dtype=torch.float64)
     ranks.sum_([total])
-    return float(own) / (float(total) or 1)
+    return sum(weights) / (float(total) or 1)
 
 
 def _gradients(
     model: GLNet, stage: Stage, batch: list[Sample], settings: Settings, metrics: StageMetrics, ranks: Ranks
 ) -> dict[str, Tensor]:
-    """Add the gradients of this process's part of a batch; return its loss terms, none without anything to learn."""
+    """Add the gradients of this process's part of a batch.
+
+    Args:
+        model: the network.
+        stage: the stage that is trained.
+        batch: this process's samples; may be empty.
+        settings: see `train_one_epoch`.
+        metrics: counts the predictions.
+        ranks: the processes that share the batch.
+
+    Returns:
+        The terms of the loss; empty if the samples hold nothing to learn from.
+    """
     if ranks.world > 1 and "global" in stage.supervised:
         settings = replace(settings, share=_batch_share(batch, settings.loss, ranks))
     with autocast(settings.device, settings.precision):
@@ -81,7 +94,13 @@ def _gradients(
 
 @dataclass(frozen=True)
 class _Step:
-    """What one step of all processes gave: its `values` by tag, whether anything learned, and the mIoU if it is due."""
+    """The result of one step of all processes.
+
+    Attributes:
+        values: loss terms, their sum and the gradient's norm, by their tags in the logs.
+        active: whether any process had anything to learn from.
+        mean_iou: the training metric of the main process, in every `SHOWN_EVERY`-th step; else None.
+    """
 
     values: dict[str, float]
     active: bool
@@ -99,9 +118,19 @@ def _joint_step(
     ranks: Ranks,
     save: bool,
 ) -> _Step:
-    """Make the gradients of one step of all processes, each on its `batch`, and count it in `epoch`.
+    """Compute the gradients of one step of all processes, and count its images in `epoch`.
 
-    All that the host must know of the step comes from the device in one transfer.
+    All values that the host needs are copied from the device in one transfer.
+
+    Args:
+        model: the network.
+        stage: the stage that is trained.
+        batch: this process's samples.
+        settings: see `train_one_epoch`.
+        optimizer: its gradients are unscaled.
+        epoch: images and `save_requested` are updated.
+        ranks: the processes that train together.
+        save: whether this process requests a save.
     """
     learned = [p for p in model.parameters() if p.requires_grad]
     names = (*map(settings.loss.term, stage.supervised), *stage.other_terms)
@@ -111,12 +140,12 @@ def _joint_step(
     numbers = torch.cat([torch.stack(losses), counts.to(settings.device)])
     reduce_step(ranks, learned, trained_statistics(model), numbers, active=bool(terms))
     settings.scaler.unscale_(optimizer)
-    norm = torch.stack([torch.linalg.vector_norm(p.grad) for p in learned]).norm()
+    norm = torch.stack([torch.linalg.vector_norm(p.grad) for p in learned if p.grad is not None]).norm()
     shown = [epoch.metrics.mean_iou_on_device().to(norm)] if ranks.main and epoch.batches % SHOWN_EVERY == 0 else []
     values = torch.cat([numbers, torch.stack([norm, *shown])]).tolist()
-    losses_now, (images, asked, active, norm_now, *mean_iou) = values[: len(names)], values[len(names) :]
+    losses_now, (images, saves, active, norm_now, *mean_iou) = values[: len(names)], values[len(names) :]
     epoch.images += int(images)
-    epoch.save_requested = asked > 0
+    epoch.save_requested = saves > 0
     tagged = {f"loss/{name}": value for name, value in zip(names, losses_now, strict=True)}
     tagged |= {"loss/total": sum(losses_now), "gradient_norm": norm_now}
     return _Step(tagged, active > 0, mean_iou[0] if mean_iou else None)
@@ -134,30 +163,30 @@ def train_one_epoch(
     title: str = "train",
     epoch: EpochState | None = None,
     ranks: Ranks = ALONE,
-    wants_save: Callable[[], bool] = lambda: False,
+    save_due: Callable[[], bool] = lambda: False,
 ) -> StageMetrics:
-    """Train on every batch of `loader`: one optimizer step for each batch, one schedule step after it.
+    """Train on every batch of `loader`: one optimizer step and one schedule step for each.
 
-    A step whose loss or gradient is not finite is skipped: weights, norm statistics and metric stay as they were. The
-    weights also stay where a batch holds nothing to learn from (coarse to fine, images without foreground).
+    A step whose loss or gradient is not finite is skipped: weights, norm statistics and metric are not changed. The
+    weights are not changed either by a batch without anything to learn from (coarse to fine, no foreground).
 
     Args:
-        model: the network; what learns is set by `GLNet.learn`.
+        model: the network; `GLNet.learn` has set which parts learn.
         stage: the stage that is trained.
         loader: batches; of several processes each gets its part of every batch, which may be empty.
         optimizer: of the parameters that learn.
         scheduler: of the optimizer.
         settings: loss, sizes, device, precision.
-        on_step: gets the loss terms, their sum (`loss/total`), `gradient_norm` and `learning_rate` of each step, when
-            everything may be saved as it is; it ends the epoch by raising.
+        on_step: gets the loss terms, their sum (`loss/total`), `gradient_norm` and `learning_rate` of each step. All
+            state may be saved when it is called; it ends the epoch by raising.
         title: of the progress bar.
-        epoch: where the epoch stands; it is kept up to date.
+        epoch: the progress of the epoch, which is updated; by default a new one.
         ranks: the processes that train together.
-        wants_save: whether this process wants to save now; `epoch.save_requested` says whether any did.
+        save_due: returns whether this process requests a save; `epoch.save_requested` is then True in all.
 
     Returns:
-        The training metric of this process, counted on the predictions that the steps made while the weights moved,
-        as released.
+        The training metric of this process. As released, it counts the predictions of the steps, each made with the
+        weights of its time.
     """
     # torch warns if the very first step is skipped, which is intended
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
@@ -170,8 +199,8 @@ def train_one_epoch(
     for batch in bar:
         optimizer.zero_grad(set_to_none=True)
         before = [tensor.clone() for tensor in (*statistics, *epoch.metrics.sums())]
-        step = _joint_step(model, stage, batch, settings, optimizer, epoch, ranks=ranks, save=wants_save())
-        values = {**step.values, "learning_rate": scheduler.get_last_lr()[0]}
+        step = _joint_step(model, stage, batch, settings, optimizer, epoch, ranks=ranks, save=save_due())
+        values = {**step.values, "learning_rate": float(scheduler.get_last_lr()[0])}
         epoch.batches += 1
         finite = all(map(math.isfinite, values.values()))
         if finite:
@@ -196,13 +225,13 @@ def train_one_epoch(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation; of several processes each has the same, of all images together.
+    """The result of an evaluation, of all images of all processes; each process has the same.
 
     Attributes:
         metrics: the scores of each prediction.
         images: how many images were segmented.
-        seconds_per_image: mean time to segment and count one image; decoding is not in it.
-        coverage: how much of the images was computed at full resolution.
+        seconds_per_image: mean time to segment and count one image, without decoding.
+        coverage: the part of the images that was computed at full resolution.
         complete: False if the evaluation was stopped before its end.
     """
 
@@ -253,8 +282,14 @@ def evaluate(
             on_image(sample, {name: prediction.ids for name, prediction in found.items()})
         if stopped := should_stop():
             break
-    seconds, images, stopped = (sum(parts) for parts in zip(*ranks.gather((seconds, images, stopped)), strict=True))
-    coverage = sum(ranks.gather(coverage), Coverage())
+    parts = ranks.gather((seconds, images, stopped, coverage))
     for counts in metrics.sums():
         ranks.sum_([counts])
-    return Evaluation(metrics, images, seconds / max(images, 1), coverage, complete=not stopped)
+    total = sum(part[1] for part in parts)
+    return Evaluation(
+        metrics,
+        images=total,
+        seconds_per_image=sum(part[0] for part in parts) / max(total, 1),
+        coverage=sum((part[3] for part in parts), Coverage()),
+        complete=not any(part[2] for part in parts),
+    )

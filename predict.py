@@ -22,8 +22,8 @@ from utils.settings import RECORDED
 
 __all__ = ["Segmenter", "main"]
 
-LOWER_MEMORY = ("sub_batch_size", "scene_size", "size_p")
-"""Options that lower what segmenting needs, the most useful first."""
+MEMORY_OPTIONS = ("sub_batch_size", "scene_size", "size_p")
+"""Options that lower the memory of segmenting, the most useful first."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on", 130)
     except (RuntimeError, MemoryError) as error:
-        message = diagnose(error, options, int(os.environ.get("WORLD_SIZE", 1)), LOWER_MEMORY)
+        message = diagnose(error, options, int(os.environ.get("WORLD_SIZE", 1)), MEMORY_OPTIONS)
         if message is None:
             raise
         return complain(message, 1)
@@ -65,8 +65,6 @@ def run(options: argparse.Namespace) -> list[str]:
         overlay=options.overlay,
         probabilities=options.probabilities,
         colors=options.colors,
-        bands=options.bands,
-        stretch=options.stretch,
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)
@@ -79,11 +77,20 @@ def run(options: argparse.Namespace) -> list[str]:
         tta=options.tta,
         sub_batch_size=options.sub_batch_size,
         scene_size=options.scene_size,
+        refine_share=options.refine_share,
         **{name: getattr(options, name) for name in RECORDED},
     )
     prediction = PredictionRun(segmenter, results, ranks)
-    about = {"checkpoint": str(options.checkpoint), "mode": segmenter.header.stage, "tta": options.tta}
-    prediction.run(images, {**about, "coarse_to_fine": segmenter.predictor.selects_patches})
+    about = {
+        "checkpoint": str(options.checkpoint),
+        "mode": segmenter.header.stage,
+        "tta": options.tta,
+        "bands": segmenter.header.bands,
+        "stretch": segmenter.header.stretch,
+        "coarse_to_fine": segmenter.header.coarse_to_fine and segmenter.header.stage > 1,
+        "refine_share": options.refine_share,
+    }
+    prediction.run(images, about)
     distributed.stop()
     return prediction.failures
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The linter and all tests. Further arguments go to pytest.
+# The linter, the type check and all tests. Further arguments go to pytest.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/venv.sh"
 cd "$root"
@@ -10,4 +10,5 @@ export OMP_WAIT_POLICY=passive
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 "$PYTHON" -m pytest "$@"

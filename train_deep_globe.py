@@ -4,25 +4,30 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 
 import torch
 
+from dataset.base import SegmentationDataset
 from dataset.check import Problem, check
+from dataset.image_file import View
 from dataset.layout import TRAIN, SplitChoice
 from dataset.registry import Description, describe
 from engine.predictor import Predictor
 from models.restore import restore
+from training import limits, setup
 from training import options as command_line
-from training import setup
 from training.evaluation import run_evaluation
+from training.memory import keep_freed_memory
 from training.run import TrainingPlan, TrainingRun
 from training.state import resume_source
 from utils import distributed
 from utils.diagnosis import diagnose
 from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError
-from utils.memory import keep_freed_memory
 from utils.precision import set_switches
+from utils.selection import CoarseToFine
+from utils.settings import RECORDED, Settings
 from utils.stages import STAGES
 from utils.turns import TURNS
 
@@ -64,8 +69,9 @@ def complain(message: object, code: int) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Check the data, evaluate or train, as the options say."""
-    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
+    """Check the data, evaluate or train, according to the options. Raises InputError, RunError and Interrupted."""
+    choice = SplitChoice(options.split_lists, options.split_seed, options.hold_out)
+    described = describe(options.dataset, options.data_path, choice)
     if options.check_data:
         check_data(options, described)
         return
@@ -82,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def be_deterministic() -> None:
-    """Let torch use operations that repeat bit by bit; it warns of those it lacks."""
+    """Make torch use operations that repeat bit by bit; it warns of an operation that does not."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
@@ -96,14 +102,40 @@ def check_data(options: argparse.Namespace, described: Description) -> None:
             opened[split] = described.open(split, 4, described.classes_for(options.n_class), seed=options.seed)
             if options.max_pixels:
                 opened[split].max_pixels = options.max_pixels
+            opened[split].view = View.parse(options.bands, options.stretch or RECORDED["stretch"])
         except InputError as error:
             # a data set may lack the splits that training does not need
             if split in (TRAIN, described.validation) or error.kind != "empty split":
                 problems.append(Problem(split, error.kind, str(error)))
+    problems += size_problems(options, described, opened)
     report = check(opened, options.num_workers)
     print(report.text(problems))
     if count := len(problems) + len(report.problems):
         raise InputError(f"{count} of the files above cannot be used" if count > 1 else "one file above cannot be used")
+
+
+def size_problems(
+    options: argparse.Namespace, described: Description, opened: Mapping[str, SegmentationDataset]
+) -> list[Problem]:
+    """Return what training would refuse for its size: images in mode 2, and a batch of one at the smallest --size_g."""
+    if TRAIN not in opened:
+        return []
+    given = {name: getattr(options, name) for name in ("size_g", "size_p", "min_overlap", "coarse_to_fine")}
+    defaults = {**RECORDED, "size_p": described.size_p}
+    values = {name: defaults[name] if value is None else value for name, value in given.items()}
+    settings = Settings(
+        values["size_p"],
+        options.sub_batch_size,
+        values["min_overlap"],
+        selection=CoarseToFine(0) if values["coarse_to_fine"] else None,
+    )
+    errors = [limits.problem_of(item, size, settings) for item, size, _ in limits.headers(opened[TRAIN])]
+    problems = [Problem(TRAIN, error.kind, str(error)) for error in errors if error is not None]
+    try:
+        limits.check_batches(len(opened[TRAIN]), options.batch_size or described.batch_size, values["size_g"])
+    except InputError as error:
+        problems.append(Problem(TRAIN, "too small", str(error)))
+    return problems
 
 
 def evaluate(options: argparse.Namespace, described: Description, ranks: Ranks) -> None:
@@ -113,6 +145,7 @@ def evaluate(options: argparse.Namespace, described: Description, ranks: Ranks) 
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, ranks.device)
     data = setup.open_data(options, described, options.split, header)
+    limits.check_images(data, None)
     # the prepared network is a copy; the files' tensors and the plain network are freed
     file = files.pop(stage.reads)
     model = restore(file, header, files.pop("path_g", None))
@@ -129,8 +162,13 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
     files = setup.read_checkpoints(options)
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, ranks.device)
-    train_data = setup.open_data(options, described, TRAIN, header, augment=True)
+    train_data = setup.open_data(options, described, TRAIN, header, training=True)
     val_data = setup.open_data(options, described, described.validation, header)
+    limits.check_images(train_data, settings if stage.number == 2 else None)
+    if stage.number != 2:
+        limits.check_batches(
+            len(train_data), options.batch_size, header.size_g, world=ranks.world, joint=options.sync_bn
+        )
     model = setup.build_training_model(options, header, files, resumed=resumed)
     files.clear()
     setup.place(model, stage, ranks.device)

@@ -19,7 +19,7 @@ from dataset.loader import SampleLoader
 from models import checkpoint
 from models.restore import header_for, restore
 from utils.distributed import pick_device
-from utils.errors import InputError, exit_code
+from utils.errors import InputError, exit_code, required
 from utils.files import write_json
 from utils.metrics import StageMetrics
 from utils.precision import PRECISIONS
@@ -29,7 +29,13 @@ DEMO = Path(__file__).parents[1] / "demo"
 
 
 class Run:
-    """The evaluation of one precision; `equal` counts pixels by prediction."""
+    """The evaluation of one precision.
+
+    Attributes:
+        work: segments an image.
+        metrics: the scores.
+        equal: number of pixels with the reference's class, by prediction.
+    """
 
     def __init__(self, work: Inference, n_class: int) -> None:
         self.work = work
@@ -37,17 +43,25 @@ class Run:
         self.equal = dict.fromkeys(work.stage.predictions, 0)
 
     def __call__(self, sample: Sample, reference: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-        """Count `sample`, against `reference` where there is one; returns the class ids by prediction."""
+        """Segment and count a sample.
+
+        Args:
+            sample: with a label.
+            reference: class ids to compare with, by prediction; None if this is the reference.
+
+        Returns:
+            (H, W) uint8 class ids by prediction.
+        """
         found = self.work(sample)
-        self.metrics.update(self.work.settings.to_device(sample.label), found)
+        self.metrics.update(self.work.settings.to_device(required(sample.label, "label")), found)
         ids = {name: prediction.ids for name, prediction in found.items()}
-        for name, theirs in (reference or ids).items():
-            self.equal[name] += int((ids[name] == theirs).sum())
+        for name, other in (reference or ids).items():
+            self.equal[name] += int((ids[name] == other).sum())
         return ids
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """`{precision: {prediction: {"equal", "mIoU"}}}`, both shares in 0..1, and what they are of."""
+    """Return `{precision: {prediction: {"equal", "mIoU"}}}`, both 0..1, with checkpoint, mode and number of images."""
     file = checkpoint.read(options.checkpoint)
     header = header_for(file, options.mode, {}, released=DEEP_GLOBE)
     model = restore(file, header, checkpoint.read_context(file, header.stage, options.path_g))
@@ -63,7 +77,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         runs[precision] = Run(Inference(model, stage.number, settings), len(header.classes))
     pixels = 0
     for (sample,) in SampleLoader(data):
-        pixels += sample.label.numel()
+        pixels += sample.image[0].numel()
         reference = None
         for run in runs.values():  # fp32 is the first
             ids = run(sample, reference)
@@ -86,7 +100,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table; write it where asked."""
+    """Print the table, and write it as JSON if that is requested."""
     found = compare(options)
     print(f"{found['checkpoint']}, mode {found['mode']}, {found['images']} images")
     print(f"{'':6}{'':10}{'equal, %':>10}{'mIoU, %':>10}{'points':>9}")

@@ -1,9 +1,8 @@
-"""Counts the bytes of live tensors, device and host told apart, without a device and without computing anything.
+"""Counts the bytes of live tensors on device and host, without a device and without computing anything.
 
-Tensors are torch's fake ones: shapes and storages without contents. All of them are CPU tensors to torch; which of them
-would be on an accelerator follows from how they came about: what is made is on the device, `Tensor.cpu()` and
-`host_tensors` make host tensors, and `Tensor.to` brings one back. What a library allocates inside an operation (cuDNN's
-workspaces) does not show.
+Tensors are torch's fake ones: shapes and storages without contents. All of them are CPU tensors to torch. A tensor
+counts as being on the device unless it comes from `Tensor.cpu()` or is made within `host_tensors`; `Tensor.to` moves it
+to the device. Memory that a library allocates inside an operation (cuDNN's workspaces) is not counted.
 """
 
 import weakref
@@ -17,11 +16,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MB = 2**20
+from training.memory import MB
 
 
 class MemoryCount(TorchDispatchMode):
-    """Bytes of the storages that live, and their peak: `peak["device"]` and `peak["host"]`."""
+    """Counts the bytes of live storages.
+
+    Attributes:
+        live: bytes now, by `device` and `host`.
+        peak: the largest number of bytes so far, by `device` and `host`.
+        place: of each live storage, by its address.
+        new: the place of new storages.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,11 +40,11 @@ class MemoryCount(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self.see(leaf)
+                self.add_storage(leaf)
         return result
 
-    def see(self, x: Tensor) -> None:
-        """Count the storage of `x` if it is new, until it dies."""
+    def add_storage(self, x: Tensor) -> None:
+        """Count the storage of `x`, if it is new, until it is freed."""
         storage = x.untyped_storage()
         key = storage._cdata
         if key in self.place:
@@ -64,7 +70,7 @@ class MemoryCount(TorchDispatchMode):
 
 @contextmanager
 def fake_accelerator() -> Iterator[MemoryCount]:
-    """Run what is inside on fake tensors; yields their count."""
+    """A context in which all tensors are fake; yields their count."""
     count = MemoryCount()
     original = Tensor.to
 
@@ -89,7 +95,7 @@ def fake_accelerator() -> Iterator[MemoryCount]:
 
 @contextmanager
 def host_tensors(count: MemoryCount) -> Iterator[None]:
-    """Tensors made inside are on the host."""
+    """A context in which new tensors are counted as being on the host."""
     count.new, before = "host", count.new
     try:
         yield
@@ -105,9 +111,9 @@ def put_on_device(count: MemoryCount, modules: Iterable[nn.Module]) -> None:
 
 
 def megabytes(count: MemoryCount) -> dict[str, float]:
-    """The peaks so far, in MB of 2**20 bytes."""
+    """Return the peaks so far, in MB of 2**20 bytes."""
     return {place: size / MB for place, size in count.peak.items()}
 
 
 def no_metric(*_: object) -> None:
-    """In place of counting predictions, which needs their values."""
+    """Replace the counting of predictions, whose values fake tensors lack."""

@@ -1,6 +1,6 @@
 """Shows how the cost of inference grows with the image: python -m benchmarks.growth --help
 
-Square images of random pixels are segmented as a whole (no scenes), all predictions of the mode asked for. Seconds are
+Square images of random pixels are segmented as a whole (no scenes), for all predictions of the mode. Seconds are
 of one image, decoded already, in a process of its own, after a small one that warms up; "process" is the largest
 resident size of that process, interpreter and libraries included. "Device" and "host" are the peak bytes of live
 tensors on a fake accelerator (see fake_accelerator.py), image and label included. MB are 2^20 bytes.
@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory import PRECISIONS, count_inference
+from benchmarks.memory import COUNTED_PRECISIONS, count_inference
 from benchmarks.plot import Curve, Panel, draw
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from models.backbone import BACKBONES
 from models.glnet import GLNet
+from training.memory import MB, keep_freed_memory, peak_memory_mb
 from training.records import device_name, git_commit, now
 from utils.errors import exit_code
 from utils.files import replacing, write_json
-from utils.memory import MB, keep_freed_memory, peak_memory_mb
 from utils.settings import Settings
 from utils.tiling import PatchGrid
 
@@ -45,7 +45,7 @@ COLUMNS = {
 
 
 def time_image(side: int, mode: int, backbone: str, size: int, settings: Settings) -> tuple[float, float]:
-    """Seconds of segmenting an image of side x side, and the peak resident MB of this process."""
+    """Return the seconds of segmenting an image of side x side, and the peak resident MB of this process."""
     keep_freed_memory()
     torch.manual_seed(0)
     work = Inference(GLNet(N_CLASS, backbone).eval(), mode, settings)
@@ -59,7 +59,7 @@ def time_image(side: int, mode: int, backbone: str, size: int, settings: Setting
 
 
 def measure(side: int, options: argparse.Namespace) -> dict[str, float]:
-    """The row of an image of side x side."""
+    """Return the figures of an image of side x side, by the names of `COLUMNS`."""
     settings = Settings(
         size_p=options.size,
         sub_batch_size=options.sub_batch_size,
@@ -69,7 +69,12 @@ def measure(side: int, options: argparse.Namespace) -> dict[str, float]:
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         found = process.submit(time_image, side, options.mode, options.backbone, options.size, settings).result()
     count = count_inference(
-        options.sub_batch_size, options.precision, options.mode, side, options.size, options.backbone
+        options.sub_batch_size,
+        options.precision,
+        options.mode,
+        side=side,
+        size=options.size,
+        backbone=options.backbone,
     )
     return {
         "side": side,
@@ -83,11 +88,12 @@ def measure(side: int, options: argparse.Namespace) -> dict[str, float]:
 
 
 def table_row(row: dict[str, float]) -> str:
+    """Return figures as a row of a Markdown table."""
     return f"| {' | '.join(f'{row[name]:.4g}' if row[name] < 1000 else f'{row[name]:.0f}' for name in COLUMNS)} |"
 
 
 def write_plot(path: Path, rows: list[dict[str, float]]) -> None:
-    """The rows as curves: seconds to the left, memory to the right."""
+    """Draw the figures of all images as curves: seconds to the left, memory to the right."""
     sides = [row["side"] for row in rows]
     per_pixel = rows[0]["seconds"] / sides[0] ** 2
     seconds = [
@@ -117,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone", choices=tuple(BACKBONES), help="default: resnet50; with --quick resnet18")
     parser.add_argument("--size", type=int, default=508, help="size_g and size_p, pixels (default: %(default)s)")
     parser.add_argument("--sub_batch_size", type=int, default=6, help="patches at a time (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: fp32; with --quick bf16")
+    parser.add_argument("--precision", choices=COUNTED_PRECISIONS, help="default: fp32; with --quick bf16")
     parser.add_argument("--quick", action="store_true", help="a smaller network in bf16: about a third of the time")
     parser.add_argument("--device", default="cpu", help="that seconds are taken on (default: %(default)s)")
     parser.add_argument(
@@ -151,7 +157,6 @@ def run(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in ("mode", "backbone", "size", "sub_batch_size", "precision")},
     }
     write_json(options.output / "growth.json", {**about, "rows": rows})
-    write_plot(options.output / "growth.png", rows)
     head = [
         "# How the cost of inference grows with the image",
         "",
@@ -163,6 +168,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     with replacing(options.output / "growth.md") as part:
         part.write_text("\n".join([*head, *lines, "", "![Seconds and memory over the image's side](growth.png)", ""]))
+    write_plot(options.output / "growth.png", rows)
 
 
 if __name__ == "__main__":

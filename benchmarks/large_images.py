@@ -1,7 +1,7 @@
-"""How long images of 0.01 to 1 gigapixel take, and how much memory: python -m benchmarks.large_images --help
+"""Measures time and memory of images of 0.01 to 1 gigapixel: python -m benchmarks.large_images --help
 
-Each image is a made-up GeoTIFF, segmented by `predict.py` in a process of its own with random weights, for neither time
-nor memory depends on what they are.
+Each image is a made-up GeoTIFF, segmented by `predict.py` in a process of its own with random weights, which change
+neither time nor memory.
 """
 
 import argparse
@@ -19,13 +19,14 @@ from models import checkpoint
 from models.glnet import GLNet
 from models.header import Header
 from utils.files import write_json
+from utils.tiling import MIN_OVERLAP
 
 ROOT = Path(__file__).parents[1]
 TILE = 2048
 
 
 def write_scene(path: Path, side: int) -> None:
-    """A GeoTIFF of side x side pixels: a smooth pattern with speckle, turned and shifted from tile to tile."""
+    """Write a GeoTIFF of side x side pixels: a smooth pattern with speckle, rotated and shifted from tile to tile."""
     import rasterio
 
     rng = np.random.default_rng(0)
@@ -39,19 +40,31 @@ def write_scene(path: Path, side: int) -> None:
         for top in range(0, side, TILE):
             for left in range(0, side, TILE):
                 height, width = min(TILE, side - top), min(TILE, side - left)
-                tile = np.roll(np.rot90(pattern, rng.integers(4), (1, 2)), rng.integers(TILE), 2)
+                tile = np.roll(np.rot90(pattern, int(rng.integers(4)), (1, 2)), int(rng.integers(TILE)), 2)
                 file.write(tile[:, :height, :width], window=((top, top + height), (left, left + width)))
 
 
 def write_weights(path: Path, mode: int, backbone: str, size_g: int, size_p: int) -> None:
-    header = Header(mode, backbone, deep_globe.DEEP_GLOBE, size_g, size_p, 50, "none")
+    """Write a checkpoint with random weights."""
+    header = Header(
+        stage=mode,
+        backbone=backbone,
+        classes=deep_globe.DEEP_GLOBE,
+        size_g=size_g,
+        size_p=size_p,
+        min_overlap=MIN_OVERLAP,
+        normalize="none",
+    )
     checkpoint.save(path, GLNet(len(header.classes), backbone), header)
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds, and the largest resident size in MB of 2**20 bytes, of a process; RuntimeError where it fails."""
+    """Run a process; return its seconds and its largest resident size, in MB of 2**20 bytes.
+
+    Raises RuntimeError if the process fails.
+    """
     start = time.perf_counter()
-    # not subprocess: only wait4 tells the peak of this one process
+    # not subprocess: only wait4 returns the peak of this one process
     process = os.posix_spawn(command[0], command, {**os.environ, "GDAL_CACHEMAX": "96"})
     _, status, usage = os.wait4(process, 0)
     if status:

@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--json FILE]
 
 Peak bytes of live tensors, weights included, in MB of 2**20 bytes, on a fake accelerator (see fake_accelerator.py), for
-2448 x 2448 images, size_g and size_p 508: inference in mode 3, all predictions asked for, in sub-batches of 6 and of 1;
+2448 x 2448 images, size_g and size_p 508: inference in mode 3, for all predictions, in sub-batches of 6 and of 1;
 and a training step of each mode with 6 images, sub-batch 6. The released figures were counted in the same way, without
 numpy arrays. With a GPU, `torch.cuda.max_memory_allocated` of the same work is shown, too.
 """
@@ -11,6 +11,7 @@ numpy arrays. With a GPU, `torch.cuda.max_memory_allocated` of the same work is 
 import argparse
 import gc
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -27,7 +28,7 @@ from utils.stages import STAGES
 
 SIDE = 2448
 BATCH = 6
-PRECISIONS = ("fp32", "bf16")
+COUNTED_PRECISIONS = ("fp32", "bf16")
 RELEASED = {
     "inference_sub6": 2118,
     "inference_sub1": 1043,
@@ -39,9 +40,21 @@ RELEASED = {
 
 
 def count_inference(
-    sub_batch: int, precision: str, mode: int = 3, side: int = SIDE, size: int = 508, backbone: str = "resnet50"
+    sub_batch: int, precision: str, mode: int = 3, *, side: int = SIDE, size: int = 508, backbone: str = "resnet50"
 ) -> dict[str, float]:
-    """MB of segmenting one image of side x side, size_g and size_p `size`: {"device", "host"}."""
+    """Count the memory of segmenting one image.
+
+    Args:
+        sub_batch: patches at a time.
+        precision: see `utils.precision.PRECISIONS`.
+        mode: 1, 2 or 3.
+        side: of the image, in pixels.
+        size: size_g and size_p, in pixels.
+        backbone: of the network.
+
+    Returns:
+        MB by `device` and `host`.
+    """
     with fake_accelerator() as count:
         with host_tensors(count):
             model, sample = GLNet(N_CLASS, backbone).eval(), random_sample(side, size)
@@ -54,7 +67,7 @@ def count_inference(
 
 
 def count_training(mode: int, precision: str, side: int = SIDE, batch: int = BATCH) -> dict[str, float]:
-    """MB of a second training step, when the optimizer's state is there: {"device", "host"}."""
+    """Return the MB, by `device` and `host`, of a second training step, for which the optimizer has its state."""
     with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
         with host_tensors(count):
             model, samples = GLNet(N_CLASS), [random_sample(side) for _ in range(batch)]
@@ -67,15 +80,16 @@ def count_training(mode: int, precision: str, side: int = SIDE, batch: int = BAT
 
 
 def count(key: str, precision: str) -> dict[str, float]:
-    """MB of the work called `key`, as in RELEASED."""
+    """Return the MB, by `device` and `host`, of the work called `key` in `RELEASED`."""
     kind, number = key[:-1], int(key[-1])
     return count_training(number, precision) if kind == "train_mode" else count_inference(number, precision)
 
 
 def measure_on_gpu(key: str, precision: str) -> float:
-    """MB that CUDA's allocator handed out at once for the work called `key`."""
+    """Return the peak MB of CUDA's allocator for the work called `key` in `RELEASED`."""
     kind, number = key[:-1], int(key[-1])
     device, model = torch.device("cuda"), GLNet(N_CLASS)
+    work: Callable[[], object]
     if kind == "train_mode":
         for name in STAGES[number].uses:
             getattr(model, name).to(device)
@@ -98,7 +112,7 @@ def main() -> None:
     found: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'MB of 2^20 bytes':16}{'':6}{'device':>8}{'host':>8}{'released':>10}{'less':>6}{'CUDA':>8}")
     for key, released in RELEASED.items():
-        for precision in PRECISIONS:
+        for precision in COUNTED_PRECISIONS:
             result = count(key, precision)
             found.setdefault(key, {})[precision] = result
             cuda = f"{measure_on_gpu(key, precision):8.0f}" if torch.cuda.is_available() else f"{'-':>8}"

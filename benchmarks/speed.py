@@ -13,6 +13,7 @@ record; 252 is taken here, as a step of mode 1 at 508 would cost more in convolu
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 
 from benchmarks.workload import MODES, N_CLASS, Inference, TrainingStep, random_sample
 from models.glnet import GLNet
+from training.memory import keep_freed_memory
 from utils.files import write_json
-from utils.memory import keep_freed_memory
 from utils.settings import Settings
 
 RELEASED = {"eval": {1: 1.2, 2: 26.8, 3: 27.7}, "train": {1: 2.5, 2: 110.0, 3: 78.0}}
@@ -32,13 +33,13 @@ SIDE = 1000
 
 @torch.no_grad()
 def unit(device: torch.device) -> float:
-    """Seconds of one unit."""
+    """Return the seconds of one unit."""
     x, weight = torch.randn(1, 1024, 127, 127, device=device), torch.randn(512, 1024, 3, 3, device=device)
     return seconds(lambda: F.conv2d(x, weight, padding=1), device, calls=3)
 
 
 def seconds(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Mean seconds of `work`, after one call that warms up."""
+    """Return the mean seconds of `calls` calls of `work`, after one that warms up."""
 
     def run(times: int) -> float:
         start = time.perf_counter()
@@ -53,18 +54,30 @@ def seconds(work: Callable[[], object], device: torch.device, calls: int = 1) ->
 
 
 def measure(kind: str, mode: int, precision: str, device: torch.device, calls: int) -> dict[str, float]:
-    """Units, seconds, and how many times faster than the released implementation."""
+    """Measure an evaluation or a training step.
+
+    Args:
+        kind: `eval` or `train`.
+        mode: 1, 2 or 3.
+        precision: see `utils.precision.PRECISIONS`.
+        device: of the network.
+        calls: that are timed.
+
+    Returns:
+        `units`, `seconds`, and `ratio`: the released implementation's units over these.
+    """
     torch.manual_seed(0)
     model = GLNet(N_CLASS)
+    work: Callable[[], object]
     if kind == "eval":
         settings = Settings(size_p=508, sub_batch_size=6, device=device, precision=precision)
-        work, data = Inference(model.eval(), mode, settings), random_sample(SIDE)
+        work = partial(Inference(model.eval(), mode, settings), random_sample(SIDE))
     else:
         settings = Settings(size_p=252, sub_batch_size=5, device=device, precision=precision)
-        work = TrainingStep(model.to(device), mode, settings)
-        data = [random_sample(SIDE, size_g=252) for _ in range(2)]
+        step = TrainingStep(model.to(device), mode, settings)
+        work = partial(step, [random_sample(SIDE, size_g=252) for _ in range(2)])
     before = unit(device)
-    taken = seconds(lambda: work(data), device, calls)
+    taken = seconds(work, device, calls)
     units = taken / ((before + unit(device)) / 2)
     return {"units": units, "seconds": taken, "ratio": RELEASED[kind][mode] / units}
 

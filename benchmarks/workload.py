@@ -18,7 +18,7 @@ MODES = (1, 2, 3)
 
 
 def random_sample(side: int, size_g: int = 508) -> Sample:
-    """An image of side x side of random pixels and labels."""
+    """Return an image of side x side random pixels with random labels; `size_g` is the side of the shrunk image."""
     image, whole = (torch.randint(0, 256, (3, n, n), dtype=torch.uint8) for n in (side, size_g))
     label, small = (torch.randint(0, N_CLASS, (n, n), dtype=torch.uint8) for n in (side, size_g // 4))
     return Sample("random", image, label, whole, small)
@@ -41,7 +41,7 @@ class Inference:
 
 
 class TrainingStep:
-    """The gradients and the optimizer step of one mode."""
+    """Takes training steps of one mode: gradients and the optimizer's step."""
 
     def __init__(self, model: GLNet, mode: int, settings: Settings) -> None:
         self.model = model

@@ -1,11 +1,10 @@
-"""An image, its label and its id, and the data set that all others build on.
+"""Samples: an image, its label and its id, and the data set that all others build on.
 
 Sizes are (height, width) everywhere; Pillow's (width, height) is turned here, at the door.
 """
 
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,31 +13,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.reading import MAX_PIXELS, read_image, read_label
+from dataset.augmentation import Draw
+from dataset.image_file import View
+from dataset.pairs import KEPT_BYTES, Item, OpenFiles, PairReader
+from dataset.pictures import shrink
+from dataset.planes import MAX_PIXELS
+from dataset.windows import Windows, enlarged
 from utils.classes import Classes
 from utils.resize import shrink_label
-
-_TURNS = (
-    (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270),
-    (
-        Image.Transpose.FLIP_LEFT_RIGHT,
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.FLIP_TOP_BOTTOM,
-        Image.Transpose.TRANSVERSE,
-    ),
-)
-"""[mirrored][quarter turns]: the one transposition that mirrors left-right, then rotates counterclockwise."""
+from utils.sources import MemorySource
 
 _STRIP = 64
 """Rows."""
-
-
-class Item(NamedTuple):
-    """Where a sample lies on disk."""
-
-    id: str
-    image: Path
-    label: Path | None
 
 
 class Sample(NamedTuple):
@@ -69,70 +55,112 @@ def shrink_image(image: Image.Image, size_g: int) -> Image.Image:
     return image.resize((size_g, size_g), Image.Resampling.BILINEAR)
 
 
-def draw_turn(rng: np.random.Generator) -> tuple[bool, int]:
-    """Mirrored left-right with probability 1/2; then 1, 2 or 3 quarters counterclockwise with probability 1/2."""
-    mirrored = rng.random() < 0.5
-    return mirrored, int(rng.integers(1, 4)) if rng.random() < 0.5 else 0
-
-
 class SegmentationDataset(Dataset[Sample]):
     """Images, with or without labels, each of its own size.
 
-    `classes` tells colours and ids of the labels; `size_g`, divisible by 4, is the side of what the global branch
-    sees. With `augment` samples are mirrored and rotated, whole, so a rectangle's sides may change places. Images of
-    more than `max_pixels`, an attribute, are refused.
+    Images of more than `max_pixels`, an attribute, are refused, and `view`, another, says which bands are shown and how
+    values of more than 8 bits become 0..255.
     """
 
     def __init__(
-        self, items: Sequence[Item], classes: Classes, size_g: int, augment: bool = False, seed: int = 0
+        self,
+        items: Sequence[Item],
+        classes: Classes,
+        size_g: int,
+        augment: bool = False,
+        seed: int = 0,
+        *,
+        jitter: bool = False,
+        windows: Windows | None = None,
     ) -> None:
+        """Prepare to read samples; with `windows`, the headers of all images are read.
+
+        Args:
+            items: where images and labels are.
+            classes: colours and ids of the labels.
+            size_g: side of what the global branch gets, in pixels, divisible by 4.
+            augment: whether samples are mirrored and rotated, whole, so that a rectangle's sides may change places.
+            seed: of everything that is drawn.
+            jitter: whether scale and colours of samples vary as well.
+            windows: what is cut from large images; by default every image is one sample.
+
+        Raises:
+            InputError: with `windows`, where a header cannot be read.
+        """
         self.items = list(items)
         self.classes = classes
         self.size_g = size_g
         self.augment = augment
         self.seed = seed
+        self.jitter = jitter
+        self.windows = windows
         self.max_pixels = MAX_PIXELS
+        self.view = View()
+        self._files = OpenFiles(KEPT_BYTES if windows else 0)
+        self._samples: list[tuple[Item, int | None]] = []  # the number of a window, None of a whole image
+        for item in self.items:
+            cut = windows is not None and windows.cuts(self.reader.size(item))
+            self._samples += [(item, number) for number in range(windows.count)] if windows and cut else [(item, None)]
+
+    @property
+    def reader(self) -> PairReader:
+        """Reads files as this data set shows them."""
+        return PairReader(self.classes, self.view, self.max_pixels, self._files)
 
     def __len__(self) -> int:
-        return len(self.items)
+        """Return the number of samples in an epoch: images, and windows of those that are cut."""
+        return len(self._samples)
+
+    def id(self, index: int) -> str:
+        """Return the id of the image that a sample is taken from."""
+        return self._samples[index][0].id
+
+    def describe(self, images: str) -> str:
+        """Return how many `images` there are and, with windows, how many samples an epoch takes from them."""
+        samples = "" if self.windows is None else f" ({len(self)} samples an epoch, windows of {self.windows.size})"
+        return f"{len(self.items)} {images}{samples}"
 
     def fingerprint(self) -> str:
-        """Return a checksum of the image ids, in order, and their number."""
-        return f"{len(self)} images, checksum {zlib.crc32(chr(10).join(item.id for item in self.items).encode()):08x}"
+        """Return a checksum of the image ids, in order, and the numbers of images and windows."""
+        checksum = zlib.crc32("\n".join(item.id for item in self.items).encode("utf-8", "surrogateescape"))
+        windows = sum(number is not None for _, number in self._samples)
+        return f"{len(self.items)} images, {f'{windows} windows, ' if windows else ''}checksum {checksum:08x}"
 
-    def read(self, index: int) -> tuple[Image.Image, np.ndarray | None]:
-        """The RGB image of `index` and its label, (H, W) uint8 ids, None where there is none, as they are on disk.
+    def read(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Read one of the items whole; see `PairReader.read`."""
+        return self.reader.read(self.items[index])
 
-        Raises InputError, naming the file, as `read_image` and `read_label` do.
-        """
-        item = self.items[index]
-        image = read_image(item.image, self.max_pixels)
-        if item.label is None:
-            return image, None
-        return image, read_label(item.label, self.classes, (image.height, image.width), self.max_pixels)
+    def notes(self, index: int) -> list[str]:
+        """Return what is done to an image before it is used; see `PairReader.notes`."""
+        return self.reader.notes(self.items[index])
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample of `key`: an index, or (epoch, index); without an epoch it is 0.
+        """Return the sample of `key`: an index, or (epoch, index); without an epoch it is 0.
 
-        The augmentation is drawn from seed, epoch and id only: workers need no state, and a resumed run draws the same.
-        Raises InputError as `read` does.
+        What varies is drawn from seed, epoch, id and the window's number only: workers need no state, and a resumed
+        run draws the same. Raises InputError as `PairReader.read` does.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        item = self.items[index]
-        image, ids = self.read(index)
-        if self.augment:
-            mirrored, quarters = draw_turn(np.random.default_rng([self.seed, epoch, zlib.crc32(item.id.encode())]))
-            if (turn := _TURNS[mirrored][quarters]) is not None:
-                image = image.transpose(turn)
-            if ids is not None:
-                ids = np.rot90(ids[:, ::-1] if mirrored else ids, quarters)
-        # copied where it was turned, and where Pillow still owns the memory: tensors must be writable
-        label = None if ids is None else torch.from_numpy(np.require(ids, requirements=("C", "W")))
+        item, number = self._samples[index]
+        draw = self._draw(epoch, item.id, number)
+        if self.windows is None or number is None:
+            image, ids = self.reader.read(item)
+            size = enlarged(image.shape[1], draw.scale), enlarged(image.shape[2], draw.scale)
+        else:
+            box, size = self.windows.place(self.reader.size(item), draw.position, draw.scale)
+            image, ids = self.reader.read(item, box)
+        image, ids = draw.apply(image, ids, size)
         quarter = self.size_g // 4
         return Sample(
             id=item.id,
-            image=image_tensor(image),
-            label=label,
-            global_image=image_tensor(shrink_image(image, self.size_g)),
-            global_label=None if label is None else shrink_label(label, (quarter, quarter)),
+            image=image,
+            label=ids,
+            global_image=shrink(MemorySource(image), (self.size_g, self.size_g)),
+            global_label=None if ids is None else shrink_label(ids, (quarter, quarter)),
         )
+
+    def _draw(self, epoch: int, id_: str, number: int | None) -> Draw:
+        """Draw how a sample differs from the image on disk."""
+        # ids come from file names, which are bytes
+        key = [self.seed, epoch, zlib.crc32(id_.encode("utf-8", "surrogateescape"))]
+        return Draw.of(key if number is None else [*key, 1 + number], self.augment, self.jitter)

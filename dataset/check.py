@@ -1,14 +1,16 @@
-"""Reading every file of a data set once, to tell all that is wrong before a long run meets it."""
+"""Reads every file of a data set once, so that all that is wrong is known before a long run meets it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
+from dataset.failures import reading
 from dataset.loader import leave_signals_to_the_parent, start_pass
 from utils.classes import IGNORED
 from utils.errors import InputError
@@ -31,6 +33,8 @@ class Report:
     images: dict[str, int]
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     problems: list[Problem] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    """What is done to images before they are used, and to how many."""
 
     def text(self, more: Sequence[Problem] = ()) -> str:
         """All problems, `more` first, then how many of each kind, then how frequent the classes are."""
@@ -39,6 +43,7 @@ class Report:
         lines.append(f"Read: {', '.join(f'{count} of {split}' for split, count in self.images.items()) or 'nothing'}")
         kinds = Counter((problem.split, problem.kind or "other") for problem in problems)
         lines += [f"Wrong: {count} of {split}: {kind}" for (split, kind), count in sorted(kinds.items())]
+        lines += [f"{note}: {count} images" for note, count in sorted(self.notes.items())]
         labelled = self.counts[: len(self.names)]
         total = max(1, int(labelled.sum()))
         width = max(map(len, self.names), default=0)
@@ -50,8 +55,17 @@ class Report:
         return "\n".join(lines)
 
 
-class _Checked(Dataset[tuple[str, np.ndarray | None, Problem | None]]):
-    """Each item's split, and its counts of label ids or what is wrong with it."""
+class _Result(NamedTuple):
+    """What reading one item gave: counts of its label's ids (256,), what was done to it, and what is wrong with it."""
+
+    split: str
+    counts: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+class _Checked(Dataset[_Result]):
+    """The result of each item of a split."""
 
     def __init__(self, split: str, data: SegmentationDataset) -> None:
         self.split = split
@@ -60,12 +74,29 @@ class _Checked(Dataset[tuple[str, np.ndarray | None, Problem | None]]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> tuple[str, np.ndarray | None, Problem | None]:
+    def __getitem__(self, index: int) -> _Result:
+        item, reader = self.data.items[index], self.data.reader
+        counts, problems = np.zeros(256, np.int64), {}
+
+        def note(error: InputError) -> None:
+            problems[str(error)] = Problem(self.split, error.kind or "no class", str(error))
+
+        # the parts of a scene one by one, so that all that are wrong are named
+        for pair in item.pairs():
+            try:
+                with reading(pair.image):
+                    _, ids = reader.read_files(pair)
+                if ids is not None:
+                    counts += np.bincount(ids.flatten(), minlength=256)
+            except InputError as error:
+                note(error)
         try:
-            _, ids = self.data.read(index)
+            reader.whole(item)
+            notes = tuple(reader.notes(item))
         except InputError as error:
-            return self.split, None, Problem(self.split, error.kind or "no class", str(error))
-        return self.split, None if ids is None else np.bincount(ids.ravel(), minlength=256), None
+            note(error)
+            notes = ()
+        return _Result(self.split, counts if item.label is not None else None, notes, tuple(problems.values()))
 
 
 def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report:
@@ -74,13 +105,13 @@ def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report
     report = Report(names, dict.fromkeys(splits, 0))
     if not splits:
         return report
-    every = ConcatDataset([_Checked(split, data) for split, data in splits.items()])
+    every: ConcatDataset[Any] = ConcatDataset([_Checked(split, data) for split, data in splits.items()])
     loader = DataLoader(every, batch_size=None, num_workers=num_workers, worker_init_fn=leave_signals_to_the_parent)
     bar = tqdm(start_pass(loader), total=len(every), desc="check", unit="image", dynamic_ncols=True)
-    for split, counts, problem in bar:
+    for split, counts, notes, problems in bar:
         report.images[split] += 1
+        report.notes.update(notes)
         if counts is not None:
             report.counts += np.asarray(counts)
-        if problem is not None:
-            report.problems.append(problem)
+        report.problems += problems
     return report

@@ -1,4 +1,4 @@
-"""Writes the JSON file of a data set of one's own from looking at its labels.
+"""Writes the JSON file of a data set of one's own, from the values that its labels hold.
 
     python -m dataset.describe pictures --images '{id}.jpg' --labels '{id}_mask.png'
 
@@ -9,112 +9,23 @@ what counts in the metric, can be given here or edited there.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from dataset.base import Item
+from dataset.census import Census, Value
 from dataset.folder import find_files
 from dataset.folder_file import NAME, SPLITS, FolderFile
 from dataset.layout import TEST, TRAIN, VAL, hashed_split, lists_in, paired
-from dataset.reading import decode, read_size
-from utils.classes import IGNORED, Color
 from utils.errors import InputError, exit_code
 from utils.files import write_json
 from utils.metrics import MEASURES
 
-MAX_KINDS = 64
-"""Labels with more different values were saved or resized with smoothing: no set of one's own has so many classes."""
-
-FEW_KINDS, MOSTLY = 8, 0.9
-"""More than so many grey values, two of which fill more than this part, are two classes that were resized."""
-
 SEEDS = 1000
 """How many seeds are tried to make the parts of a split by hash as large as asked for."""
-
-_SMOOTHED = (
-    "they were resized with smoothing, or saved as JPEG: save labels losslessly and resize them with nearest "
-    "neighbour (two classes can be mended by a threshold)"
-)
-
-Value = int | Color
-"""A grey value or a colour."""
-
-
-def spellings(path: Path) -> Counter[Value]:
-    """Pixels of each grey value, or colour where not all are grey, in the label `path`; 1-bit white is -1.
-
-    Raises InputError when it cannot be read, and for more than `MAX_KINDS` values, as smoothing leaves them.
-    """
-    image = decode(path)
-    found: Counter[Value] = Counter()
-    if image.mode in ("1", "L", "LA"):
-        histogram = (image.getchannel(0) if image.mode == "LA" else image).histogram()
-        found.update({value: count for value, count in enumerate(histogram[:256]) if count})
-        if image.mode == "1":
-            found[-1] = found.pop(255, 0)
-            found = +found
-    elif image.mode.startswith("I"):
-        values, counts = np.unique(np.asarray(image), return_counts=True)
-        found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-    else:
-        colors = image.convert("RGB").getcolors(image.width * image.height)
-        grey = all(len(set(color)) == 1 for _, color in colors)
-        found.update({color[0] if grey else color: count for count, color in colors})
-    if len(found) > MAX_KINDS:
-        raise InputError(f"{path} holds {len(found)} different values, at most {MAX_KINDS} make classes; {_SMOOTHED}")
-    return found
-
-
-class Census:
-    """The values that all labels of a data set hold: pixels and files of each."""
-
-    def __init__(self, labels: Iterable[Path]) -> None:
-        self.pixels: Counter[Value] = Counter()
-        self.files: Counter[Value] = Counter()
-        for path in labels:
-            found = spellings(path)
-            self.pixels.update(found)
-            self.files.update(found.keys())
-        self._unite()
-        if len(self.pixels) > MAX_KINDS:
-            raise InputError(f"the labels hold {len(self.pixels)} different values together; {_SMOOTHED}")
-
-    def _unite(self) -> None:
-        """Spell everything one way: 1-bit white as 255 or 1, and greys as colours where any file has colours."""
-        white = 1 if 1 in self.pixels else 255
-        colored = any(isinstance(value, tuple) for value in self.pixels)
-        for counts in (self.pixels, self.files):
-            for value in [value for value in counts if isinstance(value, int)]:
-                grey = white if value == -1 else value
-                if colored and grey > 255:
-                    raise InputError(f"some labels hold colours, others grey values such as {grey}; save all one way")
-                united = (grey,) * 3 if colored else grey
-                if united != value:
-                    counts[united] += counts.pop(value)
-
-    def refuse_smoothed(self) -> None:
-        """InputError where the values look like two classes and the shades between them, not like classes."""
-        if len(self.pixels) <= FEW_KINDS or isinstance(next(iter(self.pixels)), tuple):
-            return
-        common = sorted(value for value, _ in self.pixels.most_common(2))
-        share = sum(self.pixels[value] for value in common) / self.pixels.total()
-        values = sorted(self.pixels)
-        counted = values[:-1] == list(range(len(values) - 1))  # ids, the last perhaps 255
-        if share > MOSTLY and not counted:
-            raise InputError(
-                f"the labels hold {len(values)} grey values, but {common[0]} and {common[1]} make {100 * share:.1f} % "
-                f"of the pixels; {_SMOOTHED}. If all are classes after all, name them by --names"
-            )
-
-    def ignored(self) -> list[Value]:
-        """255, where it occurs and the other values are ids: 0, 1, ... without a gap. Elsewhere it is a class."""
-        ids = sorted(value for value in self.pixels if isinstance(value, int) and value != IGNORED)
-        counted = len(ids) > 1 and ids == list(range(len(ids)))
-        return [IGNORED] if counted and IGNORED in self.pixels else []
 
 
 def class_records(census: Census, ignored: Sequence[Value], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -124,6 +35,12 @@ def class_records(census: Census, ignored: Sequence[Value], options: argparse.Na
     Raises InputError where the names do not fit.
     """
     values = sorted(value for value in census.pixels if value not in ignored)
+    if len(values) < 2:
+        only = f"only {values[0]}" if values else "no class"
+        raise InputError(
+            f"the labels hold {only} beside what is ignored, in all files; a data set has two classes at least: check "
+            "that --labels names the masks and --ignore no class, or add images that show another class"
+        )
     binary = len(values) == 2
     names = options.names or (["background", "foreground"] if binary else [f"class {k}" for k in range(len(values))])
     if len(names) != len(values):
@@ -141,6 +58,7 @@ def class_records(census: Census, ignored: Sequence[Value], options: argparse.Na
         {
             "name": name,
             **({"value": value} if isinstance(value, int) else {"color": list(value)}),
+            **({"color": list(census.colors[value])} if value in census.colors else {}),
             "counts": name not in left_out,
             "foreground": name in foreground,
         }
@@ -177,10 +95,14 @@ def best_seed(ids: Sequence[str], fractions: Mapping[str, float]) -> int:
     return min(range(SEEDS if len(ids) <= 100 else SEEDS // 50), key=distance)
 
 
-def describe(options: argparse.Namespace) -> str:
-    """Write the file that `options` ask for; returns what was found, as lines of text.
+def describe(options: argparse.Namespace) -> tuple[str, int]:
+    """Write the file that `options` ask for.
 
-    Raises InputError where images and labels do not fit together, and where the labels hold no classes.
+    Returns:
+        What was found, as lines of text; and how many files could not be read and were skipped.
+
+    Raises:
+        InputError: images and labels do not fit together, the labels hold no classes, or no file can be read.
     """
     output = options.output or options.root / NAME
     if output.exists() and not options.overwrite:
@@ -195,11 +117,9 @@ def describe(options: argparse.Namespace) -> str:
     # what can be wrong with patterns and splits is told before all labels are read
     plan = FolderFile.from_record(record, output.parent)
     items = [item for name in (plan.splits.folders or ("",)) for item in _items(plan, name)]
-    for item in items:
-        sizes = read_size(item.image), read_size(item.label)
-        if sizes[0] != sizes[1]:
-            raise InputError(f"{item.label} is {sizes[1]} (height, width), but its image is {sizes[0]}; mend either")
-    census = Census(tqdm([item.label for item in items], desc="labels", unit="file", disable=options.quiet))
+    census = Census(tqdm(items, desc="labels", unit="file", disable=options.quiet))
+    if len(census.failures) == len(items):
+        raise census.failures[0]
     if not options.names:
         census.refuse_smoothed()
     ignored = census.ignored() if options.ignore is None else options.ignore
@@ -210,7 +130,7 @@ def describe(options: argparse.Namespace) -> str:
         record["splits"]["seed"] = best_seed([item.id for item in items], record["splits"]["fractions"])
     file = FolderFile.from_record(record, output.parent)
     write_json(output, file.to_record())
-    return report(file, census, len(items), output)
+    return report(file, census, len(items), output), len(census.failures)
 
 
 def _items(plan: FolderFile, split: str) -> list[Item]:
@@ -224,10 +144,19 @@ def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
     kinds: dict[Value, str] = dict.fromkeys(classes.ignored, "(ignored)")
     kinds |= dict(zip(classes.palette, classes.names, strict=True))
     kinds |= dict(zip(classes.values, classes.names, strict=True))
-    lines = [f"{images} images; the labels hold", f"{'value':>15}  {'pixels':>13}  {'share':>8}  {'files':>6}  class"]
+    lines = [f"skipped: {error}" for error in census.failures]
+    lines += [
+        f"{images - len(census.failures)} images; the labels hold",
+        f"{'value':>15}  {'pixels':>13}  {'share':>8}  {'files':>6}  class",
+    ]
+    total = census.pixels.total() + census.no_data
     for value, count in sorted(census.pixels.items()):
-        share = f"{100 * count / census.pixels.total():.2f} %"
+        share = f"{100 * count / total:.2f} %"
         lines.append(f"{value!s:>15}  {count:>13}  {share:>8}  {census.files[value]:>6}  {kinds[value]}")
+    if census.no_data:
+        share = f"{100 * census.no_data / total:.2f} %"
+        lines.append(f"{'no data':>15}  {census.no_data:>13}  {share:>8}  {'':>6}  (ignored)")
+    lines += [f"Turned for display: {count} images, labels taken {fit}" for fit, count in sorted(census.turned.items())]
     splits = ", ".join(file.splits.names())
     return "\n".join(
         [*lines, f"Splits: {splits}", f"Written: {output}", f"Next: --dataset folder --data_path {output}"]
@@ -236,10 +165,12 @@ def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
 
 def _value(text: str) -> Value:
     """The argument of --ignore: 255, or 224,224,192."""
-    numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"{text} is neither a grey value nor a colour such as 224,224,192")
-    return numbers[0] if len(numbers) == 1 else numbers
+    match [int(part) for part in text.split(",")]:
+        case [grey]:
+            return grey
+        case [red, green, blue]:
+            return red, green, blue
+    raise argparse.ArgumentTypeError(f"{text} is neither a grey value nor a colour such as 224,224,192")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -268,8 +199,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 after one line that says what is wrong."""
-    return exit_code(lambda: print(describe(parse(arguments))))
+    """Return the exit status: 0; 1 where files were skipped; 2 after one line that says what is wrong."""
+    skipped = []
+
+    def work() -> None:
+        text, count = describe(parse(arguments))
+        print(text)
+        skipped.append(count)
+
+    code = exit_code(work)
+    if code == 0 and skipped[0]:
+        print(f"error: {skipped[0]} files could not be read; they are named above", file=sys.stderr)
+        return 1
+    return code
 
 
 if __name__ == "__main__":

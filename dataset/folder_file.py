@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.layout import IMAGE_SUFFIXES, TEST, TRAIN, VAL
+from dataset.layout import IMAGE_SUFFIXES, TEST, TRAIN, VAL, decode_text
 from utils.classes import IGNORED, Classes, Color, distinct_colors
 from utils.errors import InputError
 from utils.metrics import MEASURES, PER_IMAGE_MEASURES
@@ -54,7 +54,7 @@ class Splits:
 
     def names(self) -> tuple[str, ...]:
         """The splits that there are."""
-        given = self.lists or self.folders or {TRAIN: 1.0, **self.fractions}
+        given: Mapping[str, object] = self.lists or self.folders or {TRAIN: 1.0, **self.fractions}
         return tuple(name for name in SPLITS if name in given)
 
     def to_record(self) -> dict[str, Any]:
@@ -108,7 +108,8 @@ class FolderFile:
         """
         path = path / NAME if path.is_dir() else path
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            # a line that starts with // or # can be no part of JSON
+            record = json.loads(re.sub(r"(?m)^\s*(//|#).*$", "", decode_text(path.read_bytes())))
         except OSError as error:
             raise InputError(
                 f"{path} cannot be read: {error.strerror}; `python -m dataset.describe --help` tells how to make it"

@@ -1,8 +1,10 @@
 """Finding images and labels in folders, and dealing them out to splits: what the data sets share."""
 
+import codecs
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +22,12 @@ class SplitChoice:
     """How images are dealt out to splits, where the data set leaves that open; None: as the set does by itself.
 
     `lists` is a folder that holds train.txt, val.txt and test.txt, as far as they are needed, with an id a line.
-    `seed` is that of a split by hash.
+    `seed` is that of a split by hash. `hold_out` is the id of the only image that is for validation.
     """
 
     lists: Path | None = None
     seed: int | None = None
+    hold_out: str | None = None
 
 
 def files_by_id(
@@ -70,21 +73,44 @@ def shortened(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def read_list(path: Path) -> list[str]:
-    """The ids of a text file, one a line; empty lines and those that start with # are passed over.
+def read_list(path: Path, known: Container[str] = ()) -> list[str]:
+    """Read the ids of a text file, one a line.
 
-    Raises InputError when it cannot be read, and when an id stands there twice.
+    Args:
+        path: the list. A byte order mark, blanks around ids, any line ends, empty lines, lines that start with # and
+            what follows a blank and # are passed over.
+        known: ids that are taken as they stand, whatever they hold.
+
+    Returns:
+        The ids, in order.
+
+    Raises:
+        InputError: the file cannot be read, or an id stands there twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = decode_text(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise InputError(f"{path} cannot be read: {reason}; a list holds an id a line, in UTF-8") from error
-    ids = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    twice = sorted({id_ for id_ in ids if ids.count(id_) > 1}) if len(set(ids)) < len(ids) else []
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    ids = [line if line in known else re.split(r"(?:^|\s+)#", line)[0] for line in lines]
+    ids = [id_ for id_ in ids if id_]
+    twice = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
     if twice:
         raise InputError(f"{path}: {shortened(twice)} stands there more than once; name each image once")
     return ids
+
+
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8, or UTF-16 with its byte order mark; names of files in it may hold any bytes but 0.
+
+    Raises UnicodeDecodeError for what is no text.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    if b"\0" in content:
+        raise UnicodeDecodeError("utf-8", content, content.index(b"\0"), content.index(b"\0") + 1, "a byte of 0")
+    return content.decode("utf-8-sig", "surrogateescape")
 
 
 def lists_in(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
@@ -103,7 +129,7 @@ def listed(images: Mapping[str, Path], lists: Mapping[str, Path], split: str) ->
     """
     if split not in lists:
         raise InputError(f"split {split} has no list; there are {', '.join(map(str, lists.values()))}", "empty split")
-    ids = {name: read_list(path) for name, path in lists.items()}
+    ids = {name: read_list(path, images) for name, path in lists.items()}
     if not ids[split]:
         raise InputError(f"{lists[split]} is empty; a list holds an id a line, such as {shortened(list(images), 1)}")
     for name, others in ids.items():
@@ -129,7 +155,8 @@ def hashed_split(id_: str, fractions: Mapping[str, float], seed: int) -> str:
     Each split gets about its fraction, `train` the rest. No other image matters: adding some moves none from
     one split to another.
     """
-    digest = hashlib.sha256(f"{seed}:{id_}".encode()).digest()
+    # ids come from names of files, which are bytes
+    digest = hashlib.sha256(f"{seed}:{id_}".encode("utf-8", "surrogateescape")).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     for split, fraction in fractions.items():
         if share < fraction:

@@ -176,8 +176,8 @@ class SampleLoader(DataLoader[Any]):
             generator=torch.Generator(),
         )
 
-    def __iter__(self) -> Iterator[list[Sample]]:
-        """Yield batches. Raises the InputError that the data set raised, wherever it was raised."""
+    def __iter__(self) -> Any:
+        """Yield batches, lists of samples. Raises the InputError that the data set raised, wherever it was raised."""
         for batch in start_pass(self):
             for sample in batch:
                 if isinstance(sample, InputError):
@@ -187,5 +187,6 @@ class SampleLoader(DataLoader[Any]):
     def close(self) -> None:
         """End the workers that wait for another pass, if any; the next pass starts new ones."""
         if self._iterator is not None:
-            self._iterator._shutdown_workers()
+            iterator: Any = self._iterator
+            iterator._shutdown_workers()
             self._iterator = None

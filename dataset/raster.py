@@ -1,34 +1,33 @@
-"""GeoTIFF and other rasters, read and written in windows through rasterio, which is an optional dependency."""
+"""GeoTIFF and other rasters, read in windows through rasterio, which is an optional dependency."""
 
+import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from dataset.stretch import Stretch
-from utils.classes import Color
+from dataset.failures import reading
 from utils.errors import InputError
 from utils.tiling import Box, Size
 
 CACHE_MB = "96"
 """What GDAL may keep of decoded blocks; its own choice is a twentieth of the machine's memory."""
 
-SAMPLE_SIDE = 1024
-"""Percentiles are those of at most so many rows and columns, spread evenly."""
 
-BLOCK = 256
-"""Side in pixels of the tiles that are written; rows are collected until a row of tiles is full."""
+def installed() -> bool:
+    """Return whether rasterio can be imported."""
+    try:
+        import rasterio  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
-def _rasterio(path: Path) -> ModuleType:
+def library(path: Path) -> ModuleType:
+    """Return rasterio; InputError, saying that `path` needs it, where it is not installed."""
     os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)
     try:
         import rasterio
@@ -36,200 +35,78 @@ def _rasterio(path: Path) -> ModuleType:
         raise InputError(
             f"{path} needs the package rasterio, which is not installed: pip install rasterio", "needs rasterio"
         ) from error
+    # what GDAL complains of is raised as well
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)
     return rasterio
 
 
-@contextmanager
-def _naming(path: Path, does: str) -> Iterator[None]:
-    """Turn what rasterio raises into an InputError that names `path`."""
-    from rasterio.errors import RasterioError
+def open_file(path: Path) -> Any:
+    """Open `path` as rasterio's dataset, a context manager; InputError, naming the file, where GDAL cannot."""
+    rasterio = library(path)
+    with reading(path):
+        return rasterio.open(path)
 
+
+def color_table(file: Any) -> np.ndarray | None:
+    """Return (n, 3) uint8 RGB by index of the only band of an open dataset, None where it has no colour table."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Dataset has no geotransform")
-            yield
-    except (RasterioError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        if does == "written":
-            raise InputError(f"{path} cannot be written: {reason}") from error
-        raise InputError(f"{path} cannot be read: {reason}; copy it again from its source", "unreadable") from error
+        colors = file.colormap(1)
+    except ValueError:  # it has none
+        return None
+    table = np.zeros((max(colors, default=0) + 1, 3), np.uint8)
+    for index, color in colors.items():
+        table[index] = color[:3]
+    return table
 
 
-@dataclass(frozen=True)
-class Georeference:
-    """Where on the ground a raster lies; of rasterio's types, None where the file has none."""
-
-    keywords: Mapping[str, Any] = field(default_factory=dict)
-    """What rasterio takes to write it: `crs` with `transform` or `gcps`."""
-    square_metres: float | None = None
-    """Of a pixel, in a projected reference."""
+def has_georeference(file: Any) -> bool:
+    """Return whether an open dataset says in any way where on the ground it lies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(file.crs or file.gcps[0] or file.rpcs or not file.transform.is_identity)
 
 
-class Raster:
-    """A raster file as a source; a context that closes it.
+class RasterPlanes:
+    """The stored values of a raster file, in windows; see `dataset.planes.Planes`. To be closed.
 
-    `bands`: which three, counted from 1, are red, green and blue; by default the first three, or the only one, whose
-    colour table, if any, is applied. What is not 8-bit is stretched. Pixels without data are read as 0.
-    Methods raise InputError, naming the file, where it cannot be read.
+    `top`: the largest value of unsigned samples. `inverted`: 0 is white, and values are turned about.
     """
 
-    def __init__(self, path: Path, bands: tuple[int, ...] | None, stretch: Stretch) -> None:
-        rasterio = _rasterio(path)
-        self.path, self.stretch = path, stretch
-        with _naming(path, "read"):
-            self._file = rasterio.open(path)
-        count = self._file.count
-        self.bands = bands or ((1, 2, 3) if count > 2 else (1, 1, 1))
-        if max(self.bands) > count:
-            self.close()
-            raise InputError(f"--bands {','.join(map(str, self.bands))}: {path} has {count}", "no such band")
-        self._colors = None if bands else self._color_table()
-        self._masked = any(rasterio.enums.MaskFlags.all_valid not in flags for flags in self._file.mask_flag_enums)
-        self._limits = None if all(kind == "uint8" for kind in self._file.dtypes) else self._sample_limits()
+    def __init__(self, path: Path, top: int = 255, inverted: bool = False) -> None:
+        self.path, self.top, self.inverted = path, top, inverted
+        self._file = open_file(path)
+        with reading(path):
+            from rasterio.enums import ColorInterp, MaskFlags
 
-    @staticmethod
-    def can_open(path: Path) -> bool:
-        """Whether rasterio is there and knows the file `path`."""
-        try:
-            Raster(path, None, Stretch()).close()
-        except InputError:
-            return False
-        return True
+            flags = self._file.mask_flag_enums
+            self._masked = [MaskFlags.all_valid not in own for own in flags]
+            self._alpha = [MaskFlags.alpha in own for own in flags]
+            kinds = self._file.colorinterp
+            self._alpha_band = kinds.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in kinds else None
+            self.palette = color_table(self._file) if self._file.count == 1 else None
+        self.dtype = self._file.dtypes[0]
+        self.count: int = self._file.count
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> "Raster":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def size(self) -> Size:
         return self._file.height, self._file.width
 
-    @property
-    def nodata(self) -> bool:
-        """Whether the file says of pixels that they have no data."""
-        return self._masked
+    def read(self, box: Box, bands: tuple[int, ...]) -> np.ndarray:
+        with reading(self.path):
+            planes = self._file.read(bands, window=_window(box))
+        return self.top - planes if self.inverted else planes
 
-    def _color_table(self) -> np.ndarray | None:
-        if self._file.count > 1:
+    def valid(self, box: Box, bands: tuple[int, ...]) -> np.ndarray | None:
+        # transparency that is chosen as a colour is data
+        hiding = [b for b in bands if self._masked[b - 1] and not (self._alpha[b - 1] and self._alpha_band in bands)]
+        if not hiding:
             return None
-        try:
-            colors = self._file.colormap(1)
-        except ValueError:  # it has none
-            return None
-        table = np.zeros((256, 3), np.uint8)
-        for index, color in colors.items():
-            table[index] = color[:3]
-        return table
-
-    def _sample_limits(self) -> list[tuple[float, float]]:
-        shape = tuple(min(side, SAMPLE_SIDE) for side in self.size)
-        with _naming(self.path, "read"):
-            planes = self._file.read(self.bands, out_shape=(len(self.bands), *shape)) if self.stretch.per_cent else None
-            valid = self._file.dataset_mask(out_shape=shape) > 0 if self._masked and self.stretch.per_cent else None
-        return self.stretch.limits(np.empty((3, 0, 0)) if planes is None else planes, valid)
-
-    def read(self, box: Box) -> Tensor:
-        """(3, height, width) uint8 RGB of `box`."""
-        window = (box.top, box.top + box.height), (box.left, box.left + box.width)
-        with _naming(self.path, "read"):
-            if len(set(self.bands)) == 1:
-                planes = self._file.read(self.bands[:1], window=window)
-            else:
-                planes = self._file.read(self.bands, window=window)
-        if self._limits is not None:
-            planes = self.stretch.apply(planes, self._limits[: len(planes)])
-        if self._colors is not None:
-            planes = self._colors[planes[0]].transpose(2, 0, 1)
-        if self._masked:
-            planes = planes * self.valid(box)
-        return torch.from_numpy(planes).expand(3, -1, -1)
-
-    def valid(self, box: Box) -> np.ndarray:
-        """(height, width) bool: where `box` has data in any band."""
-        window = (box.top, box.top + box.height), (box.left, box.left + box.width)
-        with _naming(self.path, "read"):
-            return self._file.dataset_mask(window=window) > 0
-
-    @property
-    def georeference(self) -> Georeference:
-        file = self._file
-        points, points_crs = file.gcps
-        if points:
-            return Georeference({"gcps": points, "crs": points_crs})
-        if file.crs is None and file.transform.is_identity:
-            return Georeference()
-        square_metres = None
-        if file.crs is not None and file.crs.is_projected:
-            square_metres = abs(file.transform.determinant) * file.crs.linear_units_factor[1] ** 2
-        return Georeference({"crs": file.crs, "transform": file.transform}, square_metres)
+        with reading(self.path):
+            return (self._file.read_masks(bands, window=_window(box)) > 0).any(0)
 
 
-class RasterWriter:
-    """A GeoTIFF, tiled and compressed, written from top to bottom; to be closed.
-
-    `count` bands of `dtype`: uint8, or float16, which readers see as float32.
-    """
-
-    def __init__(
-        self, path: Path, size: Size, dtype: str, count: int, georeference: Georeference, nodata: float | None = None
-    ) -> None:
-        rasterio = _rasterio(path)
-        # GDAL before 3.11 knows half floats as float32 of 16 bits only
-        kind = {"dtype": "float32", "nbits": 16} if dtype == "float16" else {"dtype": dtype}
-        self.path = path
-        with _naming(path, "written"):
-            self._file = rasterio.open(
-                path,
-                "w",
-                driver="GTiff",
-                height=size[0],
-                width=size[1],
-                count=count,
-                nodata=nodata,
-                tiled=True,
-                blockxsize=BLOCK,
-                blockysize=BLOCK,
-                compress="deflate",
-                bigtiff="if_safer",
-                **kind,
-                **georeference.keywords,
-            )
-        self._pending: list[np.ndarray] = []
-        self._top = 0
-
-    def colors(self, palette: Mapping[int, Color]) -> None:
-        """Give the only band a colour table, so that viewers show colours while readers get ids."""
-        self._file.write_colormap(1, palette)
-
-    def describe(self, names: tuple[str, ...]) -> None:
-        """Name the bands."""
-        self._file.descriptions = names
-
-    def write(self, rows: np.ndarray) -> None:
-        """Add `rows` (count, n, W) below those that are written."""
-        self._pending.append(rows)
-        ready = sum(part.shape[1] for part in self._pending) // BLOCK * BLOCK
-        if ready:
-            self._flush(ready)
-
-    def _flush(self, ready: int) -> None:
-        rows = np.concatenate(self._pending, axis=1)
-        self._pending = [rows[:, ready:].copy()]
-        window = (self._top, self._top + ready), (0, rows.shape[2])
-        with _naming(self.path, "written"):
-            self._file.write(rows[:, :ready].astype(self._file.dtypes[0], copy=False), window=window)
-        self._top += ready
-
-    def close(self) -> None:
-        """Write what is pending and finish the file."""
-        if rest := sum(part.shape[1] for part in self._pending):
-            self._flush(rest)
-        with _naming(self.path, "written"):
-            self._file.close()
+def _window(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (box.top, box.top + box.height), (box.left, box.left + box.width)

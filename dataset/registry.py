@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dataset import deep_globe, folder, inria, isic
+from dataset import deep_globe, dubai, folder, inria, isic
 from dataset.base import Item, SegmentationDataset
 from dataset.folder_file import FolderFile
 from dataset.layout import TEST, TRAIN, VAL, SplitChoice
+from dataset.windows import Windows
 from utils.classes import Classes
 from utils.errors import InputError
 
-NAMES = ("deep_globe", "inria", "isic", "folder")
+NAMES = ("deep_globe", "inria", "isic", "dubai", "folder")
 """The values of `--dataset`."""
 
 
@@ -35,7 +36,15 @@ class Description:
     find: Callable[[str], list[Item]]
 
     def open(
-        self, split: str, size_g: int, classes: Classes | None = None, augment: bool = False, seed: int = 0
+        self,
+        split: str,
+        size_g: int,
+        classes: Classes | None = None,
+        augment: bool = False,
+        seed: int = 0,
+        *,
+        jitter: bool = False,
+        windows: Windows | None = None,
     ) -> SegmentationDataset:
         """The images of `split`; see `SegmentationDataset`. `classes` replaces the set's own.
 
@@ -43,7 +52,9 @@ class Description:
         """
         if split not in self.splits:
             raise InputError(f"--split {split}: {self.title} has {', '.join(self.splits)}")
-        return SegmentationDataset(self.find(split), classes or self.classes, size_g, augment, seed)
+        return SegmentationDataset(
+            self.find(split), classes or self.classes, size_g, augment, seed, jitter=jitter, windows=windows
+        )
 
     @property
     def labels_are_ids(self) -> bool:
@@ -70,11 +81,13 @@ def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Descri
     if name not in _BUILDERS:
         raise InputError(f"--dataset {name} is none of {', '.join(NAMES)}")
     choice = choice or SplitChoice()
-    if choice.lists is not None and name not in ("inria", "isic"):
+    if choice.lists is not None and name not in ("inria", "isic", "dubai"):
         instead = "names lists in its file" if name == "folder" else "has published lists"
-        raise InputError(f"--split_lists goes with inria and isic; {name} {instead}")
+        raise InputError(f"--split_lists goes with inria, isic and dubai; {name} {instead}")
     if choice.seed is not None and (name != "isic" or choice.lists is not None):
         raise InputError("--split_seed goes with isic, where no lists are given; nothing else is split by chance here")
+    if choice.hold_out is not None and (name != "dubai" or choice.lists is not None):
+        raise InputError("--hold_out goes with dubai, where no lists are given; other sets have enough images to split")
     return _BUILDERS[name](root, choice)
 
 
@@ -120,6 +133,20 @@ def _isic(root: Path, choice: SplitChoice) -> Description:
     )
 
 
+def _dubai(root: Path, choice: SplitChoice) -> Description:
+    return Description(
+        name="dubai",
+        title="Dubai aerial imagery",
+        classes=dubai.DUBAI,
+        splits=dubai.SPLITS if choice.hold_out is None else (TRAIN, VAL),
+        validation=VAL,
+        unlabelled=(),
+        size_p=508,
+        batch_size=2,
+        find=partial(dubai.find_items, root, choice=choice),
+    )
+
+
 def _folder(root: Path, choice: SplitChoice) -> Description:
     file = FolderFile.read(root)
     splits = file.splits.names()
@@ -137,4 +164,4 @@ def _folder(root: Path, choice: SplitChoice) -> Description:
     )
 
 
-_BUILDERS = {"deep_globe": _deep_globe, "inria": _inria, "isic": _isic, "folder": _folder}
+_BUILDERS = {"deep_globe": _deep_globe, "inria": _inria, "isic": _isic, "dubai": _dubai, "folder": _folder}

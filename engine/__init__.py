@@ -1,1 +1,1 @@
-"""One image's way through the network: patches, each stage's training step and inference, the predictor."""
+"""The way of an image through the network: patches, training step and inference of each stage, the predictor."""

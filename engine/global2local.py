@@ -1,20 +1,25 @@
 """Stage 2, global to local: the local branch reads patches and crops of the frozen global branch's maps."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
 
 from dataset.base import Sample
-from engine.patches import ImagePatches
-from engine.terms import Terms, add_terms, global_inputs
+from engine.patches import ImagePatches, TrainingPatches
+from engine.terms import Terms, add_terms, global_inputs, total_loss
 from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
-from models.pyramid import Pyramid
+from models.pyramid import FullPyramid
 from models.sharing import crop_global, crop_pyramid
-from utils.canvas import Sink, enlarge
+from utils.canvas import ScoreCanvas, Sink, enlarge
+from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.settings import Settings
+from utils.tiling import map_size
+
+PATCH_PREDICTIONS = ("local", "ensemble")
+"""The predictions that are made of patches."""
 
 
 def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics: StageMetrics) -> Terms:
@@ -25,18 +30,18 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     """
     total: Terms = {}
     for sample in batch:
-        image = ImagePatches(sample.image, sample.label, settings)
+        image = TrainingPatches(sample, settings)
         with torch.no_grad():
             logits_g, context = model.global_(global_inputs([sample], settings))
         if not select_training_patches(image, logits_g, metrics):
             continue
         taps = model.ensemble.global_taps(context.ps3)  # (1, 9 * n_class, size_g / 4, size_g / 4)
-        leaf = taps.detach().requires_grad_()
+        leaf = taps.detach().requires_grad_()  # gathers the gradients of all sub-batches
         found = {name: image.ids() for name in metrics.matrices}
-        canvases = {name: image.canvas(found[name]) for name in ("local", "ensemble")}
+        canvases = patch_canvases(image, found)
         for patches, x in image:
             terms, scores = _sub_batch_terms(model, x, patches, image, context, leaf)
-            settings.scaler.scale(sum(terms.values())).backward()
+            settings.scaler.scale(total_loss(terms)).backward()
             add_terms(total, terms)
             for name, canvas in canvases.items():
                 canvas.add(scores[name], patches)
@@ -46,10 +51,18 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     return total
 
 
-def select_training_patches(image: ImagePatches, logits_g: Tensor, metrics: StageMetrics) -> bool:
-    """Select the patches of `image`, coarse to fine, and return whether any is left.
+def select_training_patches(image: TrainingPatches, logits_g: Tensor, metrics: StageMetrics) -> bool:
+    """Select the patches of an image, if the settings do.
 
-    If none is, the global branch's coarse logits (1, n_class, h, w) stand for every prediction, and are counted.
+    If no patch is left, the global branch's logits are counted as every prediction.
+
+    Args:
+        image: its patches are selected.
+        logits_g: of the global branch, (1, n_class, size_g / 4, size_g / 4).
+        metrics: counts the predictions.
+
+    Returns:
+        Whether any patch is left.
     """
     if image.select_patches(logits_g):
         return True
@@ -60,25 +73,27 @@ def select_training_patches(image: ImagePatches, logits_g: Tensor, metrics: Stag
 
 
 def _sub_batch_terms(
-    model: GLNet, x: Tensor, patches: slice, image: ImagePatches, context: Pyramid, taps: Tensor
+    model: GLNet, x: Tensor, patches: slice, image: TrainingPatches, context: FullPyramid, taps: Tensor
 ) -> tuple[Terms, dict[str, Tensor]]:
-    """Return the loss terms of one sub-batch, with gradients, and its logits by prediction, without.
+    """Compute the loss of one sub-batch. All other tensors of the sub-batch are freed when this function returns.
 
     Args:
         model: the network.
         x: the patches, (n, 3, h, w), normalised.
         patches: which patches of the image's grid they are.
         image: the image's patches and their labels.
-        context: the global branch's maps of the whole image.
-        taps: what the ensemble reads of the image's global ps3.
+        context: the global branch's maps of the whole image, (1, C, h, w) each.
+        taps: `Ensemble.global_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
 
-    It is a function of its own so that nothing else of a sub-batch lives on while the next one is computed.
+    Returns:
+        The terms of the loss, with gradients, and the logits (n, n_class, h / 4, w / 4) by prediction, without.
     """
     settings = image.settings
+    # (n, 512, h / 4, w / 4)
     ps3 = model.local.pyramid(model.local.backbone(x), crop_pyramid(context, image.grid, patches)).ps3
     logits, half, distance = model.read_local(ps3, crop_global(context.ps3, image.grid, patches))
-    ensemble = half + ensemble_global_half(taps, image.grid, patches, (half.shape[-2], half.shape[-1]))
-    target = image.targets(patches, logits)
+    ensemble = half + ensemble_global_half(taps, image.grid, patches, map_size(half))
+    target = image.targets(patches, logits)  # (n, h / 4, w / 4)
     terms = {
         settings.loss.term("local"): settings.loss(logits, target),
         settings.loss.term("ensemble"): settings.loss(ensemble, target),
@@ -95,30 +110,43 @@ def infer(
     Args:
         network: the prepared network.
         x: the shrunk image, (1, 3, size_g, size_g), normalised.
-        image: the image's patches; coarse to fine, some of them are selected.
+        image: the image's patches; if the settings select patches, some of them are left.
         sinks: the requested predictions; `local` and `ensemble` get their scores here.
         means: whether scores are means over the patches that cover a pixel, or sums.
 
     Returns:
-        The global logits (1, n_class, size_g / 4, size_g / 4); None if nothing needs them.
+        The global logits (1, n_class, size_g / 4, size_g / 4); None if they are not needed.
     """
-    local, ensemble = "local" in sinks, "ensemble" in sinks
-    patched = local or ensemble
-    coarse = patched and image.settings.coarse_to_fine is not None
-    maps = network.global_maps(x, logits=coarse or "global" in sinks, context=patched, ensemble=ensemble)
-    if not patched or (coarse and not image.select_patches(maps.logits)):
+    requested = patch_predictions(sinks)
+    selects = bool(requested) and image.settings.selection is not None
+    maps = network.global_maps(
+        x, logits=selects or "global" in sinks, context=bool(requested), ensemble="ensemble" in requested
+    )
+    if not requested or (selects and not image.select_patches(required(maps.logits, "logits"))):
         return maps.logits
+    context = required(maps.context, "context")
     canvases = patch_canvases(image, sinks, means)
     for patches, x_p in image:
-        found = network.local_maps(x_p, maps.context, image.grid, patches, logits=local, ensemble=ensemble)
-        if local:
-            canvases["local"].add(found.logits, patches)
-        if ensemble:
-            logits = network.ensemble_logits(found.half, maps.taps, image.grid, patches)
-            canvases["ensemble"].add(logits, patches)
+        found = network.local_maps(x_p, context, image.grid, patches, requested)
+        if "local" in found:
+            canvases["local"].add(found["local"], patches)
+        if "ensemble" in found:
+            taps = required(maps.taps, "taps")
+            canvases["ensemble"].add(network.ensemble_logits(found["ensemble"], taps, image.grid, patches), patches)
     return maps.logits
 
 
-def patch_canvases(image: ImagePatches, sinks: Mapping[str, Sink], means: bool) -> dict:
-    """Return a canvas for each requested prediction that is made of patches."""
-    return {name: image.canvas(sinks[name], means) for name in ("local", "ensemble") if name in sinks}
+def patch_predictions(names: Container[str]) -> list[str]:
+    """Return the predictions among `names` that are made of patches."""
+    return [name for name in PATCH_PREDICTIONS if name in names]
+
+
+def patch_canvases(image: ImagePatches, sinks: Mapping[str, Sink], means: bool = False) -> dict[str, ScoreCanvas]:
+    """Return a canvas for each prediction that is made of patches.
+
+    Args:
+        image: the image's patches.
+        sinks: by prediction, of all requested ones.
+        means: whether scores are means over the patches that cover a pixel, or sums.
+    """
+    return {name: image.canvas(sinks[name], means) for name in patch_predictions(sinks)}

@@ -1,4 +1,4 @@
-"""Stage 1: the global branch alone."""
+"""Stage 1, global only: the global branch segments the shrunk image."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,14 @@ from engine.terms import Terms, global_inputs, global_targets
 from models.glnet import GLNet
 from models.prepared import PreparedGLNet
 from utils.canvas import ArgmaxSink, Sink, enlarge
+from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.settings import Settings
+from utils.tiling import map_size
 
 
 def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics: StageMetrics) -> Terms:
-    """Add the gradients of loss(global logits), the whole batch in one pass; the optimizer is the caller's.
+    """Add the gradients of loss(global logits), the whole batch in one pass, without a step of the optimizer.
 
     Args:
         model: the network; its `global_` learns.
@@ -24,16 +26,16 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
         metrics: counts the predictions.
 
     Returns:
-        The terms of the loss.
+        The terms of the loss, each the sum over the step, detached.
     """
     logits = model.global_.logits(global_inputs(batch, settings))  # (B, n_class, size_g / 4, size_g / 4)
     loss = settings.share * settings.loss(logits, global_targets(batch, settings))
     settings.scaler.scale(loss).backward()
     for sample, scores in zip(batch, logits.detach().split(1), strict=True):
-        height, width = sample.label.shape
-        prediction = ArgmaxSink((height, width), settings.device)
-        enlarge(scores, (height, width), prediction)
-        metrics.update(settings.to_device(sample.label), {"global": prediction})
+        label = settings.to_device(required(sample.label, "label"))
+        prediction = ArgmaxSink(map_size(label), settings.device)
+        enlarge(scores, map_size(label), prediction)
+        metrics.update(label, {"global": prediction})
     return {settings.loss.term("global"): loss.detach()}
 
 

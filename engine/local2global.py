@@ -7,81 +7,109 @@ import torch
 from torch import Tensor
 
 from dataset.base import Sample
-from engine.global2local import patch_canvases, select_training_patches
-from engine.patches import ImagePatches
+from engine.global2local import patch_canvases, patch_predictions, select_training_patches
+from engine.patches import ImagePatches, TrainingPatches
 from engine.terms import Terms, add_terms, global_inputs, global_targets
 from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import Pyramid
 from models.sharing import Mosaic, crop_pyramid
 from utils.canvas import Sink, enlarge
+from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.settings import Settings
+from utils.tiling import map_size
 
 
 def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics: StageMetrics) -> Terms:
     """Add the gradients of one step: loss(refined logits) + the sum over sub-batches of loss(ensemble).
 
-    Local maps are constants here. Each ensemble sub-batch backpropagates into a detached copy of the taps that it reads
-    of the refined ps3. The gradient that gathers there goes through the refined branch once, together with that of the
-    global loss. The parameters and the result are those of `engine.global_only.training_step`.
+    Local maps are constants here. Each ensemble sub-batch backpropagates into a detached copy of the taps of its
+    image's refined ps3. The gradient that gathers there goes through the refined branch once, with that of the global
+    loss. The parameters and the result are those of `engine.global_only.training_step`.
     """
-    images = [ImagePatches(sample.image, sample.label, settings) for sample in batch]
+    images = [TrainingPatches(sample, settings) for sample in batch]
     inputs = global_inputs(batch, settings)  # (B, 3, size_g, size_g)
     merged, kept = _local_maps(model, inputs, images, metrics)
     # no name is given to what only the backward pass needs: it is freed on its way
+    # (B, n_class, size_g / 4, size_g / 4) and (B, 9 * n_class, size_g / 4, size_g / 4)
     logits_g, taps = model.read_refined(model.refined.pyramid(model.refined.backbone(inputs), merged).ps3)
     del merged
     loss = settings.share * settings.loss(logits_g, global_targets(batch, settings))
     total: Terms = {}
     add_terms(total, {settings.loss.term("global"): loss})
-    gradient = torch.zeros_like(taps)  # (B, 9 * n_class, size_g / 4, size_g / 4)
-    of_images = (x.detach().split(1) for x in (taps, gradient, logits_g))
-    for maps, whole, gathered, scores in zip(kept, *of_images, strict=True):
-        image = images.pop(0)
-        if not image.boxes:
-            continue
-        leaf = whole.clone().requires_grad_()
-        leaf.grad = gathered
-        found = {"ensemble": image.ids(), "global": image.ids()}
-        canvas = image.canvas(found["ensemble"])
-        for patches, ps3 in zip(image.grid.sub_batches(settings.sub_batch_size), maps, strict=True):
-            half = model.ensemble.local_half(ps3.to(settings.device))
-            ensemble = half + ensemble_global_half(leaf, image.grid, patches, (half.shape[-2], half.shape[-1]))
-            term = settings.loss(ensemble, image.targets(patches, ensemble))
-            settings.scaler.scale(term).backward()
-            add_terms(total, {settings.loss.term("ensemble"): term})
-            canvas.add(ensemble.detach(), patches)
-        enlarge(scores, image.size, found["global"])
-        metrics.update(image.label, found)
-    image = found = canvas = None  # not `del`: without any patch there were none
+    gradient = torch.zeros_like(taps)
+    of_images = zip(kept, taps.detach().split(1), gradient.split(1), logits_g.detach().split(1), strict=True)
+    for maps, own_taps, own_gradient, scores in of_images:
+        leaf = own_taps.clone().requires_grad_()
+        leaf.grad = own_gradient
+        _train_ensemble(model, images.pop(0), maps, leaf, scores, total=total, metrics=metrics)
     torch.autograd.backward([settings.scaler.scale(loss), taps], [None, gradient])
     return total
 
 
+def _train_ensemble(
+    model: GLNet,
+    image: TrainingPatches,
+    maps: list[Tensor],
+    taps: Tensor,
+    logits_g: Tensor,
+    *,
+    total: Terms,
+    metrics: StageMetrics,
+) -> None:
+    """Add the gradients of the ensemble's loss of one image, sub-batch by sub-batch, and count its predictions.
+
+    An image without patches is left out: its predictions are counted already.
+
+    Args:
+        model: the network.
+        image: the image's patches and their labels.
+        maps: the local ps3 of each sub-batch, (n, 512, h / 4, w / 4), on the host.
+        taps: a leaf with `Ensemble.global_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
+        logits_g: the image's refined logits, (1, n_class, size_g / 4, size_g / 4).
+        total: the terms of the loss are added to it.
+        metrics: counts the predictions.
+    """
+    if not image.boxes:
+        return
+    settings = image.settings
+    found = {"ensemble": image.ids(), "global": image.ids()}
+    canvas = image.canvas(found["ensemble"])
+    for patches, ps3 in zip(image.grid.sub_batches(settings.sub_batch_size), maps, strict=True):
+        half = model.ensemble.local_half(ps3.to(settings.device))
+        logits = half + ensemble_global_half(taps, image.grid, patches, map_size(half))  # (n, n_class, h / 4, w / 4)
+        term = settings.loss(logits, image.targets(patches, logits))
+        settings.scaler.scale(term).backward()
+        add_terms(total, {settings.loss.term("ensemble"): term})
+        canvas.add(logits.detach(), patches)
+    enlarge(logits_g, image.size, found["global"])
+    metrics.update(image.label, found)
+
+
 @torch.no_grad()
 def _local_maps(
-    model: GLNet, inputs: Tensor, images: list[ImagePatches], metrics: StageMetrics
+    model: GLNet, inputs: Tensor, images: list[TrainingPatches], metrics: StageMetrics
 ) -> tuple[Pyramid, list[list[Tensor]]]:
     """Run the frozen global and local branches on a batch.
 
     Args:
         model: the network.
         inputs: the shrunk images, (B, 3, size_g, size_g).
-        images: the patches of each image; coarse to fine, some of them are selected.
+        images: the patches of each image; if the settings select patches, some of them are left.
         metrics: counts the local predictions.
 
     Returns:
         The merged local maps, (B, C, H, W) each, 0 for images without patches; and for each image the local ps3 of
-        each sub-batch, (n, 512, h, w), on the host.
+        each sub-batch, (n, 512, h / 4, w / 4), on the host.
     """
     mosaic: Mosaic | None = None
     kept: list[list[Tensor]] = []
     for i, (x, image) in enumerate(zip(inputs.split(1), images, strict=True)):
         kept.append([])
         context = model.global_.context(x)
-        coarse = image.settings.coarse_to_fine is not None
-        if coarse and not select_training_patches(image, model.global_.logits_of(context), metrics):
+        selects = image.settings.selection is not None
+        if selects and not select_training_patches(image, model.global_.logits_of(context), metrics):
             continue
         mosaic = mosaic or Mosaic(len(images), context)
         ids = image.ids()
@@ -91,10 +119,10 @@ def _local_maps(
             pyramid.visit(partial(mosaic.add, i, image.grid, patches))
             canvas.add(logits, patches)
             kept[-1].append(pyramid.ps3.cpu())
-            del pyramid  # or it would live on while the next one is computed
+            del pyramid  # so that it is freed before the next one is computed
         metrics.update(image.label, {"local": ids})
     if mosaic is None:
-        return context.map(lambda x: x.new_zeros(len(images), *x.shape[1:])), kept
+        return context.map(lambda x: x.new_zeros((len(images), *x.shape[1:]))), kept
     return mosaic.merged(), kept
 
 
@@ -103,37 +131,37 @@ def infer(
 ) -> Tensor | None:
     """Compute the requested predictions of one image: patches first, then the refined branch on their merged maps.
 
-    The local half of the ensemble is applied while a patch is at hand, so that n_class channels of it are kept, on the
-    host, as are those of its logits. Memory on the device does not grow with the number of patches, and canvases are
-    made when the maps that the branches share are freed.
-
-    The parameters are those of `engine.global2local.infer`.
+    Of each patch the logits and the local half of the ensemble are kept, on the host, n_class channels each. So memory
+    on the device does not grow with the number of patches. Canvases are made after the maps that the branches share are
+    freed. The parameters are those of `engine.global2local.infer`.
 
     Returns:
         The refined logits (1, n_class, size_g / 4, size_g / 4), or None if they are not requested. Coarse to fine,
         those of the global branch if no patch is selected.
     """
-    local, ensemble = "local" in sinks, "ensemble" in sinks
-    coarse = image.settings.coarse_to_fine is not None
-    maps = network.global_maps(x, logits=coarse, context=True, ensemble=False)
-    if coarse and not image.select_patches(maps.logits):
+    requested = patch_predictions(sinks)
+    selects = image.settings.selection is not None
+    maps = network.global_maps(x, logits=selects, context=True, ensemble=False)
+    if selects and not image.select_patches(required(maps.logits, "logits")):
         return maps.logits
-    mosaic = Mosaic(1, maps.context)
-    kept = []
+    context = required(maps.context, "context")
+    mosaic = Mosaic(1, context)
+    kept: list[tuple[slice, dict[str, Tensor]]] = []
     for patches, x_p in image:
         merge = partial(mosaic.add, 0, image.grid, patches)
-        found = network.local_maps(
-            x_p, maps.context, image.grid, patches, logits=local, ensemble=ensemble, on_map=merge
-        )
-        kept.append((patches, *(None if scores is None else scores.cpu() for scores in (found.logits, found.half))))
-    del maps
-    refined = network.refined_maps(x, mosaic.merged(), logits="global" in sinks, ensemble=ensemble)
-    del mosaic
+        found = network.local_maps(x_p, context, image.grid, patches, requested, on_map=merge)
+        kept.append((patches, {name: scores.cpu() for name, scores in found.items()}))
+    del maps, context
+    refined = network.refined_maps(x, mosaic.merged(), logits="global" in sinks, ensemble="ensemble" in requested)
+    del mosaic, merge
     canvases = patch_canvases(image, sinks, means)
     device = image.settings.device
-    for patches, scores, _ in kept if local else ():
-        canvases["local"].add(scores.to(device), patches)
-    for patches, _, half in kept if ensemble else ():
-        logits = network.ensemble_logits(half.to(device), refined.taps, image.grid, patches)
-        canvases["ensemble"].add(logits, patches)
+    if "local" in requested:
+        for patches, found in kept:
+            canvases["local"].add(found["local"].to(device), patches)
+    if "ensemble" in requested:
+        taps = required(refined.taps, "taps")
+        for patches, found in kept:
+            logits = network.ensemble_logits(found["ensemble"].to(device), taps, image.grid, patches)
+            canvases["ensemble"].add(logits, patches)
     return refined.logits

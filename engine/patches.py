@@ -1,94 +1,124 @@
-"""One image, cut into patches as the network reads them."""
+"""The patches of one image, as the network's input, and the labels of the patches."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from utils.canvas import ArgmaxSink, ScoreCanvas, Sink
-from utils.regions import Coverage
+from dataset.base import Sample
+from utils.canvas import ArgmaxSink, Outside, ScoreCanvas, Sink
+from utils.errors import required
 from utils.resize import shrink_label
+from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import MemorySource, Source
-from utils.tiling import Patches, PatchGrid, Size
+from utils.tiling import Patches, PatchGrid, Size, map_size
+
+OnPatches = Callable[[int], object]
+"""A callback with the number of patches of a sub-batch after it is computed."""
 
 
 class ImagePatches:
-    """One image and the sub-batches of patches that the local branch reads of it.
+    """The patches of one image, in sub-batches.
 
-    The image stays where it is; each sub-batch goes to the device by itself. Patches cover the image, until
-    `select_patches` keeps some of them.
+    The image stays in its source; each sub-batch is copied to the device by itself.
+
+    Attributes:
+        settings: sizes, device, and which patches are computed.
+        source: the image.
+        all: the grid that covers the whole image.
+        grid: the grid of the patches that are computed: `all`, until `select_patches` replaces it.
+        boxes: of `grid`.
+        outside: the scores of pixels that no patch covers, after `select_patches` left some out.
     """
 
-    def __init__(
-        self,
-        image: Tensor | Source,
-        label: Tensor | None,
-        settings: Settings,
-        on_patches: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, source: Source, settings: Settings, on_patches: OnPatches | None = None) -> None:
         """Cut an image.
 
         Args:
-            image: a source, or (3, H, W) uint8 RGB.
-            label: (H, W) uint8 class ids, if there are any.
-            settings: sizes, device, and which patches are computed.
-            on_patches: gets the number of patches of each sub-batch after it is computed.
+            source: the image.
+            settings: see the class.
+            on_patches: called after each sub-batch.
         """
         self.settings = settings
         self.on_patches = on_patches
-        self.source = MemorySource(image) if isinstance(image, Tensor) else image
-        self.label = None if label is None else settings.to_device(label)
-        self.all = PatchGrid.cover(self.source.size, settings.size_p, settings.min_overlap)
+        self.source = source
+        self.all = PatchGrid.cover(source.size, settings.size_p, settings.min_overlap)
         self.grid: Patches = self.all
         self.boxes = self.grid.boxes()
+        self.outside: Outside | None = None
+        self._selecting_label: Tensor | None = None
 
     @property
     def size(self) -> Size:
+        """The image's (height, width), in pixels."""
         return self.source.size
 
     def select_patches(self, logits: Tensor) -> bool:
-        """Keep only patches with foreground, coarse to fine; without it all patches stay.
+        """Keep only the patches that the settings select; without a selection all patches stay.
 
-        Foreground is what the coarse `logits` (1, 2, h, w) of the image predict. If there is a label, and the patches
-        selected by `logits` miss too much of its foreground, the label selects them.
+        Args:
+            logits: of the global branch, (1, n_class, h, w), by which patches are selected.
 
         Returns:
             Whether any patch is left.
         """
-        selection = self.settings.coarse_to_fine
-        if selection is None:
-            return True
-        geometry = self.size, self.settings.size_p, self.settings.min_overlap
-        grid = selection.grids(selection.predicted(logits), *geometry)
-        if self.label is not None and not selection.covers(grid, self.label):
-            grid = selection.grids(selection.labelled(self.label, (logits.shape[-2], logits.shape[-1])), *geometry)
-        self.grid, self.boxes = grid, grid.boxes()
+        selection = self.settings.selection
+        if selection is not None:
+            self.grid = selection.patches(
+                logits, self.size, self.settings.size_p, self.settings.min_overlap, self._selecting_label
+            )
+            self.boxes = self.grid.boxes()
+            self.outside = selection.outside(logits, self.size)
         return bool(self.boxes)
 
     def coverage(self) -> Coverage:
-        """Return how much of the image these patches cover."""
-        covered = sum(region.height * region.width for region in self.grid.regions)
-        return Coverage(self.size[0] * self.size[1], covered, len(self.all), len(self.grid))
+        """Return the part of the image that these patches cover."""
+        return Coverage(self.size[0] * self.size[1], self.grid.covered_pixels(), len(self.all), len(self.grid))
 
     def canvas(self, sink: Sink, means: bool = False) -> ScoreCanvas:
-        """Return a canvas that adds up scores of these patches for `sink`; pixels without a patch are background."""
-        selection = self.settings.coarse_to_fine
-        return ScoreCanvas(self.grid, sink, means, None if selection is None else selection.outside)
+        """Return a canvas that adds up the scores of these patches; the selection gives those of other pixels.
+
+        Args:
+            sink: gets the scores of the image.
+            means: whether scores are means over the patches that cover a pixel, or sums.
+        """
+        return ScoreCanvas(self.grid, sink, means, self.outside)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of the grid, each with its patches (n, 3, h, w) as the network reads them."""
+        """Yield each sub-batch: a slice of the grid, and its patches as the network's input, (n, 3, h, w)."""
         for patches in self.grid.sub_batches(self.settings.sub_batch_size):
             cut = torch.stack([self.source.read(box) for box in self.boxes[patches]])
             yield patches, self.settings.to_input(cut)
             if self.on_patches is not None:
                 self.on_patches(len(cut))
 
-    def targets(self, patches: slice, logits: Tensor) -> Tensor:
-        """Return labels (n, h, w) of `patches` at the size of their `logits`: cropped first, then shrunk."""
-        cut = torch.stack([box.of(self.label) for box in self.boxes[patches]])
-        return shrink_label(cut, (logits.shape[-2], logits.shape[-1]))
-
     def ids(self) -> ArgmaxSink:
-        """Return a sink for this image's class ids, on the device."""
+        """Return a sink for the class ids of this image, on the device."""
         return ArgmaxSink(self.size, self.settings.device)
+
+
+class TrainingPatches(ImagePatches):
+    """The patches of a labelled image.
+
+    Attributes:
+        label: (H, W) uint8 class ids, on the device.
+    """
+
+    def __init__(self, sample: Sample, settings: Settings) -> None:
+        """Cut the image of `sample`. Raises ValueError if the sample has no label."""
+        super().__init__(MemorySource(sample.image), settings)
+        self.label = self._selecting_label = settings.to_device(required(sample.label, "label"))
+
+    def targets(self, patches: slice, logits: Tensor) -> Tensor:
+        """Return the labels of some patches at the size of their logits: cropped first, then shrunk.
+
+        Args:
+            patches: which patches of the grid, n of them.
+            logits: of these patches, (n, n_class, h, w); only their size is read.
+
+        Returns:
+            (n, h, w) uint8.
+        """
+        cut = torch.stack([box.of(self.label) for box in self.boxes[patches]])
+        return shrink_label(cut, map_size(logits))

@@ -1,6 +1,6 @@
 """The predictor: segments one image of any size that fits the memory, in one stage, averaged over turned images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,24 +8,25 @@ from torch import Tensor
 
 from dataset.pictures import shrink
 from engine import global2local, global_only, local2global
-from engine.patches import ImagePatches
+from engine.patches import ImagePatches, OnPatches
 from models.glnet import GLNet
 from models.prepared import Placement, PreparedGLNet
 from utils.canvas import RESULT_ROWS, Sink, enlarge
 from utils.precision import PRECISIONS
-from utils.regions import Coverage
+from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import Source, TurnedSource
 from utils.stages import Stage
-from utils.tiling import Box, PatchGrid, Size
+from utils.tiling import Box, PatchGrid, Size, map_size
 from utils.turns import TURNS, Turn
 
 _INFER = {1: global_only.infer, 2: global2local.infer, 3: local2global.infer}
+"""The inference of each stage."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network in one stage, and how it segments: training's validation, evaluation and prediction all use it.
+    """A network prepared for one stage, with settings: for validation in training, for evaluation and for prediction.
 
     Attributes:
         network: the prepared network, on the settings' device.
@@ -45,14 +46,22 @@ class Predictor:
     def prepare(
         cls, model: GLNet, stage: Stage, settings: Settings, size_g: int, turns: tuple[Turn, ...] = TURNS["none"]
     ) -> "Predictor":
-        """Prepare `model` for inference, in the settings' precision and on their device; it copies what it needs."""
+        """Prepare a network for inference.
+
+        Args:
+            model: the plain network, which is copied as far as needed and set to evaluation mode.
+            stage: the stage whose predictions are made.
+            settings: its precision and device are those of the copy.
+            size_g: side of the shrunk image, in pixels.
+            turns: scores are averaged over the image turned in these ways.
+        """
         placement = Placement(settings.device, PRECISIONS[settings.precision])
         return cls(PreparedGLNet(model.eval(), stage, placement), stage, settings, size_g, turns)
 
     @property
     def selects_patches(self) -> bool:
-        """Whether the local branch computes patches with foreground only, coarse to fine."""
-        return self.stage.number > 1 and self.settings.coarse_to_fine is not None
+        """Whether the local branch computes some patches only, which the global prediction selects."""
+        return self.stage.number > 1 and self.settings.selection is not None
 
     def patch_count(self, size: Size) -> int | None:
         """Return how many patches of an image of `size` are computed; None if that depends on its pixels."""
@@ -69,25 +78,25 @@ class Predictor:
         sinks: Mapping[str, Sink],
         *,
         global_image: Tensor | None = None,
-        on_patches: Callable[[int], None] | None = None,
+        on_patches: OnPatches | None = None,
         means: bool = False,
     ) -> Coverage:
         """Segment one image.
 
-        Coarse to fine, the local branch computes patches with foreground only. Elsewhere local and ensemble predictions
-        are background; without any foreground every prediction is the global branch's.
+        The settings may select the patches that the local branch computes. The selection gives the local and ensemble
+        scores of other pixels; if no patch is selected, every prediction is the global branch's.
 
         Args:
             image: the image.
             sinks: by name, the predictions that are requested (of `stage.predictions`); nothing else is computed. Each
                 sink gets the scores (n_class, rows, W) of its prediction, from top to bottom.
-            global_image: the image shrunk, (3, size_g, size_g) uint8, if it is at hand.
-            on_patches: gets the number of patches of each sub-batch after it is computed.
+            global_image: the image shrunk, (3, size_g, size_g) uint8, if it is available.
+            on_patches: called after each sub-batch.
             means: whether scores are means over the patches that cover a pixel. By default they are sums, as released.
-                Over several turns they are the mean over turns of means, all of which is held on the host.
+                Over several turns they are always the mean over turns of such means, which are held on the host.
 
         Returns:
-            How much of the image was computed at full resolution, in all turns together.
+            The part of the image that was computed at full resolution, in all turns together.
         """
         if len(self.turns) == 1:
             turned = TurnedSource(image, self.turns[0]) if self.turns[0] != Turn() else image
@@ -106,6 +115,7 @@ class Predictor:
         return coverage
 
     def _shrink(self, image: Source) -> Tensor:
+        """Return the whole image at (3, size_g, size_g) uint8."""
         return shrink(image, (self.size_g, self.size_g))
 
     def _segment_turned(
@@ -113,11 +123,11 @@ class Predictor:
         image: Source,
         global_image: Tensor,
         sinks: Mapping[str, Sink],
-        on_patches: Callable[[int], None] | None,
+        on_patches: OnPatches | None,
         means: bool,
     ) -> Coverage:
-        """Segment one image in one position."""
-        patches = ImagePatches(image, None, self.settings, on_patches)
+        """Segment one image as it is, without turns; see `segment`."""
+        patches = ImagePatches(image, self.settings, on_patches)
         x = self.settings.to_input(global_image[None])
         logits = _INFER[self.stage.number](self.network, x, patches, sinks, means)
         for name, sink in sinks.items():
@@ -130,10 +140,19 @@ class _TurnedBackSink:
     """A sink that adds the scores of a turned image, turned back, to a total on the host."""
 
     def __init__(self, turn: Turn, size: Size, totals: dict[str, Tensor], name: str) -> None:
+        """Start a sink.
+
+        Args:
+            turn: by which the image was turned.
+            size: of the image before.
+            totals: (n_class, H, W) float32 by prediction; one that is missing starts at 0.
+            name: of the prediction.
+        """
         self.turn, self.size, self.totals, self.name = turn, size, totals, name
 
     def __call__(self, top: int, scores: Tensor) -> None:
         if self.name not in self.totals:
-            self.totals[self.name] = torch.zeros(len(scores), *self.size)
-        box = self.turn.origin(Box(top, 0, *scores.shape[1:]), self.size)
+            self.totals[self.name] = torch.zeros((len(scores), *self.size))
+        height, width = map_size(scores)
+        box = self.turn.origin(Box(top, 0, height, width), self.size)
         box.of(self.totals[self.name]).add_(self.turn.undo(scores.float().cpu()))

@@ -14,12 +14,14 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
 class Backbone(nn.Module):
-    """A ResNet without average pooling and classifier; parameters carry torchvision's names.
+    """A ResNet without average pooling and classifier; its parameters have torchvision's names.
 
-    `channels`: of c5, c4, c3, c2, coarsest first as in `Pyramid`.
+    Attributes:
+        channels: of c5, c4, c3, c2, coarsest first as in `Pyramid`.
     """
 
     def __init__(self, name: str = "resnet50") -> None:
+        """Make a backbone with torchvision's initial weights; `name` is one of `BACKBONES`."""
         super().__init__()
         net = getattr(torchvision.models, name)(weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
@@ -27,7 +29,7 @@ class Backbone(nn.Module):
         self.channels = tuple(net.fc.in_features // k for k in (1, 2, 4, 8))
 
     def forward(self, image: Tensor) -> Levels:
-        """(c5, c4, c3, c2) of `image` (N, 3, H, W): at 1/32, 1/16, 1/8 and 1/4, sides rounded up."""
+        """Return c5, c4, c3, c2 of images (N, 3, H, W), (N, C, h, w) each: 1/32, 1/16, 1/8, 1/4, sides rounded up."""
         c2 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(image)))))
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
@@ -35,9 +37,18 @@ class Backbone(nn.Module):
 
 
 def backbone_weights(name: str, source: str) -> dict[str, Tensor] | None:
-    """State dict for `Backbone(name)` from `source`: `imagenet` (torchvision downloads it once), `none`, or a file.
+    """Return the initial weights of a backbone.
 
-    The file is a torchvision state dict, with or without `fc`. Raises InputError when it cannot be had.
+    Args:
+        name: one of `BACKBONES`.
+        source: `imagenet`, which torchvision downloads once; `none`; or a file with a torchvision state dict, with or
+            without `fc`.
+
+    Returns:
+        A state dict for `Backbone(name)`; None for `none`.
+
+    Raises:
+        InputError: the weights cannot be downloaded or read.
     """
     if source == "none":
         return None
@@ -55,7 +66,7 @@ def backbone_weights(name: str, source: str) -> dict[str, Tensor] | None:
             raise InputError(f"--backbone_weights {source}: no such file (or one of: imagenet, none)")
         try:
             state = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises many kinds; all mean that this is no weight file
+        except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"--backbone_weights {source} is not a torch weight file: {reason}") from error
         if not isinstance(state, dict):

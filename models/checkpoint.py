@@ -1,12 +1,13 @@
-"""Checkpoint files: our format, and the released one in both directions.
+"""Checkpoint files: this project's format, and the released format in both directions.
 
     python -m models.checkpoint export FILE OUTPUT
 
-writes one of our files as the released file of its stage, so that the released code can load it.
+writes a file of this project as the released file of its stage, so that the released code can load it.
 
-Our files hold the whole GLNet as it stands after their stage and a header that says what it is. Released files are
-plain state dicts whose names say nothing of the stage, so the reader is told it. `resnet_global` and the classifier
-of `fpn_global` mean the global branch in files of stages 1 and 2, and the refined branch in files of stage 3.
+A file of this project holds the whole GLNet after its stage, and a header. A released file is a plain state dict that
+does not record its stage: functions that need the stage take it as an argument. In released files of stages 1 and 2
+`resnet_global` and the classifier of `fpn_global` are those of the global branch, in files of stage 3 those of the
+refined branch.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from utils.files import load_torch, replacing, save_torch
 from utils.stages import STAGES
 
 FORMAT, VERSION = "glnet", 1
+"""Recorded in every file of this project."""
 
 PLAIN = [  # (ours, released) within one pyramid, in the released order
     ("lateral.0", "toplayer"),
@@ -35,23 +37,38 @@ PLAIN = [  # (ours, released) within one pyramid, in the released order
     *((f"smooth1.{k}", f"smooth{k + 1}_1") for k in range(4)),
     *((f"smooth2.{k}", f"smooth{k + 1}_2") for k in range(4)),
 ]
+"""The layers of a pyramid, each with the name that it has in released files."""
+
 RELEASED_ROOTS = ("resnet_global", "resnet_local", "fpn_global", "fpn_local", "ensemble_conv")
+"""The modules in a released file."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that was read: `header` is None for a released file; `tensors` by the file's names, without `module.`."""
+    """A checkpoint file in memory.
+
+    Attributes:
+        path: of the file.
+        header: None for a released file.
+        tensors: on the CPU, by the names in the file without `module.`.
+    """
 
     path: Path
     header: Header | None
     tensors: dict[str, Tensor]
 
     def tensors_of(self, stage: int) -> dict[str, Tensor]:
-        """The tensors by our names, the file being one of `stage`.
+        """Return the tensors by this project's names.
 
-        Of a released file of stage 1 or 2 the refined branch's backbone and head are its global branch's, as they are
-        when stage 3 starts; of stage 3 the global branch's backbone and head are not in the file and not in the result.
-        Raises InputError when a file of ours is of another stage.
+        In the result of a released file of stage 1 or 2 the refined branch's backbone and head are copies of the global
+        branch's, as when stage 3 starts. A released file of stage 3 lacks the global branch's backbone and head, and so
+        does the result.
+
+        Args:
+            stage: that the file is of. A released file is taken to be of it.
+
+        Raises:
+            InputError: a file of this project was made by another stage, or a released one holds unknown tensors.
         """
         if self.header is not None:
             if self.header.stage != stage:
@@ -76,7 +93,7 @@ class Checkpoint:
 
 
 def released_modules(stage: int) -> dict[str, str]:
-    """Our module path -> the released one, in the released order, in a file of `stage`."""
+    """Return this project's module paths with the released ones of a file of `stage`, in the released order."""
     current = "refined" if stage == 3 else "global_"
     return {
         f"{current}.backbone": "resnet_global",
@@ -93,15 +110,24 @@ def released_modules(stage: int) -> dict[str, str]:
 
 
 def save(path: Path, model: GLNet, header: Header) -> None:
-    """Write `model` as it stands after `header.stage`; beside and renamed."""
+    """Write a checkpoint; an existing file is replaced only when the new one is complete.
+
+    Args:
+        path: of the file.
+        model: the network, trained in `header.stage`.
+        header: of the network.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     save_torch(path, {"format": FORMAT, "version": VERSION, "header": header.to_record(), "model": tensors})
 
 
 def keep_previous(path: Path) -> None:
-    """Keep what stands at `path`, if anything, as `.previous.pth` too, for a new run will replace it.
+    """Keep the file at `path`, if there is one, as `.previous.pth` too, before a new run replaces it.
 
-    It stays at `path` until then: at no time is there neither the old file nor a new one.
+    The file also stays at `path`, so that at any time there is an old or a new one.
     """
     if path.exists():
         with replacing(path.with_suffix(".previous.pth")) as beside:
@@ -112,9 +138,9 @@ def keep_previous(path: Path) -> None:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read a file of ours or a released one. No code in the file is executed.
+    """Read a file of this project or a released one. No code in the file is executed.
 
-    Raises InputError when it is missing, damaged, or neither.
+    Raises InputError if the file is missing, damaged, or no such file.
     """
     path = Path(path)
     content = load_torch(path)
@@ -135,10 +161,18 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def read_context(file: Checkpoint, stage: int, path_g: Path | None) -> Checkpoint | None:
-    """Stage 1's file `path_g`, where `stage` cannot be evaluated by `file` alone: a released one of stage 3.
+    """Read stage 1's file if an evaluation needs it beside another one: with a released file of stage 3.
 
-    A file of ours holds its own context; for it, and in other stages, there is none to read. Raises InputError where
-    `path_g` is needed and not given.
+    Args:
+        file: the file that is evaluated.
+        stage: the stage that is evaluated.
+        path_g: of stage 1's file, if it is given.
+
+    Returns:
+        None if `file` holds its own global branch, as all other files do.
+
+    Raises:
+        InputError: `path_g` is needed and not given, or cannot be read.
     """
     if stage < 3 or file.header is not None:
         return None
@@ -151,7 +185,15 @@ def read_context(file: Checkpoint, stage: int, path_g: Path | None) -> Checkpoin
 
 
 def only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """`tensors`; InputError, naming `path`, where a name is none, or a value something else than dense numbers."""
+    """Return `tensors` if each is a plain tensor under a name.
+
+    Args:
+        path: the file that they come from, for messages.
+        tensors: by name.
+
+    Raises:
+        InputError: a name is not a string, or a value is not a dense tensor of real numbers.
+    """
     for name, value in tensors.items():
         if not isinstance(name, str):
             raise InputError(f"{path}: {name!r} names no tensor")
@@ -163,10 +205,18 @@ def only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Iterable[str]) -> None:
-    """Copy the tensors whose names start with one of `parts` (as `local.`) into `model`, strictly.
+    """Copy some tensors into a network, strictly.
 
-    Raises InputError that names a missing, unexpected or misshaped tensor. A missing `num_batches_tracked` (files
-    of torch 0.4) is read as 0.
+    A missing `num_batches_tracked` (files of torch 0.4) is read as 0.
+
+    Args:
+        model: the network.
+        tensors: by the names of its state dict.
+        path: the file that they come from, for messages.
+        parts: prefixes, such as `local.`, of the names that are copied.
+
+    Raises:
+        InputError: a tensor is missing, unexpected or of another shape.
     """
     parts = tuple(parts)
     state = model.state_dict()
@@ -189,12 +239,16 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Ite
 
 
 def _count(names: list[str]) -> str:
+    """Return a phrase for tensors: the first one's name, and the number of the others."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"tensor {names[0]}{more}"
 
 
 def load_whole(model: GLNet, checkpoint: Checkpoint, stage: int) -> None:
-    """Load everything that a file of `stage` holds: of a released stage-3 file that is not the context's backbone."""
+    """Load all tensors of a file of `stage`. A released file of stage 3 lacks the global branch's backbone and head.
+
+    Raises InputError if the file does not fit the network.
+    """
     parts = ["global_.pyramid.", "local.", "refined.", "ensemble."]
     if checkpoint.header is not None or stage < 3:
         parts += ["global_.backbone.", "global_.head."]
@@ -202,15 +256,15 @@ def load_whole(model: GLNet, checkpoint: Checkpoint, stage: int) -> None:
 
 
 def load_context(model: GLNet, checkpoint: Checkpoint) -> None:
-    """Load the global branch, and nothing else, from a file of stage 1."""
+    """Load the global branch alone from a file of stage 1. Raises InputError if the file does not fit the network."""
     load(model, checkpoint.tensors_of(1), checkpoint.path, ["global_."])
 
 
 def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
-    """Load all that serves any classes, backbones and pyramids; heads and ensemble stay as they are.
+    """Load backbones and pyramids, which fit any classes; heads and ensemble keep their weights.
 
-    A released file, which does not say its stage, is read as one of stage 1 or 2: in that of stage 3 the global
-    branch's backbone is then the refined branch's.
+    A released file is taken to be of stage 1 or 2. From one of stage 3 the global branch gets the refined branch's
+    backbone. Raises InputError if the file does not fit the network.
     """
     tensors = checkpoint.tensors_of(checkpoint.header.stage if checkpoint.header is not None else 1)
     parts = [f"{branch}.{part}." for branch in ("global_", "local", "refined") for part in ("backbone", "pyramid")]
@@ -218,9 +272,15 @@ def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
 
 
 def check_context(model: GLNet, context: Checkpoint, start: Path) -> None:
-    """Raise InputError where the global branch of `context`, stage 1's file, is not that in `model`, read of `start`.
+    """Check that two files hold the same global branch, which stage 2 does not change.
 
-    Stage 2 leaves that branch as it is: another one is of another training.
+    Args:
+        model: with the weights of `start`.
+        context: stage 1's file.
+        start: the file of stage 2.
+
+    Raises:
+        InputError: they hold different ones, of different trainings.
     """
     tensors = context.tensors_of(1)
     for name, tensor in model.global_.state_dict().items():
@@ -232,7 +292,15 @@ def check_context(model: GLNet, context: Checkpoint, start: Path) -> None:
 
 
 def to_released(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
-    """The tensors of one of our files under the released names, `module.` included, in the released order."""
+    """Return the tensors of a file of this project under the released names, in the released order.
+
+    Args:
+        tensors: by this project's names.
+        stage: of the file.
+
+    Returns:
+        By the released names, with `module.`. Tensors that released files of the stage lack are left out.
+    """
     return {
         f"module.{released}{name[len(ours) :]}": tensor
         for ours, released in released_modules(stage).items()
@@ -242,7 +310,18 @@ def to_released(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
 
 
 def export(source: Path, target: Path) -> str:
-    """Write our file `source` as the released file of its stage to `target`; returns a line that says so."""
+    """Write a file of this project as the released file of its stage.
+
+    Args:
+        source: the file of this project.
+        target: the released file to write.
+
+    Returns:
+        A line that reports it.
+
+    Raises:
+        InputError: a file cannot be read or written, or `source` is a released one.
+    """
     checkpoint = read(source)
     if checkpoint.header is None:
         raise InputError(f"{source} is a released file already")
@@ -252,9 +331,10 @@ def export(source: Path, target: Path) -> str:
 
 
 def main() -> int:
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m models.checkpoint", description="Convert checkpoints.")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("export", help="write one of our files as the released file of its stage")
+    command = commands.add_parser("export", help="write a file of this project as the released file of its stage")
     command.add_argument("file", type=Path, help="a checkpoint that train_deep_globe.py wrote")
     command.add_argument("output", type=Path, help="the released-format file to write")
     arguments = parser.parse_args()

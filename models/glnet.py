@@ -8,24 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, initial_conv
-from models.pyramid import Pyramid
+from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, SameConv
+from models.pyramid import FullPyramid, Pyramid
 from models.regulariser import conv_and_distance
 from models.resized import add_taps, resize, resize_and_add_taps, taps_of
 from models.sharing import crop_global, crop_pyramid, merge_local_maps
-from utils.tiling import Patches
+from utils.errors import required
+from utils.tiling import Patches, Size, map_size
 
 
 class Branch(nn.Module):
-    """Backbone, feature pyramid and a 3x3 head that classifies ps3."""
+    """One branch of GLNet: backbone, feature pyramid and a 3x3 head that classifies ps3."""
 
     def __init__(self, backbone: str, n_class: int, fused: bool) -> None:
+        """Make the branch.
+
+        Args:
+            backbone: one of `models.backbone.BACKBONES`.
+            n_class: number of classes.
+            fused: whether the pyramid reads another branch's pyramid, too.
+        """
         super().__init__()
         self.backbone = Backbone(backbone)
         self.pyramid = FPN(self.backbone.channels, fused)
-        self.head = initial_conv(PS3_CHANNELS, n_class, 3)
+        self.head = SameConv(PS3_CHANNELS, n_class, 3)
 
-    def forward(self, image: Tensor, other: Pyramid | None = None) -> tuple[Tensor, Pyramid]:
+    def forward(self, image: Tensor, other: Pyramid | None = None) -> tuple[Tensor, FullPyramid]:
         """Compute logits and pyramid of images or patches.
 
         Args:
@@ -33,33 +41,39 @@ class Branch(nn.Module):
             other: the other branch's pyramid, for the fused form only.
 
         Returns:
-            Logits (N, n_class, h/4, w/4), and the pyramid.
+            Logits (N, n_class, h / 4, w / 4), and the pyramid.
         """
         pyramid = self.pyramid(self.backbone(image), other)
         return self.head(pyramid.ps3), pyramid
 
     def context(self, image: Tensor) -> Pyramid:
-        """Return the pyramid of `image` without ps3: all that another branch's fused pyramid reads."""
-        return self.pyramid(self.backbone(image), ps3=False)
+        """Return the pyramid of images (N, 3, h, w) without ps3: all that another branch's fused pyramid reads."""
+        return self.pyramid.shared(self.backbone(image))
 
     def logits(self, image: Tensor) -> Tensor:
-        """Return the logits of the plain form alone; ps3 is not built."""
+        """Return the logits of the plain form, (N, n_class, h / 4, w / 4), of images (N, 3, h, w); ps3 is not built."""
         return self.logits_of(self.context(image))
 
     def logits_of(self, context: Pyramid) -> Tensor:
-        """Return the logits of the plain form from what `context` returned; ps3 is not built."""
+        """Return the logits of the plain form from the pyramid that `context` returned; ps3 is not built."""
         return self.pyramid.conv_ps3(context.ps2, self.head.weight, self.head.bias)
 
 
-class Ensemble(nn.Conv2d):
-    """3x3 convolution over the concatenation of local ps3 and global ps3.
+class Ensemble(nn.Module):
+    """3x3 convolution over the concatenation of local ps3 and global ps3 (paper, section 3.2).
 
     A convolution of a concatenation is the sum of two convolutions. Training and the prepared form compute the two
-    halves apart; `forward` is the concatenation itself.
+    halves apart; `forward` computes the concatenation itself.
+
+    Attributes:
+        weight: (n_class, 1024, 3, 3), the local half first.
+        bias: (n_class,).
     """
 
     def __init__(self, n_class: int) -> None:
-        super().__init__(2 * PS3_CHANNELS, n_class, 3, padding=1)
+        super().__init__()
+        initial = nn.Conv2d(2 * PS3_CHANNELS, n_class, 3)
+        self.weight, self.bias = initial.weight, required(initial.bias, "bias")
         nn.init.normal_(self.weight, 0, INITIAL_STD)
 
     def forward(self, local: Tensor, crop: Tensor) -> Tensor:
@@ -69,26 +83,27 @@ class Ensemble(nn.Conv2d):
             local: the patches' own ps3, (n, 512, h, w).
             crop: the cells of the global ps3 that the patches cover, (n, 512, h', w'); resized to `local`.
         """
-        return super().forward(torch.cat([local, resize(crop, local.shape[-2:])], dim=1))
+        joined = torch.cat([local, resize(crop, map_size(local))], dim=1)  # (n, 1024, h, w)
+        return F.conv2d(joined, self.weight, self.bias, padding=1)
 
     def local_half(self, ps3: Tensor) -> Tensor:
         """Return the local map's part of the logits, bias included: (n, 512, h, w) to (n, n_class, h, w)."""
         return F.conv2d(ps3, self.weight[:, :PS3_CHANNELS], self.bias, padding=1)
 
     def global_taps(self, ps3: Tensor) -> Tensor:
-        """Return the nine taps of the global map's part, not yet shifted and added.
+        """Return the nine taps of the global map's part, which `ensemble_global_half` crops, shifts and adds.
 
-        (1, 512, H, W) to (1, 9 * n_class, H, W), row by row of the kernel, for `ensemble_global_half`.
+        (1, 512, H, W) to (1, 9 * n_class, H, W), the places of the kernel outermost, row by row.
         """
         return F.conv2d(ps3, taps_of(self.weight[:, PS3_CHANNELS:]))
 
 
-def ensemble_global_half(taps: Tensor, grid: Patches, patches: slice, size: tuple[int, int]) -> Tensor:
+def ensemble_global_half(taps: Tensor, grid: Patches, patches: slice, size: Size) -> Tensor:
     """Compute the global map's part of the ensemble's logits for some patches.
 
     Args:
-        taps: what `Ensemble.global_taps` gives of the whole image, (1, 9 * n_class, H, W). Cropping and resizing taps
-            equals cropping and resizing ps3 first.
+        taps: `Ensemble.global_taps` of the whole image, (1, 9 * n_class, H, W). Cropping and resizing them equals
+            cropping and resizing ps3 first.
         grid: the image's patch grid.
         patches: which patches of the grid, n of them.
         size: (h, w) of the patches' logits.
@@ -96,13 +111,13 @@ def ensemble_global_half(taps: Tensor, grid: Patches, patches: slice, size: tupl
     Returns:
         (n, n_class, h, w).
     """
-    crop = crop_global(taps, grid, patches)
-    return resize_and_add_taps(list(crop.chunk(3, dim=1)), [(crop.shape[-2], crop.shape[-1]), size])
+    crop = crop_global(taps, grid, patches)  # (n, 9 * n_class, h', w')
+    return resize_and_add_taps(list(crop.chunk(3, dim=1)), [map_size(crop), size])
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of one image; None where the mode does not have them.
+    """Logits of one image; None for a prediction that the mode does not have.
 
     Attributes:
         global_: (1, n_class, size_g / 4, size_g / 4); of the refined branch in mode 3.
@@ -118,11 +133,24 @@ class Predictions:
 class GLNet(nn.Module):
     """The global branch, the local branch fed by it, the refined global branch fed by both, and the ensemble.
 
-    `global_` is trained in stage 1 and gives the context ever after, `local` in stage 2, `refined` in stage 3; the
-    ensemble in stages 2 and 3. No tensor is kept in a module between calls.
+    No tensor is kept in a module between calls.
+
+    Attributes:
+        global_: trained in stage 1; later stages read its maps as context.
+        local: trained in stage 2.
+        refined: trained in stage 3; it starts as a copy of `global_`.
+        ensemble: trained in stages 2 and 3.
+        n_class: number of classes.
+        learning: names of the children that learn; see `learn`.
     """
 
     def __init__(self, n_class: int = 7, backbone: str = "resnet50") -> None:
+        """Make a network with initial weights; nothing learns yet.
+
+        Args:
+            n_class: number of classes.
+            backbone: one of `models.backbone.BACKBONES`.
+        """
         super().__init__()
         self.global_ = Branch(backbone, n_class, fused=False)
         self.local = Branch(backbone, n_class, fused=True)
@@ -135,12 +163,12 @@ class GLNet(nn.Module):
     def forward(
         self, image: Tensor, patches: Tensor | None = None, grid: Patches | None = None, mode: int = 3
     ) -> Predictions:
-        """Segment one image as the paper's figure 2 shows it: the plain reference of everything that is faster.
+        """Segment one image as in the paper's figure 2: the plain reference of the faster forms.
 
         Args:
             image: the whole image shrunk, (1, 3, size_g, size_g), normalised.
-            patches: all patches of the image at full resolution, (n, 3, h, w); mode 1 needs none.
-            grid: where the patches lie; mode 1 needs none.
+            patches: all patches of the image at full resolution, (n, 3, h, w), normalised; not read in mode 1.
+            grid: the grid of these patches; not read in mode 1.
             mode: 1 global, 2 global to local, 3 local to global.
 
         Returns:
@@ -176,6 +204,7 @@ class GLNet(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "GLNet":
+        """Set training mode for the children that learn and evaluation mode for the others; return the network."""
         super().train(mode)
         for name, child in self.named_children():
             child.train(mode and name in self.learning)
@@ -187,7 +216,7 @@ class GLNet(nn.Module):
         self.refined.head.load_state_dict(self.global_.head.state_dict())
 
     def read_local(self, ps3: Tensor, crop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute all that training reads of the local ps3, the largest map, in one pass.
+        """Compute all that training needs of the local ps3, the largest map, in one pass.
 
         Head and ensemble both convolve ps3. Their kernels are concatenated, so that ps3 is read once and its gradient
         is made once.
@@ -207,7 +236,7 @@ class GLNet(nn.Module):
         return logits, half, distance
 
     def read_refined(self, ps3: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute all that training reads of the refined ps3 in one pass.
+        """Compute all that training needs of the refined ps3 in one pass.
 
         Args:
             ps3: (N, 512, h, w).

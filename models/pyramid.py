@@ -1,6 +1,6 @@
 """The feature maps that one branch computes from one image, or from a batch of patches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,39 +9,55 @@ Levels = tuple[Tensor, ...]
 """Four maps, coarsest first: p5, p4, p3, p2, at 1/32, 1/16, 1/8 and 1/4 of the input."""
 
 OnMap = Callable[[int, int, Tensor], None]
-"""A callback that gets each map as soon as it is computed: its depth (0: c, 1: ps0, 2: ps1, 3: ps2), its level (0: p5,
-... 3: p2), and the map. So it can be used before the next maps take memory, and need not be kept."""
+"""A callback for each map as soon as it is computed: its depth (0: c, 1: ps0, 2: ps1, 3: ps2), its level (0: p5, ...
+3: p2), and the map, (N, C, h, w). Maps are used in this way before the next ones take memory."""
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """All maps that branches share, level by level in the order of computation (coarsest first).
+    """The maps that branches share (paper, section 3.2), (N, C, h, w) each, coarsest level first.
 
     Attributes:
         c: the backbone's c5, c4, c3, c2.
         ps0: top-down sums, 256 channels.
-        ps1, ps2: smoothed once and twice, 256 and 128 channels.
-        ps3: all of ps2 at 1/4 scale, 512 channels; None where it is not computed.
+        ps1: ps0 smoothed, 256 channels.
+        ps2: ps1 smoothed, 128 channels.
     """
 
     c: Levels
     ps0: Levels
     ps1: Levels
     ps2: Levels
-    ps3: Tensor | None = None
+
+    @classmethod
+    def of(cls, levels: Iterable[Iterable[Tensor]]) -> "Pyramid":
+        """Return the pyramid of the maps c, ps0, ps1 and ps2: the inverse of `levels`."""
+        c, ps0, ps1, ps2 = map(tuple, levels)
+        return Pyramid(c, ps0, ps1, ps2)
 
     @property
     def levels(self) -> tuple[Levels, Levels, Levels, Levels]:
-        """What a fused pyramid reads of another branch: c, ps0, ps1, ps2."""
+        """c, ps0, ps1, ps2: the maps that a fused pyramid reads of another branch."""
         return self.c, self.ps0, self.ps1, self.ps2
 
     def map(self, change: Callable[..., Tensor], *others: "Pyramid") -> "Pyramid":
-        """Apply `change` to each map of `levels` (and the same map of `others`); ps3 is left out."""
+        """Return the pyramid of `change(map, ...)`, which gets each map and the same map of each of `others`."""
         every = zip(*(pyramid.levels for pyramid in (self, *others)), strict=True)
-        return Pyramid(*(tuple(map(change, *levels)) for levels in every))
+        return Pyramid.of(map(change, *levels) for levels in every)
 
     def visit(self, on_map: OnMap) -> None:
-        """Call `on_map` with every map of `levels`."""
+        """Call `on_map` with every map of `levels`, in the order of computation."""
         for depth, levels in enumerate(self.levels):
             for level, x in enumerate(levels):
                 on_map(depth, level, x)
+
+
+@dataclass(frozen=True)
+class FullPyramid(Pyramid):
+    """A pyramid with its last map.
+
+    Attributes:
+        ps3: all levels of ps2 joined at 1/4 of the input, (N, 512, h / 4, w / 4).
+    """
+
+    ps3: Tensor

@@ -16,80 +16,99 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.tiling import Size
+from utils.tiling import Size, map_size
 
 Bands = list[tuple[slice, slice]]
+"""Pieces of a target axis, each with the piece of the source axis that it depends on."""
 
 BAND_CELLS = 16
-"""Cells of a map that is resized, which a product of matrices takes at least at a time."""
+"""Cells of the source axis that a product of matrices takes at least at a time."""
+
 SLACK = 1e-3
-"""Of a cell: where torch, which counts in float32, may round to the neighbouring one."""
+"""The part of a cell within which torch, which computes in float32, may round to the neighbouring cell."""
+
 TRANSIENT = 2**22
-"""Elements of a transient map, above which `add_resized_conv` takes fewer samples at a time."""
+"""The most elements of a transient map. `add_resized_conv` takes fewer samples at a time to stay below it."""
 
 
-def resize(x: Tensor, size: Size | torch.Size) -> Tensor:
-    """Bilinear resize of (N, C, H, W) to `size`, no aligned corners, no antialiasing; `x` itself if it fits."""
-    if x.shape[-2:] == tuple(size):
+def resize(x: Tensor, size: Size) -> Tensor:
+    """Return `x` (N, C, H, W) resized bilinearly, without aligned corners or antialiasing; `x` itself if it fits."""
+    if map_size(x) == size:
         return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A convolution that keeps the size, with a square kernel of odd side."""
+    """Convolve `x` (N, C, H, W) by `weight` (K, C, k, k) of odd k, keeping the size: (N, K, H, W)."""
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
 
 def split_pays(source: Size, target: Size) -> bool:
-    """Whether nine taps at `source`'s size cost less than resizing to `target` and convolving there.
+    """Return whether nine taps at size `source` cost less than resizing to `target` and convolving there.
 
-    They save work in proportion to the cells, and spend it on the two matrix products.
+    Taps save work in proportion to the cells, but cost two matrix products.
     """
     return 2 * source[0] * source[1] <= target[0] * target[1]
 
 
 def joint_conv(maps: Sequence[Tensor], chains: Sequence[list[Size]], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """The convolution of a concatenation, each map resized along its chain; at least one has the size asked for.
+    """Convolve a concatenation of resized maps, which is not built.
 
-    Maps that are resized alike are concatenated, at their own size, and share the work of resizing. Those that need
-    none are the largest, and are not copied.
+    Maps that are resized alike are concatenated at their own size and resized together. Maps of size (H, W), which are
+    the largest, are not copied.
+
+    Args:
+        maps: (N, C_i, h_i, w_i) each, at least one of them of size (H, W).
+        chains: for each map the sizes that it is resized to in turn, the last one (H, W).
+        weights: for each map its part of the kernel, (K, C_i, k, k).
+        bias: (K,).
+
+    Returns:
+        (N, K, H, W).
     """
     groups: dict[tuple[Size, ...], list[int]] = defaultdict(list)
     for i, (x, chain) in enumerate(zip(maps, chains, strict=True)):
-        sizes = [tuple(x.shape[-2:]), *chain]
-        groups[tuple(size for size, _ in groupby(sizes))].append(i)
-    total = None
-    for sizes in sorted(groups, key=len):
-        if len(sizes) == 1:
-            for i in groups[sizes]:
-                total = conv(maps[i], weights[i], bias) if total is None else total.add_(conv(maps[i], weights[i]))
-        else:
-            x, weight = (torch.cat([parts[i] for i in groups[sizes]], dim=1) for parts in (maps, weights))
-            total = add_resized_conv(total, x, weight, list(sizes[1:]))
+        groups[tuple(size for size, _ in groupby([map_size(x), *chain]))].append(i)
+    fitting, *others = sorted(groups, key=len)  # by the number of sizes: the first group has but one
+    first, *more = groups[fitting]
+    total = conv(maps[first], weights[first], bias)
+    for i in more:
+        total = total.add_(conv(maps[i], weights[i]))
+    for sizes in others:
+        x, weight = (torch.cat([parts[i] for i in groups[sizes]], dim=1) for parts in (maps, weights))
+        total = add_resized_conv(total, x, weight, list(sizes[1:]))
     return total
 
 
 def add_resized_conv(total: Tensor, x: Tensor, weight: Tensor, chain: list[Size]) -> Tensor:
-    """`total` (N, K, H, W) plus the convolution by `weight` (K, C, k, k) of `x` (N, C, h, w), resized first.
+    """Add to a map the convolution of a resized map.
 
-    `x` is resized to each size of `chain` in turn, the last one (H, W). k is 1 or 3. `total` is changed.
+    Args:
+        total: (N, K, H, W); it is overwritten.
+        x: (N, C, h, w).
+        weight: (K, C, k, k), k being 1 or 3.
+        chain: the sizes that `x` is resized to in turn, the last one (H, W).
+
+    Returns:
+        (N, K, H, W).
     """
-    source, target = tuple(x.shape[-2:]), tuple(total.shape[-2:])
-    if weight.shape[-1] == 1 and source[0] * source[1] < target[0] * target[1]:
-        x, weight = F.conv2d(x, weight), None
+    source, target = map_size(x), map_size(total)
+    convolved = weight.shape[-1] == 1 and source[0] * source[1] < target[0] * target[1]
+    if convolved:  # a 1x1 convolution commutes with resizing
+        x = F.conv2d(x, weight)  # (N, K, h, w)
     elif split_pays(source, target):
         total = total.contiguous(memory_format=torch.channels_last)
         return _AddTaps.apply(total, x, weight, [source, *chain])
     for size in chain:
         x = resize(x, size)
-    return total.add_(x if weight is None else conv(x, weight))
+    return total.add_(x if convolved else conv(x, weight))
 
 
 class _AddTaps(torch.autograd.Function):
     """`add_resized_conv` of a 3x3 kernel as nine 1x1 convolutions at the size of `x`, then resized, shifted and added.
 
-    Written with its gradient, so that of the taps, which are larger than the result, only those of one row of the
-    kernel and of a few samples live at a time.
+    The taps are larger than the result. With the gradient written here, only the taps of one row of the kernel and of a
+    few samples are held at a time.
     """
 
     @staticmethod
@@ -98,10 +117,11 @@ class _AddTaps(torch.autograd.Function):
         ctx.chain = chain
         ctx.mark_dirty(total)
         (rows, across), bands = tap_matrices(chain, total), _bands(chain)
-        x, kernel = _cells(x.to(total.dtype)), row_taps(weight.to(total.dtype))
-        for part in _parts(x, chain, 3 * len(weight)):
+        cells, kernel = _cells(x.to(total.dtype)), row_taps(weight.to(total.dtype))  # (N, h, w, C), 3 times (3 * K, C)
+        for part in _parts(cells, chain, 3 * len(weight)):
             for matrix, taps in zip(rows, kernel, strict=True):
-                _spread_row(_cells(total)[part], torch.matmul(x[part], taps.t()), matrix, across, bands)
+                # (n, h, w, C) to (n, h, w, 3 * K), added to (n, H, W, K)
+                _spread_row(_cells(total)[part], torch.matmul(cells[part], taps.t()), matrix, across, bands)
         return total
 
     @staticmethod
@@ -110,50 +130,67 @@ class _AddTaps(torch.autograd.Function):
         (_, _, h, w), k = x.shape, len(weight)
         (rows, across), bands = tap_matrices(ctx.chain, gradient), _bands(ctx.chain)
         cells, kernel = _cells(x.to(gradient.dtype)), row_taps(weight.to(gradient.dtype))
-        from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None
-        from_weight = [torch.zeros_like(taps, dtype=weight.dtype) for taps in kernel]
+        from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None  # (N, h, w, C)
+        from_rows = [torch.zeros_like(taps, dtype=weight.dtype) for taps in kernel]  # 3 times (3 * K, C)
         for part in _parts(cells, ctx.chain, 3 * k):
-            theirs = _cells(gradient[part]).flatten(2)  # (n, H, W * K)
-            for matrix, taps, total in zip(rows, kernel, from_weight, strict=True):
-                down = theirs.new_zeros(len(theirs), h, theirs.shape[2])
+            of_part = _cells(gradient[part]).flatten(2)  # (n, H, W * K)
+            for matrix, taps, from_row in zip(rows, kernel, from_rows, strict=True):
+                down = of_part.new_zeros(len(of_part), h, of_part.shape[2])  # (n, h, W * K)
                 for target, source in bands[0]:
-                    _add_product(down[:, source], matrix[target, source].t(), theirs[:, target])
-                down = down.view(len(theirs) * h, -1, k)
-                back = down.new_zeros(len(down), w * 3, k)
+                    _add_product(down[:, source], matrix[target, source].t(), of_part[:, target])
+                down = down.view(len(of_part) * h, -1, k)  # (n * h, W, K)
+                back = down.new_zeros(len(down), w * 3, k)  # (n * h, w * 3, K)
                 for target, source in bands[1]:
                     source = slice(3 * source.start, 3 * source.stop)
                     _add_product(back[:, source], across[target, source].t(), down[:, target])
-                back = back.view(len(theirs), h, w, 3 * k)
+                back = back.view(len(of_part), h, w, 3 * k)
                 if from_x is not None:
-                    from_x[part] += torch.matmul(back, taps)
+                    from_x[part] += torch.matmul(back, taps)  # (n, h, w, C)
                 if ctx.needs_input_grad[2]:
-                    total += torch.matmul(back.flatten(0, 2).t(), cells[part].flatten(0, 2))
+                    from_row += torch.matmul(back.flatten(0, 2).t(), cells[part].flatten(0, 2))  # (3 * K, C)
         if from_x is not None:
-            from_x = from_x.permute(0, 3, 1, 2).to(x.dtype)
-        # (3 rows, 3 columns, K, C) to (K, C, 3, 3)
-        from_weight = torch.stack(from_weight).view(3, 3, k, -1).permute(2, 3, 0, 1)
-        return gradient, from_x, from_weight if ctx.needs_input_grad[2] else None, None
+            from_x = from_x.permute(0, 3, 1, 2).to(x.dtype)  # (N, C, h, w)
+        return gradient, from_x, _kernel_of_rows(from_rows) if ctx.needs_input_grad[2] else None, None
 
 
 def _cells(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, H, W, C) with neighbouring channels side by side; a view where they lie so already."""
+    """Return (N, C, H, W) as contiguous (N, H, W, C); a view if the channels are last in memory already."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _parts(cells: Tensor, chain: list[Size], channels: int) -> list[slice]:
-    """Slices of samples, so few that the transient maps of `_AddTaps` stay small."""
+    """Return slices of samples, each so small that the transient maps of `_AddTaps` stay below `TRANSIENT`.
+
+    Args:
+        cells: (N, h, w, C).
+        chain: the size of `cells` and the sizes that it is resized to in turn.
+        channels: of the taps of one row of the kernel, 3 * K.
+    """
     largest = max(chain[0][0] * max(chain[0][1] * channels, chain[-1][1] * channels // 3), 1)
     step = max(1, TRANSIENT // largest)
     return [slice(start, start + step) for start in range(0, len(cells), step)]
 
 
 def row_taps(weight: Tensor) -> list[Tensor]:
-    """For each row of a kernel (K, C, 3, 3), its taps as one matrix (3 * K, C), the taps outermost."""
+    """Return, for each row of a kernel (K, C, 3, 3), its taps as one matrix (3 * K, C), the taps outermost."""
     return [row.permute(2, 0, 1).flatten(0, 1) for row in weight.unbind(2)]
 
 
+def _kernel_of_rows(rows: list[Tensor]) -> Tensor:
+    """Return the kernel (K, C, 3, 3) whose `row_taps` are `rows`."""
+    taps = torch.stack(rows).unflatten(1, (3, -1))  # (3 rows, 3 columns, K, C)
+    return taps.permute(2, 3, 0, 1)
+
+
 def add_taps(taps: Tensor) -> Tensor:
-    """Shift nine taps (N, 9 * K, H, W), the places outermost, each by its place, and add: (N, K, H, W) float32."""
+    """Shift each of nine taps by its place in the kernel, and add them.
+
+    Args:
+        taps: (N, 9 * K, H, W), the places outermost, row by row.
+
+    Returns:
+        (N, K, H, W) float32.
+    """
     n, channels, h, w = taps.shape
     k = channels // 9
     total = taps.new_zeros((n, k, h + 2, w + 2), dtype=torch.float32)
@@ -164,34 +201,46 @@ def add_taps(taps: Tensor) -> Tensor:
 
 
 def taps_of(weight: Tensor) -> Tensor:
-    """The taps of a kernel (K, C, 3, 3), as one 1x1 convolution (9 * K, C, 1, 1), the places outermost, row by row."""
+    """Return the taps of a kernel (K, C, 3, 3) as one 1x1 convolution (9 * K, C, 1, 1), the places outermost."""
     return torch.cat(row_taps(weight))[..., None, None]
 
 
 def resize_and_add_taps(taps: list[Tensor], chain: list[Size]) -> Tensor:
-    """Resize taps along the sizes of `chain` (the first is their own), shift each by its place, and add.
+    """Resize taps, shift each by its place in the kernel, and add them. Differentiable.
 
-    `taps`: for each row of the kernel (N, 3 * K, h, w), its three taps outermost. Returns (N, K, H, W) of the chain's
-    last size, channels last in memory. Has gradients.
+    Args:
+        taps: for each row of the kernel (N, 3 * K, h, w), its three taps outermost.
+        chain: the size of the taps, and the sizes that they are resized to in turn.
+
+    Returns:
+        (N, K, H, W) of the chain's last size, channels last in memory.
     """
     n, channels, _, _ = taps[0].shape
     (rows, across), bands = tap_matrices(chain, taps[0]), _bands(chain)
-    total = taps[0].new_zeros(n, *chain[-1], channels // 3)
+    total = taps[0].new_zeros((n, *chain[-1], channels // 3))  # (N, H, W, K)
     for matrix, tap in zip(rows, taps, strict=True):
         _spread_row(total, _cells(tap), matrix, across, bands)
     return total.permute(0, 3, 1, 2)
 
 
 def _spread_row(total: Tensor, taps: Tensor, matrix: Tensor, across: Tensor, bands: tuple[Bands, Bands]) -> None:
-    """Add to `total` (n, H, W, K) the `taps` (n, h, w, 3 * K) of one row of a kernel; see `tap_matrices`."""
+    """Resize, shift and add the taps of one row of a kernel.
+
+    Args:
+        total: (n, H, W, K); the taps are added to it.
+        taps: (n, h, w, 3 * K).
+        matrix: (H, h), of this row; see `tap_matrices`.
+        across: (W, w * 3).
+        bands: see `_bands`.
+    """
     (n, h, w, _), (_, _, width, k) = taps.shape, total.shape
     taps = taps.view(n * h, w * 3, k)
-    x = taps.new_zeros(n * h, width, k)
+    x = taps.new_zeros(n * h, width, k)  # resized across
     for target, source in bands[1]:
         source = slice(3 * source.start, 3 * source.stop)
         _add_product(x[:, target], across[target, source], taps[:, source])
     x = x.view(n, h, width * k)
-    for target, source in bands[0]:
+    for target, source in bands[0]:  # (H, h) by (n, h, W * K)
         _add_product(total.flatten(2)[:, target], matrix[target, source], x[:, source])
 
 
@@ -201,14 +250,16 @@ def _add_product(total: Tensor, matrix: Tensor, x: Tensor) -> None:
 
 
 def _bands(chain: list[Size]) -> tuple[Bands, Bands]:
-    """For rows and for columns: pieces of the chain's last size, each with the piece of the first that it reads.
+    """Return, for rows and columns, pieces of the chain's last size, each with the piece of the first that it reads.
 
-    Elsewhere the matrices of `tap_matrices` are 0, so that products by pieces save most of the work of long ones.
+    Outside these pieces the matrices of `tap_matrices` are 0, so that products piece by piece save most of the work.
     """
-    return tuple(_axis_bands([size[axis] for size in chain]) for axis in (0, 1))
+    rows, columns = (_axis_bands([size[axis] for size in chain]) for axis in (0, 1))
+    return rows, columns
 
 
 def _axis_bands(lengths: list[int]) -> Bands:
+    """Return the pieces of one axis, whose lengths along the chain are `lengths`."""
     count = max(1, min(lengths[0] // BAND_CELLS, lengths[-1]))
     edges = [i * lengths[-1] // count for i in range(count + 1)]
     bands = []
@@ -223,16 +274,22 @@ def _axis_bands(lengths: list[int]) -> Bands:
 
 
 def tap_matrices(chain: list[Size], like: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The matrices that resize along `chain` and shift: for each row of a kernel (H, h), and one (W, w * 3).
+    """Return the matrices that resize and shift taps.
 
-    The latter takes the three taps of a row at once; those of a cell lie side by side.
+    Args:
+        chain: the size of the taps, and the sizes that they are resized to in turn.
+        like: a tensor of the device and type of the matrices.
+
+    Returns:
+        For each row of a kernel a matrix (H, h); and one matrix (W, w * 3) for the three taps of a row at once, those
+        of a cell side by side.
     """
     rows, columns = (_axis_matrices([size[axis] for size in chain], like) for axis in (0, 1))
     return rows, torch.stack(columns, dim=2).flatten(1)
 
 
 def _axis_matrices(lengths: list[int], like: Tensor) -> list[Tensor]:
-    """Three (last, first) matrices: the resizes of `lengths` in turn, and a zero-padded shift by -1, 0 or 1."""
+    """Return three matrices (last, first): resizes along `lengths` in turn, then a zero-padded shift by -1, 0 or 1."""
     exact = torch.promote_types(like.dtype, torch.float32)  # rounded to a lower precision once, at the end
     x = torch.eye(lengths[0], dtype=exact, device=like.device).view(lengths[0], 1, lengths[0], 1)
     for length in lengths[1:]:

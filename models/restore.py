@@ -1,4 +1,4 @@
-"""A network as a checkpoint left it, ready to be evaluated in a mode."""
+"""Restoring a network from a checkpoint, for evaluation in a mode."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,9 +19,9 @@ def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], rel
 
     Args:
         file: a checkpoint of this project, or a released one, which records nothing but its number of classes.
-        mode: 1, 2 or 3; None is the file's own stage, which a released file does not tell.
+        mode: 1, 2 or 3; None is the file's own stage, which a released file does not record.
         given: values that replace the recorded ones, by the names of `RECORDED`; None replaces nothing.
-        released: the classes of a released file, if it has that many.
+        released: the classes of a released file, if it has that many; else they are numbered.
 
     Raises:
         InputError: the file needs a mode, cannot serve it, or was made with another backbone.
@@ -34,7 +34,7 @@ def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], rel
 
 
 def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None) -> GLNet:
-    """Build the network that `header` describes and load from `file` what its mode computes.
+    """Build the network that `header` describes and load the weights that its mode needs.
 
     A file of a later stage serves mode 1 too, because later stages leave the global branch unchanged.
 
@@ -71,7 +71,7 @@ def check_serves(file: Checkpoint, mode: int) -> None:
 
 
 def _released_header(file: Checkpoint, mode: int | None, released: Classes) -> Header:
-    """Return the header of a released file."""
+    """Return the header of a released file; see `header_for`."""
     if mode is None:
         raise InputError(f"{file.path} is a released file, which does not say its stage: give --mode 1, 2 or 3")
     name = "fpn_global.classify.weight"

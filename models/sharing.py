@@ -1,6 +1,6 @@
-"""How the branches exchange maps: crops of global maps, and local maps merged into the global frame.
+"""The exchange of maps between branches: crops of global maps, and local maps merged into the global frame.
 
-The two are each other's inverse up to resizing and to the released way of counting overlaps.
+The two are inverse to each other up to resizing and to the released way of counting overlaps.
 """
 
 from functools import partial
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.pyramid import Pyramid
 from models.resized import resize
-from utils.tiling import Patches
+from utils.errors import required
+from utils.tiling import Patches, map_size
 
 
 def crop_global(x: Tensor, grid: Patches, patches: slice) -> Tensor:
@@ -24,11 +25,20 @@ def crop_global(x: Tensor, grid: Patches, patches: slice) -> Tensor:
     Returns:
         (n, C, h, w), at the scale of `x`.
     """
-    return torch.cat([box.of(x) for box in grid.feature_boxes((x.shape[-2], x.shape[-1]))[patches]])
+    return torch.cat([box.of(x) for box in grid.feature_boxes(map_size(x))[patches]])
 
 
 def crop_pyramid(pyramid: Pyramid, grid: Patches, patches: slice) -> Pyramid:
-    """Crop every map of an image's global pyramid but ps3; see `crop_global`."""
+    """Crop every map of an image's global pyramid but ps3.
+
+    Args:
+        pyramid: (1, C, H, W) each.
+        grid: the image's patch grid.
+        patches: which patches of the grid, n of them.
+
+    Returns:
+        (n, C, h, w) each.
+    """
     return pyramid.map(lambda x: crop_global(x, grid, patches))
 
 
@@ -62,7 +72,7 @@ class Mosaic:
             frame: the global pyramid of any of them; only the sizes of its maps are read.
         """
         self.grids: list[Patches | None] = [None] * images
-        self.sizes = [(x.shape[-2], x.shape[-1]) for x in frame.ps0]
+        self.sizes = [map_size(x) for x in frame.ps0]
         self.sums: list[list[Tensor | None]] = [[None] * len(self.sizes) for _ in frame.levels]
 
     def add(self, image: int, grid: Patches, patches: slice, depth: int, level: int, x: Tensor) -> None:
@@ -79,22 +89,25 @@ class Mosaic:
         self.grids[image] = grid
         total = self.sums[depth][level]
         if total is None:
-            total = self.sums[depth][level] = x.new_zeros(len(self.grids), x.shape[1], *self.sizes[level])
+            shape = len(self.grids), x.shape[1], *self.sizes[level]  # (B, C, H, W)
+            total = self.sums[depth][level] = x.new_zeros(shape)
         boxes = grid.feature_boxes(self.sizes[level])[patches]
         for box, patch in zip(boxes, resize(x, (boxes[0].height, boxes[0].width)), strict=True):
             box.of(total)[image].add_(patch)
 
     def merged(self) -> Pyramid:
-        """Return the merged maps, (B, C, H, W) each. The sums become them: call it once, last.
+        """Return the merged maps, (B, C, H, W) each. The sums are overwritten: call this once, last.
 
         As released, sums are divided by the per-pixel patch counts *resized bilinearly* to the map, not by the true
-        count of covered cells; the published weights were trained with that. Cells without any patch are 0.
+        number of patches that cover a cell; the published weights were trained with that. Cells without any patch are
+        0. Raises ValueError if a map was never added.
         """
 
         def divide(x: Tensor) -> Tensor:
             for total, grid in zip(x, self.grids, strict=True):
                 if grid is not None:
-                    total.div_(grid.shrunk_counts((x.shape[-2], x.shape[-1])).to(x))
+                    total.div_(grid.shrunk_counts(map_size(x)).to(x))
             return x
 
-        return Pyramid(*map(tuple, self.sums)).map(divide)
+        sums = ((required(total, "a merged map") for total in levels) for levels in self.sums)
+        return Pyramid.of(sums).map(divide)

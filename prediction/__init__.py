@@ -1,1 +1,1 @@
-"""Segmenting any image with trained weights: what only `predict.py` uses."""
+"""Segmenting any image with trained weights, for `predict.py`."""

@@ -15,7 +15,8 @@ from utils.errors import InputError
 class Areas:
     """What one image holds: `pixels` of each class, those `left_out` (without data), and its size in pixels.
 
-    `square_metres` is the area of a pixel, None where the file has no projected reference. `not_looked_at` is the part
+    `square_metres` is the mean area of a pixel on the ground, and `areas` those of the classes, in square metres; None
+    where the file does not say where on the ground it lies. `not_looked_at` is the part
     of the image, 0..1, that coarse to fine left out, None where all was looked at.
     """
 
@@ -27,6 +28,11 @@ class Areas:
     left_out: int
     square_metres: float | None
     not_looked_at: float | None = None
+    areas: list[float] | None = None
+
+    def ground(self, k: int) -> float:
+        """Return the square metres of class `k`; older records have the area of a pixel alone."""
+        return self.areas[k] if self.areas is not None else self.pixels[k] * (self.square_metres or 0)
 
 
 class AreaLog:
@@ -71,7 +77,7 @@ def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str
     total = [sum(one.pixels[k] for one in images) for k in range(len(classes))]
     metres = None
     if images and all(one.square_metres is not None for one in images):
-        metres = [sum(one.pixels[k] * one.square_metres for one in images) for k in range(len(classes))]
+        metres = [sum(one.ground(k) for one in images) for k in range(len(classes))]
     left = None
     if any(one.not_looked_at is not None for one in images):
         sizes = [one.height * one.width for one in images]

@@ -1,13 +1,19 @@
 """The command line of `predict.py`: each option with its type, bounds, default and help."""
 
-import argparse
 from pathlib import Path
 
-from dataset.stretch import Stretch
+from dataset.options import bands, stretch
 from models.backbone import BACKBONES
 from prediction.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
-from utils.arguments import Parser, add_coarse_to_fine, add_geometry, recorded_default, whole
-from utils.errors import InputError
+from utils.arguments import (
+    Parser,
+    add_coarse_to_fine,
+    add_geometry,
+    add_refine_share,
+    add_view,
+    recorded_default,
+    whole,
+)
 from utils.precision import PRECISIONS
 from utils.settings import STATISTICS
 from utils.turns import TURNS
@@ -20,27 +26,11 @@ def build_parser() -> Parser:
     parser = Parser(prog="predict.py", description="Segment images of any kind and size with trained weights.")
     _add_files(parser)
     _add_results(parser)
-    _add_reading(parser)
+    add_view(parser.group("reading"), bands, stretch)
     _add_network(parser)
     add_coarse_to_fine(parser.group("coarse to fine"))
+    add_refine_share(parser.group("uncertain patches"))
     return parser
-
-
-def bands(text: str) -> tuple[int, ...]:
-    """Parse `3,2,1` as (3, 2, 1), one number as three times the same."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"{text}: give three band numbers from 1, as in 3,2,1, or a single one")
-    numbers = tuple(map(int, parts))
-    return numbers if len(numbers) == 3 else numbers * 3
-
-
-def stretch(text: str) -> Stretch:
-    """Parse `2%,98%` or `0,10000`."""
-    try:
-        return Stretch.parse(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--stretch ")) from None
 
 
 def _add_files(parser: Parser) -> None:
@@ -61,24 +51,6 @@ def _add_results(parser: Parser) -> None:
     add("--overlay", action="store_true", help="also the colours over the image, with a legend")
     add("--probabilities", action="store_true", help="also the classes' probabilities, as float16 in .npz or .tif")
     add("--colors", action="store_true", help="masks in RGB instead of class ids")
-
-
-def _add_reading(parser: Parser) -> None:
-    add = parser.group("reading")
-    add(
-        "--bands",
-        type=bands,
-        metavar="R,G,B",
-        help="which bands, from 1, are red, green and blue (default: 1,2,3, or the only one)",
-    )
-    add(
-        "--stretch",
-        type=stretch,
-        default=Stretch(),
-        metavar="LOW,HIGH",
-        help="what becomes black and white in pixels of more than 8 bits: percentiles of each\n"
-        "band, or values, as in 0,10000 (default: 2%%,98%%)",
-    )
 
 
 def _add_network(parser: Parser) -> None:

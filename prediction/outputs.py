@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dataset.georeference import Georeference, GroundAreas
 from dataset.pictures import shrink
-from dataset.raster import Georeference, Raster, RasterWriter
+from dataset.raster_writer import RasterWriter
 from prediction.areas import Areas
 from prediction.overlay import SampledIds, draw_overlay, overlay_size
 from prediction.scenes import Rows
 from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
+from utils.errors import required
 from utils.files import remove_leftovers, replacing
 from utils.sources import Source
 from utils.tiling import Box
@@ -44,16 +46,24 @@ class Outputs:
     """A context that writes the results of one source; `emit` takes its rows.
 
     `paths` are those of `output_paths` that are wanted; they are renamed into place when the context ends well, and
-    leave nothing when it does not. `colors`: the mask as RGB instead of ids. Where a raster has no data, ids are 255
-    and probabilities are not a number.
+    leave nothing when it does not. `colors`: the mask as RGB instead of ids. `reference` is the source's, for results
+    that are GeoTIFFs. Where the source has no data, ids are 255 and probabilities are not a number.
     """
 
-    def __init__(self, source: Source, paths: Mapping[str, Path], classes: Classes, colors: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        paths: Mapping[str, Path],
+        classes: Classes,
+        colors: bool,
+        reference: Georeference | None = None,
+    ) -> None:
         self.source, self.paths, self.classes, self.colors = source, paths, classes, colors
         self.counts = torch.zeros(256, dtype=torch.int64)
         self._sampled = SampledIds(source.size) if "overlay" in paths else None
-        self._raster = source if isinstance(source, Raster) else None
-        self._reference = source.georeference if self._raster else Georeference()
+        self._reference = reference or Georeference()
+        self._ground = GroundAreas.of(self._reference, source.size)
+        self._square_metres = np.zeros(256)
         self._writers: dict[str, RowWriter] = {}
         self._stack = ExitStack()
 
@@ -85,7 +95,7 @@ class Outputs:
 
     def _mask_writer(self, path: Path) -> RowWriter:
         palette = [*self.classes.palette, *[NO_CLASS] * (256 - len(self.classes))]
-        if self._raster is None:
+        if path.suffix != ".tif":
             return PngWriter(path, self.source.size, None if self.colors else palette)
         writer = RasterWriter(
             path,
@@ -93,7 +103,7 @@ class Outputs:
             "uint8",
             3 if self.colors else 1,
             self._reference,
-            IGNORED if self._raster.nodata and not self.colors else None,
+            IGNORED if self.source.valid(Box(0, 0, 1, 1)) is not None and not self.colors else None,
         )
         if not self.colors:
             writer.colors(dict(enumerate(palette)))
@@ -101,7 +111,7 @@ class Outputs:
 
     def _probabilities_writer(self, path: Path) -> RowWriter:
         size, n_class = self.source.size, len(self.classes)
-        if self._raster is None:
+        if path.suffix != ".tif":
             return NpzWriter(path, "probabilities", size, n_class, "float16")
         writer = RasterWriter(path, size, "float16", n_class, self._reference, float("nan"))
         writer.describe(self.classes.names)
@@ -109,12 +119,15 @@ class Outputs:
 
     def emit(self, top: int, rows: Rows) -> None:
         """Add rows from `top`; see `utils.scenes.Emit`."""
-        if self._raster is not None and self._raster.nodata:
-            missing = ~torch.from_numpy(self._raster.valid(Box(top, 0, *rows.ids.shape)))
+        if (valid := self.source.valid(Box(top, 0, *rows.ids.shape))) is not None:
+            missing = ~valid
             rows.ids[missing] = IGNORED
             if rows.probabilities is not None:
                 rows.probabilities[:, missing] = torch.nan
         self.counts += torch.bincount(rows.ids.flatten(), minlength=256)
+        if self._ground is not None:
+            weights = self._ground.rows(top, len(rows.ids)).ravel()
+            self._square_metres += np.bincount(rows.ids.numpy().ravel(), weights, minlength=256)
         if self._sampled is not None:
             self._sampled(top, rows.ids)
         if "mask" in self._writers:
@@ -123,11 +136,11 @@ class Outputs:
                 colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.colors else ids[None]
             )
         if "probabilities" in self._writers:
-            self._writers["probabilities"].write(rows.probabilities.numpy())
+            self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
 
     def _draw_overlay(self, path: Path) -> None:
         image = shrink(self.source, overlay_size(self.source.size)).permute(1, 2, 0).numpy()
-        picture = draw_overlay(image, self._sampled.ids.numpy(), self.classes)
+        picture = draw_overlay(image, required(self._sampled, "sample").ids.numpy(), self.classes)
         Image.fromarray(np.ascontiguousarray(picture)).save(path, format="PNG")
 
     def areas(self, image: Path, mask: Path) -> Areas:
@@ -140,5 +153,6 @@ class Outputs:
             width=self.source.size[1],
             pixels=self.counts[:n_class].tolist(),
             left_out=int(self.counts[n_class:].sum()),
-            square_metres=self._reference.square_metres,
+            square_metres=None if self._ground is None else self._square_metres.sum() / self.counts.sum().item(),
+            areas=None if self._ground is None else self._square_metres[:n_class].tolist(),
         )

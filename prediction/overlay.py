@@ -1,5 +1,6 @@
-"""Class colours over an image, with outlines and a legend, for people to look at."""
+"""Overlays: class colours over an image, with outlines and a legend."""
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -10,48 +11,61 @@ from utils.tiling import Size
 from utils.visualize import colorize, legend
 
 LONGEST_OVERLAY = 4096
-"""Pixels; overlays of larger images are shrunk to it."""
+"""The most pixels of an overlay's longer side; larger images are shrunk."""
 
 TINT = 0.4
-"""How much of a pixel is its class's colour; the rest is the image's."""
+"""The part of a pixel that is its class's colour; the rest is the image's."""
 
 
 def overlay_size(size: Size) -> Size:
-    """The size of the overlay of an image of `size`, the legend left out."""
+    """Return the size of the overlay of an image of `size`, without the legend."""
     scale = min(1.0, LONGEST_OVERLAY / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 class SampledIds:
-    """A sink for rows of ids of an image of `size` that keeps `ids`, as many of them as an overlay shows."""
+    """Keeps a sample of an image's ids: those that its overlay shows.
+
+    Attributes:
+        ids: (h, w) uint8, of `overlay_size`.
+    """
 
     def __init__(self, size: Size) -> None:
+        """Start without ids; `size` is that of the image, in pixels."""
         target = overlay_size(size)
         self._rows, self._columns = (nearest_indices(a, b) for a, b in zip(size, target, strict=True))
         self.ids = torch.empty(target, dtype=torch.uint8)
 
     def __call__(self, top: int, ids: torch.Tensor) -> None:
-        """Add rows (n, W) from `top`."""
+        """Sample the ids of some rows.
+
+        Args:
+            top: number of the first row.
+            ids: (n, W) uint8.
+        """
         inside = (self._rows >= top) & (self._rows < top + len(ids))
         self.ids[inside] = ids[self._rows[inside] - top][:, self._columns]
 
 
 def _outlines(ids: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) bool: pixels less than `width` from one of another class to their right or below, or the reverse."""
-    edge = np.zeros(ids.shape, bool)
-    for step in range(1, width + 1):
-        for one, other in (((slice(step, None),), (slice(None, -step),)), ((slice(None), slice(step, None)), ...)):
-            other = (slice(None), slice(None, -step)) if other is ... else other
-            differ = ids[one] != ids[other]
-            edge[one] |= differ
-            edge[other] |= differ
-    return edge
+    """Return which pixels are at most `width` from one of another class in their row or column, (H, W) bool.
+
+    Such a pixel differs from the largest or the smallest id of the cross around it.
+    """
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (2 * width + 1, 2 * width + 1))
+    return cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, cross) > 0
 
 
 def draw_overlay(image: np.ndarray, ids: np.ndarray, classes: Classes) -> np.ndarray:
-    """(H', W', 3) uint8: `image` (H, W, 3) uint8 tinted by `ids` (H, W) uint8, and a legend to its right.
+    """Draw class colours over an image, and a legend to its right.
 
-    ArgmaxSink without a class are not tinted.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        ids: (H, W) uint8; pixels whose id is no class are not tinted.
+        classes: names and colours.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
     """
     colors = colorize(ids, classes.palette)
     tinted = (image * (1 - TINT) + colors * TINT).astype(np.uint8)

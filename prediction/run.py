@@ -2,17 +2,21 @@
 
 import glob
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dataset.pictures import SUFFIXES, is_raster, open_source, read_source_size
-from dataset.stretch import Stretch
+from dataset.georeference import Georeference, read_georeference
+from dataset.image_file import View, open_image
+from dataset.layout import shortened
+from dataset.pictures import SUFFIXES
+from dataset.probe import RASTERIO, FileInfo, probe
 from prediction.areas import AreaLog, Areas, summary_record, summary_table
 from prediction.outputs import Outputs, output_paths
 from prediction.scenes import patch_count, scene_grid, segment_scenes
@@ -24,18 +28,19 @@ from utils.tiling import Size
 
 WILDCARDS = "*?["
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every file system that is in use."""
+
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How files are read, and which results each image gives.
+    """Which results each image gives.
 
     Attributes:
         folder: of the results.
         overwrite: whether results that exist are made anew.
         overlay, probabilities: whether they are written beside the mask.
         colors: whether the mask is RGB instead of class ids.
-        bands: the numbers, from 1, of the bands that are red, green and blue; None is the first three.
-        stretch: how pixels of more than 8 bits become 0..255.
     """
 
     folder: Path
@@ -43,8 +48,6 @@ class OutputOptions:
     overlay: bool = False
     probabilities: bool = False
     colors: bool = False
-    bands: tuple[int, ...] | None = None
-    stretch: Stretch = field(default_factory=Stretch)
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,15 @@ class ImageTask:
     """One image, the paths of its results by kind (`prediction.outputs.output_paths`), and those still `missing`."""
 
     image: Path
-    size: Size
+    info: FileInfo
+    reference: Georeference
     paths: dict[str, Path]
     missing: dict[str, Path]
+
+    @property
+    def size(self) -> Size:
+        """(height, width) as displayed, as is the mask."""
+        return self.info.size
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -65,6 +74,8 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for text in inputs:
         path = Path(text)
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise InputError(f"--input {text}: the name is longer than a file's can be")
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         elif path.exists() or not any(sign in text for sign in WILDCARDS):
@@ -89,6 +100,29 @@ def output_names(images: Sequence[Path]) -> list[str]:
         if (other := first.setdefault(name, path)) != path:
             raise InputError(f"{other} and {path} would give the same files; segment them into different folders")
     return names
+
+
+def check_name(folder: Path, name: str) -> None:
+    """Raise InputError if the files of results called `name` have longer names than `folder` allows."""
+    longest = f".{name}_probabilities.{os.getpid()}.part.npz"
+    if len(os.fsencode(longest)) > os.pathconf(folder, "PC_NAME_MAX"):
+        raise InputError(f"the name {name} is too long for files of results in {folder}; rename the image", "file name")
+
+
+def plan_notes(tasks: Sequence[ImageTask], view: View) -> list[str]:
+    """Return a line for each thing that is done to images, or lost, beyond segmenting them."""
+    lines = []
+    if stretched := sum(task.info.needs_stretch for task in tasks):
+        lines.append(f"{stretched} images of more than 8 bits are stretched: --stretch {view.stretch}")
+    if turned := sum(task.info.orientation > 1 for task in tasks):
+        lines.append(f"{turned} images are turned as they are displayed, and so are their masks")
+    lost: dict[str, list[str]] = {}
+    for task in tasks:
+        if task.reference.lost:
+            lost.setdefault(task.reference.lost, []).append(task.image.name)
+    for why, names in lost.items():
+        lines.append(f"the georeference of {shortened(names)} is not kept: {why}")
+    return lines
 
 
 class PredictionRun:
@@ -134,22 +168,28 @@ class PredictionRun:
         tasks = []
         for image, name in zip(images, output_names(images), strict=True):
             try:
-                size, raster = read_source_size(image), is_raster(image)
+                info = probe(image)
+                self.segmenter.view.choose(info)
+                reference = read_georeference(info)
+                check_name(self.results.folder, name)
             except InputError as error:
                 self._fail(error, self.ranks.main)
                 continue
             paths = output_paths(
                 self.results.folder,
                 name,
-                raster=raster,
+                raster=bool(reference.keywords) or info.decoder == RASTERIO,
                 overlay=self.results.overlay,
                 probabilities=self.results.probabilities,
             )
             missing = {k: path for k, path in paths.items() if self.results.overwrite or not path.exists()}
-            tasks.append(ImageTask(image, size, paths, missing))
+            tasks.append(ImageTask(image, info, reference, paths, missing))
         done = sum(not task.missing for task in tasks)
         if done and self.ranks.main:
             logging.info(f"{done} of {len(tasks)} images were segmented before; --overwrite makes them anew")
+        if self.ranks.main:
+            for line in plan_notes(tasks, self.segmenter.view):
+                logging.info(line)
         return tasks
 
     def _fail(self, error: InputError, counts: bool = True) -> None:
@@ -185,7 +225,7 @@ class PredictionRun:
         patches = patch_count(predictor, task.size, scene_size) if self.ranks.main else 0
         try:
             with (
-                open_source(task.image, self.results.bands, self.results.stretch) as source,
+                open_image(task.info, self.segmenter.view) as source,
                 tqdm(total=patches, desc=task.image.name, unit="patch", leave=False, disable=patches == 0) as bar,
             ):
                 if not ranks.main:
@@ -193,7 +233,9 @@ class PredictionRun:
                         predictor, source, lambda top, rows: None, scene_size=scene_size, ranks=ranks, folder=parts
                     )
                     return None
-                with Outputs(source, task.missing, self.segmenter.classes, self.results.colors) as outputs:
+                with Outputs(
+                    source, task.missing, self.segmenter.classes, self.results.colors, task.reference
+                ) as outputs:
                     coverage = segment_scenes(
                         predictor,
                         source,

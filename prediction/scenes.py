@@ -1,6 +1,6 @@
-"""Scenes: the parts, each with a global context of its own, that an image beyond a limit is segmented in.
+"""Scenes: parts of a large image that are segmented one by one, each with a global context of its own.
 
-Scenes overlap a little, and across an overlap the scores pass over linearly from one scene to the next.
+Scenes overlap a little. Across an overlap the scores change linearly from those of one scene to those of the next.
 """
 
 from collections.abc import Callable
@@ -13,46 +13,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.patches import OnPatches
 from engine.predictor import Predictor
 from utils.canvas import RESULT_ROWS, ArgmaxSink, Sink
 from utils.distributed import ALONE, Ranks
-from utils.errors import InputError
-from utils.regions import Coverage
+from utils.errors import InputError, required
+from utils.selection import Coverage
 from utils.sources import CropSource, Source, load_in_memory
 from utils.tiling import Axis, PatchGrid, Size
 
 SCENE_SIZE = 5000
-"""Pixels; the longest side that results are published for."""
+"""Pixels of the longest side for which results are published."""
 
 OVERLAPS_PER_SCENE = 16
-"""Neighbouring scenes share this part of the longest side that a scene may have."""
+"""Neighbouring scenes overlap by the longest side of a scene divided by this."""
 
 
 @dataclass
 class Rows:
-    """The result in some rows of an image, on the host: `ids` (rows, W) uint8, and where they are asked for
-    `probabilities` (n_class, rows, W) float16."""
+    """The result in some rows of an image, on the host.
+
+    Attributes:
+        ids: (rows, W) uint8.
+        probabilities: (n_class, rows, W) float16; None if they are not requested.
+    """
 
     ids: Tensor
     probabilities: Tensor | None = None
 
 
 Emit = Callable[[int, Rows], None]
-"""Takes the first row and the rows that follow from it; from the top of an image to its bottom, each row once."""
+"""Takes rows of a result, from the top of an image to its bottom: the first row's number, and the rows."""
 
 
 def scene_grid(size: Size, scene_size: int) -> PatchGrid:
-    """Scenes with sides of at most `scene_size` pixels that cover an image of `size`.
+    """Return the scenes of an image.
 
-    One, the image itself, where no side is longer. Else as few as possible, all of one size, that overlap by a
-    sixteenth of `scene_size`, the parts shared by two being shared by no third.
+    They are as few as possible, all of one size, and overlap by a sixteenth of `scene_size`. Along an axis at most two
+    scenes share a pixel. An image without a longer side is one scene.
+
+    Args:
+        size: of the image, in pixels.
+        scene_size: the longest side of a scene, in pixels.
     """
     overlap = scene_size // OVERLAPS_PER_SCENE
-    sides = tuple(_scene_side(side, scene_size, overlap) for side in size)
-    return PatchGrid.cover(size, sides, overlap)
+    height, width = (_scene_side(side, scene_size, overlap) for side in size)
+    return PatchGrid.cover(size, (height, width), overlap)
 
 
 def _scene_side(side: int, longest: int, overlap: int) -> int:
+    """Return the side of every scene along an axis of `side` pixels."""
     if side <= longest:
         return side
     count = -(-(side - overlap) // (longest - overlap))
@@ -60,9 +70,9 @@ def _scene_side(side: int, longest: int, overlap: int) -> int:
 
 
 def ramps(axis: Axis) -> list[Tensor]:
-    """For each scene along `axis`, (scene's length,) float32 weights that rise and fall over the overlaps.
+    """Return for each scene along `axis` weights that rise and fall over the overlaps, (scene's length,) float32.
 
-    At every pixel of the axis they add up to 1.
+    At every pixel of the axis the weights of all scenes add up to 1.
     """
     weights = [torch.ones(axis.patch) for _ in axis.starts]
     for k in range(len(weights) - 1):
@@ -74,29 +84,36 @@ def ramps(axis: Axis) -> list[Tensor]:
 
 
 class SceneCanvas:
-    """Joins the scores of overlapping scenes; calls `emit` when a row of scenes is done.
+    """Joins the scores of overlapping scenes.
 
     Scenes come in the grid's order, each from top to bottom; the canvas is the sink of the scene that `begin` named.
-    What is final becomes a result at once, by `reduce`; scores are held only where scenes overlap: the right edge of
-    one scene, and one strip across the image. Results are held for one row of scenes.
+    Scores that are final become results at once. Other scores, where scenes overlap, are held: the right edge of one
+    scene, and one strip across the image. Results are held for one row of scenes.
     """
 
     def __init__(self, grid: PatchGrid, reduce: Callable[[Tensor], Rows], emit: Emit) -> None:
+        """Start before the first scene.
+
+        Args:
+            grid: the scenes.
+            reduce: turns final scores (n_class, rows, w) into results.
+            emit: gets the results of each row of scenes.
+        """
         self.grid, self.reduce, self.emit = grid, reduce, emit
         self.weights = ramps(grid.rows), ramps(grid.columns)
         self.row = self.column = 0
         self.edge: Tensor | None = None  # (n_class, h, overlap): the right edge of the scene to the left
-        self.own_edge: Tensor | None = None  # the same of the current scene, while it comes
+        self.own_edge: Tensor | None = None  # the right edge of the current scene
         self.strip: Tensor | None = None  # (n_class, overlap, W): the lower edges, of this row or the one above
         self.page: Rows | None = None  # the results of this row of scenes
 
     def begin(self, index: int) -> None:
-        """The next scores are those of scene `index` of the grid."""
+        """Start scene `index` of the grid, whose scores come next."""
         self.row, self.column = divmod(index, len(self.grid.columns.starts))
         self.edge, self.own_edge = self.own_edge if self.column else None, None
 
     def _span(self, axis: Axis, k: int) -> tuple[int, int, int]:
-        """Of scene `k` along `axis`: its start, how much of it no later scene shares, and what an earlier one does."""
+        """Return the start of scene `k`, its length up to the next scene, and that shared with the one before."""
         start = axis.starts[k]
         last = k + 1 == len(axis.starts)
         own = axis.patch if last else axis.starts[k + 1] - start
@@ -104,7 +121,12 @@ class SceneCanvas:
         return start, own, shared
 
     def __call__(self, top: int, scores: Tensor) -> None:
-        """Add rows from `top` of the current scene: `scores` (n_class, rows, w), means per covering patch."""
+        """Add rows of the current scene.
+
+        Args:
+            top: number of the first row, in the scene.
+            scores: (n_class, rows, w), means over the patches that cover a pixel.
+        """
         down, across = self.weights[0][self.row], self.weights[1][self.column]
         weights = torch.outer(down[top : top + scores.shape[1]], across)
         scores = scores.float().cpu() * weights
@@ -115,21 +137,27 @@ class SceneCanvas:
             self.own_edge[:, top : top + scores.shape[1]] = scores[:, :, own:]
         scores = scores[:, :, :own]
         if shared:
-            scores[:, :, :shared] += self.edge[:, top : top + scores.shape[1]]
+            scores[:, :, :shared] += required(self.edge, "edge")[:, top : top + scores.shape[1]]
         self._add_rows(top, scores, slice(left, left + own))
         last = self.column + 1 == len(self.grid.columns.starts)
         if last and top + scores.shape[1] == self.grid.patch[0]:
-            self._emit_page(self.grid.rows.starts[self.row])
+            self._emit_page(required(self.page, "page"), self.grid.rows.starts[self.row])
+            self.page = None
 
     def _add_rows(self, top: int, scores: Tensor, columns: slice) -> None:
-        """Rows that are final across; those that the scenes below share go to the strip, the others to the page.
+        """Add rows that are final across: those shared with the scenes below go to the strip, the others to the page.
 
-        In the same columns, all of the strip that is read of the row above is read before the first row is written.
+        In any column all rows of the strip that the scenes above wrote are read before the first row is overwritten.
+
+        Args:
+            top: number of the first row, in the scene.
+            scores: (n_class, rows, w), final across.
+            columns: of the image.
         """
         _, own, shared = self._span(self.grid.rows, self.row)
         joined = max(0, min(shared - top, scores.shape[1]))
         if joined:
-            scores[:, :joined] += self.strip[:, top : top + joined, columns]
+            scores[:, :joined] += required(self.strip, "strip")[:, top : top + joined, columns]
         final = max(0, min(own - top, scores.shape[1]))
         if final:
             self._put(top, self.reduce(scores[:, :final]), own, columns)
@@ -140,9 +168,8 @@ class SceneCanvas:
             first = top + final - own
             self.strip[:, first : first + scores.shape[1] - final, columns] = scores[:, final:]
 
-    def _emit_page(self, first: int) -> None:
-        """Pass on this row of scenes, a few rows at a time: who writes them makes copies."""
-        page, self.page = self.page, None
+    def _emit_page(self, page: Rows, first: int) -> None:
+        """Emit the results of a row of scenes from row `first` on, a few rows at a time, as writers copy them."""
         for top in range(0, len(page.ids), RESULT_ROWS):
             rows = slice(top, top + RESULT_ROWS)
             self.emit(
@@ -151,20 +178,28 @@ class SceneCanvas:
             )
 
     def _put(self, top: int, rows: Rows, height: int, columns: slice) -> None:
-        """Keep the result of some rows and columns of this row of scenes, `height` rows in all."""
+        """Keep some results of this row of scenes.
+
+        Args:
+            top: number of the first row, in the scene.
+            rows: the results.
+            height: rows of this row of scenes, without those shared with the scenes below.
+            columns: of the image.
+        """
         width = self.grid.image[1]
         if self.page is None:
             p = rows.probabilities
             self.page = Rows(
                 rows.ids.new_empty(height, width), None if p is None else p.new_empty(len(p), height, width)
             )
-        self.page.ids[top : top + len(rows.ids), columns] = rows.ids
-        if rows.probabilities is not None:
-            self.page.probabilities[:, top : top + len(rows.ids), columns] = rows.probabilities
+        place = slice(top, top + len(rows.ids)), columns
+        self.page.ids[place] = rows.ids
+        if self.page.probabilities is not None and rows.probabilities is not None:
+            self.page.probabilities[:, place[0], place[1]] = rows.probabilities
 
 
 def reduce_scores(scores: Tensor, probabilities: bool) -> Rows:
-    """Return class ids, and probabilities if requested, of mean `scores` (n_class, rows, W)."""
+    """Return class ids, and probabilities if requested, of `scores` (n_class, rows, W), means over patches."""
     ids = ArgmaxSink((scores.shape[1], scores.shape[2]), scores.device)
     ids(0, scores)
     shares = scores.float().softmax(0).half().cpu() if probabilities else None
@@ -179,7 +214,7 @@ def segment_scenes(
     *,
     scene_size: int = SCENE_SIZE,
     probabilities: bool = False,
-    on_patches: Callable[[int], None] | None = None,
+    on_patches: OnPatches | None = None,
     ranks: Ranks = ALONE,
     folder: Path | None = None,
 ) -> Coverage:
@@ -194,12 +229,12 @@ def segment_scenes(
         emit: gets rows of the result as they become final.
         scene_size: the longest side of a scene, in pixels.
         probabilities: whether the result holds the classes' probabilities.
-        on_patches: gets the number of patches of each sub-batch after it is computed.
+        on_patches: called after each sub-batch.
         ranks: processes that share the scenes of the image: all call this, and the main one emits.
-        folder: a folder that all processes see, for the scores of the others; needed with several processes.
+        folder: common to all processes, for the scores of all but the main one; needed with several processes.
 
     Returns:
-        How much of the image was computed at full resolution, by all processes.
+        The part of the image that was computed at full resolution, by all processes.
 
     Raises:
         InputError: in all processes, if one cannot read the image.
@@ -223,28 +258,23 @@ def segment_scenes(
                     canvas.begin(own)
                     coverage += _segment_scene(predictor, scene, canvas, on_patches, means=True)
                 else:
-                    with ScoreFile(_shared(folder), own) as scores:
+                    with ScoreFile(required(folder, "folder"), own) as scores:
                         coverage += _segment_scene(predictor, scene, scores, on_patches, means=True)
         except InputError as error:
             failure = str(error), error.kind
         if failures := [one for one in ranks.gather(failure) if one]:
-            raise InputError(*failures[0])
+            message, kind = failures[0]
+            raise InputError(message, kind)
         for other in range(first + 1, min(first + ranks.world, len(boxes))) if ranks.main else ():
             canvas.begin(other)
-            ScoreFile.replay(_shared(folder), other, canvas)
+            ScoreFile.replay(required(folder, "folder"), other, canvas)
     return sum(ranks.gather(coverage), Coverage())
 
 
-def _shared(folder: Path | None) -> Path:
-    if folder is None:
-        raise ValueError("several processes need a folder that all of them see")
-    return folder
-
-
 def _segment_scene(
-    predictor: Predictor, scene: Source, sink: Sink, on_patches: Callable[[int], None] | None, means: bool
+    predictor: Predictor, scene: Source, sink: Sink, on_patches: OnPatches | None, means: bool
 ) -> Coverage:
-    """Send the headline's scores of one scene to `sink`."""
+    """Send the headline's scores of one scene to `sink`; see `segment_scenes`."""
     sinks = {predictor.stage.headline: sink}
     return predictor.segment(load_in_memory(scene), sinks, on_patches=on_patches, means=means)
 
@@ -257,14 +287,16 @@ def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None
 
 
 class ScoreFile:
-    """A sink that keeps the scores of scene `index` in a file in `folder`, for another process to replay."""
+    """A sink that keeps the scores of a scene in a file, for another process to replay."""
 
     def __init__(self, folder: Path, index: int) -> None:
+        """Open the file of scene `index` in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file = self.path(folder, index).open("wb")
 
     @staticmethod
     def path(folder: Path, index: int) -> Path:
+        """Return the path of the file of scene `index`."""
         return folder / f"scene{index}.npy"
 
     def __enter__(self) -> "ScoreFile":
@@ -280,7 +312,7 @@ class ScoreFile:
 
     @classmethod
     def replay(cls, folder: Path, index: int, sink: Sink) -> None:
-        """Give `sink` what the other process kept, and remove the file."""
+        """Send the scores of scene `index`, which another process kept in `folder`, to `sink`; remove the file."""
         path = cls.path(folder, index)
         with path.open("rb") as file:
             end, top = path.stat().st_size, 0

@@ -8,19 +8,21 @@ import torch
 from PIL import Image
 
 from dataset.deep_globe import DEEP_GLOBE
-from dataset.pictures import open_source, picture
-from dataset.stretch import Stretch
+from dataset.image_file import View, open_image
+from dataset.pictures import picture
 from engine.predictor import Predictor
 from models import checkpoint
 from models.header import Header
 from models.restore import header_for, restore
 from prediction.scenes import SCENE_SIZE, Rows, segment_scenes
 from utils import distributed
-from utils.classes import Classes
+from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 from utils.settings import RECORDED, check_sizes
 from utils.sources import Source
 from utils.stages import STAGES
+from utils.stretch import Stretch
+from utils.tiling import Box
 from utils.turns import TURNS
 
 
@@ -43,6 +45,11 @@ class Segmenter:
         """What the ids mean, and their colours."""
         return self.header.classes
 
+    @property
+    def view(self) -> View:
+        """How files become 8-bit RGB, unless a call says otherwise: as in training."""
+        return View.parse(self.header.bands, self.header.stretch)
+
     @classmethod
     def from_checkpoint(
         cls,
@@ -55,6 +62,7 @@ class Segmenter:
         tta: str = "none",
         sub_batch_size: int = 6,
         scene_size: int = SCENE_SIZE,
+        refine_share: float = 1.0,
         **recorded: Any,
     ) -> "Segmenter":
         """Load a trained network.
@@ -68,8 +76,11 @@ class Segmenter:
             tta: `none`, `flip` or `d4`: average over mirrored, or all turned, images.
             sub_batch_size: patches that are computed at a time.
             scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side.
+            refine_share: the local branch computes only this part of the patches, 0..1, those in which the global
+                prediction is least certain; elsewhere the global prediction stands.
             recorded: values that replace what the file records, by the names of `utils.settings.RECORDED`: `size_g`,
-                `size_p`, `min_overlap`, `backbone`, `normalize`, `coarse_to_fine`, `box_margin`. None replaces nothing.
+                `size_p`, `min_overlap`, `backbone`, `normalize`, `coarse_to_fine`, `box_margin`, `bands` (`3,2,1`),
+                `stretch` (`2%,98%` or `0,10000`). None replaces nothing.
 
         Raises:
             InputError: a file cannot be used, or options do not fit it.
@@ -83,7 +94,9 @@ class Segmenter:
         context = checkpoint.read_context(file, header.stage, None if path_g is None else Path(path_g))
         model = restore(file, header, context)
         place = distributed.pick_device(None if device is None else str(device))
-        settings = header.settings(sub_batch_size=sub_batch_size, device=place, precision=precision)
+        settings = header.settings(
+            refine_share=refine_share, sub_batch_size=sub_batch_size, device=place, precision=precision
+        )
         predictor = Predictor.prepare(model, STAGES[header.stage], settings, header.size_g, TURNS[tta])
         return cls(predictor, header, scene_size)
 
@@ -97,29 +110,42 @@ class Segmenter:
 
         Args:
             image: a file, a Pillow image, or an array (H, W, 3) or (H, W) uint8, 0..255, RGB or grey.
-            bands: the numbers, from 1, of the bands that are red, green and blue; by default the first three.
-            stretch: which values of pixels of more than 8 bits become 0 and 255; by default percentiles 2 and 98.
+            bands: the numbers, from 1, of the bands that are red, green and blue; by default the checkpoint's.
+            stretch: which values of pixels of more than 8 bits become 0 and 255; by default the checkpoint's.
 
         Returns:
-            (H, W) uint8 class ids, the headline's.
+            (H, W) uint8 class ids, the headline's; 255 where a file has no data.
 
         Raises:
-            InputError: the image cannot be read.
+            InputError: the image cannot be read, is of another type or shape, or is empty.
         """
+        view = View(bands or self.view.bands, stretch or self.view.stretch)
         if isinstance(image, str | Path):
-            with open_source(image, bands, stretch) as source:
+            with open_image(image, view) as source:
                 return self._segment(source)
         if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-                raise InputError(f"an array must be (H, W, 3) or (H, W) uint8, not {image.shape} {image.dtype}")
-            image = Image.fromarray(image)
-        return self._segment(picture(image, stretch, bands or (1, 2, 3)))
+            image = _from_array(image)
+        if not isinstance(image, Image.Image):
+            raise InputError(
+                f"an image must be a file's path, a Pillow image or an array (H, W, 3) or (H, W) uint8, not a "
+                f"{type(image).__name__}; a tensor (3, H, W) becomes one by .permute(1, 2, 0).cpu().numpy()"
+            )
+        return self._segment(picture(image, view))
 
     def _segment(self, source: Source) -> np.ndarray:
         ids = np.empty(source.size, np.uint8)
 
         def emit(top: int, rows: Rows) -> None:
             ids[top : top + len(rows.ids)] = rows.ids.numpy()
+            if (valid := source.valid(Box(top, 0, *rows.ids.shape))) is not None:
+                ids[top : top + len(rows.ids)][~valid.numpy()] = IGNORED
 
         segment_scenes(self.predictor, source, emit, scene_size=self.scene_size)
         return ids
+
+
+def _from_array(image: np.ndarray) -> Image.Image:
+    """Return an array as a Pillow image. Raises InputError for a type or shape that is no 8-bit picture's."""
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
+        raise InputError(f"an array must be (H, W, 3) or (H, W) uint8, not empty, not {image.shape} {image.dtype}")
+    return Image.fromarray(image)

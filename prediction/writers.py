@@ -1,64 +1,74 @@
-"""Files of results, written from top to bottom as rows become final, so that no result is held as a whole."""
+"""Files of results, written from top to bottom as rows become final."""
 
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.lib import format as npy
+from PIL import Image
 
 from utils.classes import Color
 from utils.tiling import Size
 
 
 class RowWriter(Protocol):
-    """Takes the rows of one result, in order; `close` finishes the file. Both raise OSError or InputError."""
+    """Writes the rows of one result, in order. Both methods raise OSError or InputError if that fails."""
 
     def write(self, rows: np.ndarray) -> None:
-        """Add `rows` (channels, n, W) below those that are written."""
+        """Add the next n rows, (channels, n, W)."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish the file."""
+        ...
 
 
 class PngWriter:
-    """A PNG of one 8-bit channel, whose values are indices of `palette` (256 colours), or of RGB without one."""
+    """A PNG of class ids or of RGB colours, saved by `close` when all rows are there.
+
+    Only images that are held in memory as a whole have PNGs as results, so the rows are collected.
+    """
 
     def __init__(self, path: Path, size: Size, palette: list[Color] | None = None) -> None:
-        height, width = size
-        self._file = path.open("wb")
-        self._file.write(b"\x89PNG\r\n\x1a\n")
-        kind = 2 if palette is None else 3
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
-        if palette is not None:
-            self._chunk(b"PLTE", bytes(value for color in palette for value in color))
-        self._packer = zlib.compressobj(6)
+        """Start without rows.
 
-    def _chunk(self, name: bytes, content: bytes) -> None:
-        self._file.write(struct.pack(">I", len(content)) + name + content)
-        self._file.write(struct.pack(">I", zlib.crc32(name + content)))
+        Args:
+            path: of the file.
+            size: of the picture, in pixels.
+            palette: 256 colours of the ids; None for rows of RGB.
+        """
+        self._path, self._palette = path, palette
+        self._picture = np.empty(size if palette else (*size, 3), np.uint8)
+        self._top = 0
 
     def write(self, rows: np.ndarray) -> None:
-        channels, count, width = rows.shape
-        lines = np.zeros((count, 1 + width * channels), np.uint8)  # the first byte: no filter
-        lines[:, 1:] = rows.transpose(1, 2, 0).reshape(count, -1)
-        if packed := self._packer.compress(lines.tobytes()):
-            self._chunk(b"IDAT", packed)
+        count = rows.shape[1]
+        self._picture[self._top : self._top + count] = rows[0] if self._palette else rows.transpose(1, 2, 0)
+        self._top += count
 
     def close(self) -> None:
-        try:
-            self._chunk(b"IDAT", self._packer.flush())
-            self._chunk(b"IEND", b"")
-        finally:
-            self._file.close()
+        if self._top < len(self._picture):
+            return
+        picture = Image.fromarray(self._picture)
+        if self._palette:
+            picture.putpalette([value for color in self._palette for value in color])
+        picture.save(self._path, format="PNG")
 
 
 class NpzWriter:
-    """A compressed npz file with one array (H, W, channels) of the name `name`."""
+    """A compressed npz file with one array (H, W, channels), which is never held as a whole."""
 
     def __init__(self, path: Path, name: str, size: Size, channels: int, dtype: str) -> None:
+        """Open the file.
+
+        Args:
+            path: of the file.
+            name: of the array.
+            size: (H, W).
+            channels: of the array.
+            dtype: of the array.
+        """
         self._dtype = np.dtype(dtype)
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
         self._member = self._archive.open(f"{name}.npy", "w", force_zip64=True)

@@ -34,7 +34,7 @@ require_data() {
         return
     fi
     if [[ $set != deep_globe ]]; then
-        echo "There are no images in $path. Set DATA_PATH to the data set's folder; README.md shows what it holds." >&2
+        echo "There are no images in $path. Set DATA_PATH to the data set's folder; docs/data.md shows what it holds." >&2
         exit 2
     fi
     cat >&2 <<ADVICE

@@ -13,7 +13,7 @@ import predict
 from engine.predictor import Predictor
 from models import checkpoint
 from prediction.scenes import Rows
-from utils.regions import Coverage
+from utils.selection import Coverage
 from utils.stages import STAGES
 from utils.tiling import Box, Size
 

@@ -22,14 +22,14 @@ from test_training import gradients
 from torch import Tensor
 
 from dataset.base import Sample
-from engine.patches import ImagePatches
+from engine.patches import ImagePatches, TrainingPatches
 from helper import TRAINING_STEPS, EpochState, evaluate, train_one_epoch
 from models.glnet import GLNet
 from utils.classes import IGNORED
 from utils.distributed import ALONE, Ranks
 from utils.metrics import StageMetrics
-from utils.regions import OUTSIDE, CoarseToFine
 from utils.resize import shrink_label
+from utils.selection import OUTSIDE, CoarseToFine
 from utils.settings import Settings
 from utils.sources import MemorySource
 from utils.stages import STAGES
@@ -38,7 +38,7 @@ from utils.turns import TURNS
 
 FOCUS = CoarseToFine(foreground=1)
 PLAIN = build_settings()
-COARSE_TO_FINE = build_settings(coarse_to_fine=FOCUS)
+COARSE_TO_FINE = build_settings(selection=FOCUS)
 
 
 def build_binary(everywhere: float, learning: int = 0) -> GLNet:
@@ -67,7 +67,7 @@ def told(size: tuple[int, int], *boxes: Box) -> Settings:
     for box in boxes:
         box.of(mask).fill_(True)
     object.__setattr__(focus, "mask", mask)
-    return replace(PLAIN, coarse_to_fine=focus)
+    return replace(PLAIN, selection=focus)
 
 
 def labelled(size: tuple[int, int], *boxes: Box, seed: int = 0) -> Sample:
@@ -207,10 +207,10 @@ def test_a_coarse_box_that_misses_too_much_of_the_label_is_replaced_by_the_label
     both = [Box(0, 0, 75, 64), Box(236, 0, 64, 64)]  # of the label, in 16 rows of 18.75 pixels
     for objects, regions in (((there,), [there]), ((there, elsewhere), both), ((), [there])):
         sample = labelled(size, *objects)
-        image = ImagePatches(sample.image, sample.label, told(size, there))
+        image = TrainingPatches(sample, told(size, there))
         image.select_patches(logits)
         assert image.grid.regions == regions
-    without_label = ImagePatches(sample.image, None, told(size, there))
+    without_label = ImagePatches(MemorySource(sample.image), told(size, there))
     without_label.select_patches(logits)
     assert without_label.grid.regions == [there]
 

@@ -19,7 +19,7 @@ from models import checkpoint
 from models.header import Header
 from training import state
 from utils.errors import InputError
-from utils.regions import BOX_MARGIN
+from utils.selection import BOX_MARGIN
 
 FOUND = 0.01
 """The part of all cells that the global branch finds to be foreground."""

@@ -59,7 +59,7 @@ REFUSED = {  # arguments, and what the line must say
         ["--mode=1", "--init_from=models/g.pth", "--backbone=resnet50"],
         r"--backbone resnet50: models/g\.pth was made with resnet18",
     ),
-    "lists of a published split": ([*MODES[1], "--split_lists=."], "--split_lists goes with inria and isic"),
+    "lists of a published split": ([*MODES[1], "--split_lists=."], "--split_lists goes with inria, isic and dubai"),
     "too few class weights": ([*MODES[1], "--class_weights=1"], "--class_weights gives 1 numbers for 7 classes"),
     "classes of another set": (
         [*EVALUATION, "--dataset=isic", "--data_path=data"],

@@ -197,6 +197,11 @@ def test_known_failures_say_what_helps(error: Exception, told: str | None) -> No
     assert (line is None) if told is None else (told in line and "\n" not in line)
 
 
+def test_a_failure_before_options_are_parsed_is_diagnosed_without_them() -> None:
+    assert diagnose(MemoryError(), None, processes=1) == "out of memory (MemoryError)"
+    assert diagnose(RuntimeError("expected scalar type Float"), None, processes=1) is None
+
+
 # checking a data set
 
 

@@ -261,4 +261,4 @@ def test_describe_refuses_what_does_not_fit(tmp_path: Path, capsys: pytest.Captu
     assert "exists; name another by --output, or add --overwrite" in capsys.readouterr().err
     write(tmp_path / "img3_mask.png", np.zeros((5, 9), np.uint8))
     assert run(tmp_path, "--overwrite") == 2
-    assert "img3_mask.png is (5, 9) (height, width), but its image is (6, 9)" in capsys.readouterr().err
+    assert "img3_mask.png is 5 x 9 pixels, but its image is 6 x 9" in capsys.readouterr().err

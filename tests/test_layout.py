@@ -89,6 +89,20 @@ def test_utils_holds_only_what_two_packages_use() -> None:
     assert len(users) <= 22
 
 
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+
+
+def test_no_function_takes_more_than_six_parameters_by_position() -> None:
+    wrong = [
+        f"{module}.{function.name}"
+        for module, path in modules().items()
+        for function in functions(path)
+        if len([one for one in function.args.args if one.arg not in ("self", "cls", "ctx")]) > 6
+    ]
+    assert not wrong
+
+
 SIDE_EFFECTS = """
 import atexit, json, os, random, signal, sys, threading
 import numpy, torch, cv2, torchvision, tensorboardX, PIL.Image  # what libraries do is not counted

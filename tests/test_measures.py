@@ -1,6 +1,7 @@
 """Accuracy and per-image Jaccard against hand-computed numbers, and classes with all that describes them."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from utils.classes import Classes, distinct_colors
-from utils.metrics import MEASURES, ConfusionMatrix, Scores
+from utils.metrics import MEASURES, ConfusionMatrix, Scores, StageMetrics
+from utils.stages import STAGES
 
 BINARY = Classes(
     ("skin", "lesion"), ((0, 0, 0), (255, 255, 255)), (0,), (0, 255), (), foreground=(1,), measures=tuple(MEASURES)
@@ -110,3 +112,17 @@ def test_distinct_colors_are_different_and_no_greys() -> None:
     colors = distinct_colors(250)
     assert len(set(colors)) == 250
     assert all(len(set(color)) > 1 for color in colors)
+
+
+@pytest.mark.parametrize("n_class", [1, 2, 7])
+def test_the_mean_iou_that_a_progress_bar_shows_is_the_reported_one(n_class: int) -> None:
+    metrics = StageMetrics(STAGES[1], n_class)
+    rng = np.random.default_rng(0)
+    metrics.matrices["global"].counts += torch.from_numpy(rng.integers(0, 1000, (n_class, n_class)))
+    metrics.matrices["global"].counts[-1] = 0
+    metrics.matrices["global"].counts[:, -1] = 0  # a class that never occurs counts 0
+    found = float(metrics.mean_iou_on_device())
+    if n_class == 1:  # the only class is left out
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(metrics.mean_iou(), rel=1e-6)

@@ -7,11 +7,12 @@ from pictures import random_image
 from PIL import Image
 
 from dataset.base import image_tensor, shrink_image
-from dataset.pictures import image_planes, open_source, read_source_size, shrink
-from dataset.reading import read_image
-from dataset.stretch import Stretch
+from dataset.image_file import View, open_image
+from dataset.pictures import picture, shrink
+from dataset.probe import probe
 from utils.errors import InputError
 from utils.sources import CropSource, MemorySource, load_in_memory
+from utils.stretch import Stretch
 from utils.tiling import Box
 
 SIZE = (37, 53)
@@ -23,21 +24,21 @@ def pillow(size=SIZE, seed=0) -> Image.Image:
 
 
 def pixels(path, **arguments) -> torch.Tensor:
-    with open_source(path, **arguments) as source:
-        assert read_source_size(path) == source.size
+    with open_image(path, View(arguments.get("bands"), arguments.get("stretch") or Stretch())) as source:
+        assert probe(path).size == source.size
         return source.read(Box(0, 0, *source.size))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK"])
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".bmp", ".webp"])
-def test_pictures_give_what_training_reads(tmp_path, mode, suffix):
+def test_pictures_give_what_pillow_shows(tmp_path, mode, suffix):
     path = tmp_path / f"a{suffix}"
     image = pillow().convert(mode)
     try:
         image.save(path)
     except OSError:
         pytest.skip(f"{suffix} has no {mode}")
-    assert torch.equal(pixels(path), image_tensor(read_image(path)))
+    assert torch.equal(pixels(path), image_tensor(Image.open(path).convert("RGB")))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
@@ -95,7 +96,7 @@ def test_broken_files_are_refused_by_name(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-500])
     (tmp_path / "text.png").write_text("no image")
     for name in ("cut.png", "text.png", "absent.png"):
-        with pytest.raises(InputError, match=name), open_source(tmp_path / name):
+        with pytest.raises(InputError, match=name), open_image(tmp_path / name):
             pass
 
 
@@ -128,5 +129,7 @@ def test_parts_and_held_images_read_the_same_pixels():
     assert load_in_memory(part, most=1) is part
 
 
-def test_planes_keep_more_than_8_bits_apart():
-    assert image_planes(Image.fromarray(np.full((2, 3), 700, np.uint16))).max() == 700
+def test_pictures_in_memory_keep_more_than_8_bits_apart():
+    values = np.array([[0, 700, 1000]], np.uint16)
+    source = picture(Image.fromarray(values), View(None, Stretch.parse("0,1000")))
+    assert source.read(Box(0, 0, 1, 3))[0].tolist() == [[0, 178, 255]]

@@ -1,14 +1,19 @@
 """GeoTIFF: windows, bands, stretch, missing data, and the georeference there and back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
-from pictures import PIXEL, PROJECTED, random_image, write_raster
+from pictures import PROJECTED, random_image, write_raster
 
-from dataset.pictures import is_raster, open_source
-from dataset.raster import BLOCK, Georeference, Raster, RasterWriter
-from dataset.stretch import Stretch
+from dataset.georeference import Georeference, read_georeference
+from dataset.image_file import ImageFile, View, open_image
+from dataset.probe import RASTERIO, probe
+from dataset.raster_writer import BLOCK, RasterWriter
 from utils.errors import InputError
+from utils.stretch import Stretch
 from utils.tiling import Box
 
 rasterio = pytest.importorskip("rasterio")
@@ -21,8 +26,10 @@ def planes(count=3, dtype="uint8", seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, top, (count, *SIZE)).astype(dtype)
 
 
-def opened(path, bands=None, stretch=None) -> Raster:
-    return Raster(path, bands, stretch or Stretch())
+@contextmanager
+def opened(path, bands=None, stretch=None) -> Iterator[ImageFile]:
+    with open_image(path, View(bands, stretch or Stretch())) as source:
+        yield source
 
 
 def test_windows_are_those_of_the_whole_image(tmp_path):
@@ -52,7 +59,7 @@ def test_bands(tmp_path, count, bands, expected):
 
 def test_a_band_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"--bands 1,2,4.*a\.tif has 3"):
-        opened(write_raster(tmp_path / "a.tif", planes()), (1, 2, 4))
+        opened(write_raster(tmp_path / "a.tif", planes()), (1, 2, 4)).__enter__()
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
@@ -72,7 +79,6 @@ def test_missing_data_are_read_as_black_and_known(tmp_path):
     values = planes(dtype="uint16") + 1
     values[:, 20:30] = 65535
     with opened(write_raster(tmp_path / "a.tif", values, nodata=65535)) as raster:
-        assert raster.nodata
         assert raster.read(Box(20, 0, 10, 90)).max() == 0
         valid = raster.valid(Box(0, 0, *SIZE))
         assert not valid[20:30].any()
@@ -91,31 +97,20 @@ def test_colour_tables_are_applied(tmp_path):
     assert torch.equal(found[1] == 50, torch.from_numpy(values[0] == 1))
 
 
-def test_which_files_are_rasters(tmp_path):
+def test_which_files_are_read_in_windows(tmp_path):
     from PIL import Image
 
     Image.fromarray(planes().transpose(1, 2, 0)).save(tmp_path / "plain.tif")
-    assert is_raster(write_raster(tmp_path / "geo.tif", planes()))
-    assert is_raster(write_raster(tmp_path / "deep.tif", planes(dtype="uint16"), crs=None, transform=None))
-    assert not is_raster(tmp_path / "plain.tif")
-
-
-def test_georeference_of_projected_and_other_rasters(tmp_path):
-    with opened(write_raster(tmp_path / "a.tif", planes())) as raster:
-        assert raster.georeference.square_metres == pytest.approx(PIXEL**2)
-    with opened(write_raster(tmp_path / "feet.tif", planes(), crs="EPSG:2263")) as raster:
-        assert raster.georeference.square_metres == pytest.approx((PIXEL * 0.3048006) ** 2, rel=1e-6)
-    with opened(write_raster(tmp_path / "degrees.tif", planes(), crs="EPSG:4326")) as raster:
-        assert raster.georeference.square_metres is None
-    with opened(write_raster(tmp_path / "none.tif", planes(), crs=None, transform=None)) as raster:
-        assert raster.georeference == Georeference()
+    assert probe(write_raster(tmp_path / "geo.tif", planes())).decoder == RASTERIO
+    deep = write_raster(tmp_path / "deep.tif", planes(dtype="uint16"), crs=None, transform=None)
+    assert probe(deep).decoder == RASTERIO
+    assert probe(tmp_path / "plain.tif").decoder != RASTERIO
 
 
 @pytest.mark.parametrize("rows", [1, 100, BLOCK, 700])
 def test_what_is_written_by_rows_is_read_back_with_its_georeference(tmp_path, rows):
     ids = random_image((700, 300))[:1] % 7
-    with opened(write_raster(tmp_path / "a.tif", planes())) as raster:
-        reference = raster.georeference
+    reference = read_georeference(probe(write_raster(tmp_path / "a.tif", planes())))
     writer = RasterWriter(tmp_path / "b.tif", (700, 300), "uint8", 1, reference, 255)
     writer.colors({3: (1, 2, 3)})
     for top in range(0, 700, rows):
@@ -143,12 +138,15 @@ def test_half_floats_come_back(tmp_path):
 def test_a_raster_cut_short_is_refused_by_name(tmp_path):
     path = write_raster(tmp_path / "a.tif", planes())
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(InputError, match=r"a\.tif cannot be read"), open_source(path) as source:
+    with pytest.raises(InputError, match=r"a\.tif cannot be read"), open_image(path) as source:
         source.read(Box(0, 0, *SIZE))
 
 
 def test_without_rasterio_there_is_a_clear_line(tmp_path, monkeypatch):
     path = write_raster(tmp_path / "a.tif", planes())
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
-    with pytest.raises(InputError, match="pip install rasterio"), open_source(path):
-        pass
+    with pytest.raises(InputError, match="pip install rasterio"):
+        read_georeference(probe(path))
+    # its pixels are plain: training needs no more
+    with open_image(path) as source:
+        assert torch.equal(source.read(Box(0, 0, *SIZE)), torch.from_numpy(planes()))

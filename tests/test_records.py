@@ -303,7 +303,7 @@ PEAK = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy, torch
-from utils.memory import MB, peak_memory_mb
+from training.memory import MB, peak_memory_mb
 peak = lambda: peak_memory_mb(torch.device("cpu"))
 before = peak()  # Linux lets a new process begin with its parent's peak
 size = int(before) + 64

@@ -214,9 +214,7 @@ def test_resume_takes_a_path_and_tells_what_changed(unfinished: runs.Folders, tm
         ("--num_epochs=9", "changed since: --num_epochs was 2, now 9"),
     ],
 )
-def test_any_change_that_is_allowed_goes_on(
-    unfinished: runs.Folders, tmp_path: Path, change: str, told: str
-) -> None:
+def test_any_change_that_is_allowed_goes_on(unfinished: runs.Folders, tmp_path: Path, change: str, told: str) -> None:
     """The run was killed in epoch 2 after its first step; steps, schedule and rate follow the new options."""
     folders = unfinished.beside(tmp_path)
     path = unfinished.models / "one.resume.pth"

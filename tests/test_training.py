@@ -22,8 +22,8 @@ from builders import (
 from torch import Tensor, nn
 
 from dataset.base import Sample
-from engine.patches import ImagePatches
-from helper import TRAINING_STEPS, StageMetrics, evaluate, train_one_epoch
+from engine.patches import TrainingPatches
+from helper import SHOWN_EVERY, TRAINING_STEPS, StageMetrics, evaluate, train_one_epoch
 from models.fpn import FPN, resize
 from models.glnet import GLNet
 from models.pyramid import Pyramid
@@ -145,7 +145,7 @@ def test_strips_of_a_single_pixel_are_segmented(mode: int, size: tuple[int, int]
 def backward_per_sub_batch(model: GLNet, batch: list[Sample], settings: Settings) -> None:
     """Stage 3's gradients the long way: each term of the loss goes back through the whole refined branch."""
     inputs = settings.to_input(torch.stack([sample.global_image for sample in batch]))
-    images = [ImagePatches(sample.image, sample.label, settings) for sample in batch]
+    images = [TrainingPatches(sample, settings) for sample in batch]
     merged, local = [], []
     with torch.no_grad():
         for x, image in zip(inputs.split(1), images, strict=True):
@@ -288,6 +288,24 @@ def test_pyramid_is_affine(fused: bool) -> None:
     residue = f(*both) - f(*x) - f(*y) + f(*nothing)
     assert f(*nothing).abs().max() > 0
     assert residue.abs().max() <= 1e-10 * f(*both).abs().max()
+
+
+def test_a_step_brings_its_numbers_to_the_host_in_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither loss nor metric is read by itself; the mIoU of the progress bar comes along at intervals."""
+    shown, transfers = [], []
+    plain = torch.Tensor.tolist
+    monkeypatch.setattr(StageMetrics, "mean_iou", lambda self: pytest.fail("the confusion matrix went to the host"))
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("a number of its own"))
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: transfers.append(self.shape) or plain(self))
+    on_device = StageMetrics.mean_iou_on_device
+    monkeypatch.setattr(StageMetrics, "mean_iou_on_device", lambda self: shown.append(1) or on_device(self))
+    model = build_learning_model(STAGES[1])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1)
+    batches, before = [[build_sample((64, 64))]] * (SHOWN_EVERY + 1), len(transfers)
+    train_one_epoch(model, STAGES[1], batches, optimizer, scheduler, build_settings(), on_step=lambda values: None)
+    assert len(transfers) - before == len(batches)
+    assert len(shown) == 2
 
 
 def test_refined_branch_starts_as_the_global_one_with_its_buffers() -> None:

@@ -1,1 +1,1 @@
-"""Training runs and the evaluation of a data set: what only `train_deep_globe.py` uses."""
+"""Training runs and the evaluation of a data set, for `train_deep_globe.py`."""

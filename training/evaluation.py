@@ -1,4 +1,4 @@
-"""`--evaluation`: one split of a data set segmented, counted, and reported."""
+"""`--evaluation`: segmenting one split of a data set, and reporting the scores."""
 
 import argparse
 import logging
@@ -17,13 +17,13 @@ from engine.predictor import Predictor
 from models.header import Header
 from training import records
 from training.html_report import Report, write_report
+from training.memory import peak_memory_mb
 from training.report import evaluation_record, evaluation_table
 from training.report_images import ReportImages
 from training.state import options_record
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_writable, write_json
-from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
 from utils.stages import Stage
 from utils.visualize import save_colors
@@ -31,7 +31,8 @@ from utils.visualize import save_colors
 
 def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
     """Raise InputError if predictions, which have the labels' names, would overwrite the data set's own files."""
-    own = {path.parent.resolve() for item in data.items for path in (item.image, item.label) if path is not None}
+    pairs = (pair for item in data.items for pair in item.pairs())
+    own = {path.parent.resolve() for pair in pairs for path in pair if path is not None}
     if folder.resolve() in own:
         raise InputError(f"--save_predictions {folder} would overwrite the labels there; name another folder")
 
@@ -44,15 +45,15 @@ def run_evaluation(
     labelled: bool,
     ranks: Ranks,
 ) -> None:
-    """Evaluate one split: print the table and write it as JSON; write predictions and a report if they are requested.
+    """Evaluate one split: print the scores, write them as JSON; write predictions and a report if they are requested.
 
     Args:
         options: resolved.
         predictor: segments the images.
-        header: its classes and whether it is coarse to fine.
+        header: of the network.
         data: the split.
         labelled: whether the split has labels; without any only predictions and the report's pictures are written.
-        ranks: every process writes the predictions of its images, and the main one the rest.
+        ranks: the processes. Each writes the predictions of its images; the main one writes everything else.
     """
     stage, settings, started = predictor.stage, predictor.settings, records.now()
     images = ReportImages(header.classes, stage.headline, labelled, len(data), ranks) if options.report else None

@@ -1,4 +1,4 @@
-"""The records that a training run keeps: the released text log, lines of JSON, and events for TensorBoard."""
+"""The logs of a training run: the released text log, lines of JSON, and events for TensorBoard."""
 
 import json
 import os
@@ -23,31 +23,40 @@ from utils.stages import PREDICTIONS
 from utils.visualize import legend, shrink_for_display
 
 LONGEST_PICTURE = 1024
-"""Pixels that a picture's longer side has at most in TensorBoard, so that event files stay small."""
+"""The most pixels of a picture's longer side in TensorBoard, so that event files stay small."""
 
 FLUSH_SECONDS = 30
-"""How long an event may wait before it reaches the disk."""
+"""The longest time before an event is written to the disk."""
 
 RULE = "=" * 32
 
 Matrices = Mapping[str, Scores]
-"""The scores of "global", "local" and "ensemble", as far as the mode has them."""
+"""The scores of the mode's predictions, by name."""
 
 
 def headline(matrices: Container[str]) -> str:
-    """Which prediction a mode is judged by: the ensemble where there is one, else (mode 1) the global prediction."""
+    """Return the prediction that a mode is judged by: the ensemble if there is one, else (mode 1) the global one."""
     return "ensemble" if "ensemble" in matrices else "global"
 
 
 def _one_line(iou: np.ndarray) -> str:
-    """`iou` as numpy prints it, without its line breaks."""
+    """Return `iou` as numpy prints it, in one line."""
     return np.array2string(iou, max_line_width=10**6)
 
 
 def epoch_lines(epoch: int, num_epochs: int, train: Matrices, val: Matrices, classes: Classes) -> str:
-    """The released log of one epoch (0-based; printed from 1): nine lines and a rule, each with its newline.
+    """Return the released log of one epoch.
 
-    A prediction that the mode does not have is printed as an empty matrix scores: 0 on the whole, NaN per class.
+    Args:
+        epoch: counted from 0; printed from 1.
+        num_epochs: of the run.
+        train: training scores.
+        val: validation scores.
+        classes: of the scores.
+
+    Returns:
+        Nine lines and a rule, each with its newline. A prediction that the mode does not have gets the scores of an
+        empty matrix: 0 on the whole, NaN per class.
     """
     nothing = ConfusionMatrix(len(classes))
     # the headline comes first, without a name
@@ -65,7 +74,7 @@ def epoch_lines(epoch: int, num_epochs: int, train: Matrices, val: Matrices, cla
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into an InputError that names `path`."""
+    """Turn an OSError into an InputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -73,13 +82,19 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class _Events:
-    """One event file of TensorBoard in `folder`.
+    """One event file of TensorBoard.
 
-    Events are written by the caller itself: tensorboardX's SummaryWriter hands them to a thread, so that neither their
-    place in the file nor a full disk could be known here. With `anew` TensorBoard hides what is in the folder already.
+    Events are written in the caller's thread. tensorboardX's SummaryWriter hands them to another one, so that neither
+    the length of the file nor a full disk would be known when a write returns.
     """
 
     def __init__(self, folder: Path, anew: bool) -> None:
+        """Make the file.
+
+        Args:
+            folder: of the file.
+            anew: whether TensorBoard shall hide the earlier events in the folder.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         self._flushed = time.monotonic()
@@ -102,16 +117,23 @@ class _Events:
 class RunLog:
     """The text log `<log_path>/<task_name>.log`, lines of JSON in `.jsonl`, events in the folder `<task_name>/`.
 
-    They go on where an earlier run of the same name stopped, but TensorBoard shows the later one alone. There epochs
-    and steps are 0-based, as released.
-    A run that is resumed gives in `sizes` how long the files were where it goes on (see there), and what was written
-    after that is cut off, lest an epoch be told twice.
-    Every method raises InputError, naming the path, when something cannot be written.
+    The logs of a new run are appended to those of an earlier one of the name, but TensorBoard shows the later one only.
+    In TensorBoard epochs and steps count from 0, as released. Every method raises InputError, naming the path, if a
+    file cannot be written.
     """
 
     def __init__(
         self, log_path: str | Path, task_name: str, classes: Classes, sizes: Mapping[str, int] | None = None
     ) -> None:
+        """Open the logs.
+
+        Args:
+            log_path: their folder.
+            task_name: of the run.
+            classes: names, colours and measures.
+            sizes: of a resumed run, the lengths of the files at the point where it continues, as `sizes` returned
+                them; all that was written later is cut off.
+        """
         self.text = Path(log_path) / f"{task_name}.log"
         self.lines = Path(log_path) / f"{task_name}.jsonl"
         self.folder = Path(log_path) / task_name
@@ -119,7 +141,7 @@ class RunLog:
         self._anew = sizes is None
         if sizes is not None:
             self._rewind(sizes)
-        # all are tried at once: not after the first epoch's hours
+        # a folder that cannot be written to is reported now, not after the first epoch
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.text, self.lines):
@@ -133,14 +155,14 @@ class RunLog:
         return [p for p in (self.text, self.lines, *self.folder.rglob("events.out.tfevents.*")) if p.is_file()]
 
     def sizes(self) -> dict[str, int]:
-        """How many bytes each file has, by its path below `log_path`, when all that was recorded is on the disk."""
+        """Write all records to the disk, and return the length of each file in bytes, by its path below `log_path`."""
         with _writing(self.folder):
             for events in (self._events, *self._curves.values()):
                 events.flush()
         return {str(path.relative_to(self.text.parent)): path.stat().st_size for path in self._files()}
 
     def _rewind(self, sizes: Mapping[str, int]) -> None:
-        """Cut the files to `sizes`, and remove those that are not there."""
+        """Cut the files to `sizes`, and remove files that are not in it."""
         for path in self._files():
             size = sizes.get(str(path.relative_to(self.text.parent)))
             with _writing(path):
@@ -158,13 +180,18 @@ class RunLog:
         self.close()
 
     def close(self) -> None:
-        """Bring what is pending to the disk; the log takes nothing more."""
+        """Write all records to the disk and close the event files."""
         with _writing(self.folder):
             for events in (self._events, *self._curves.values()):
                 events.close()
 
     def start(self, record: Mapping[str, Any], description: str) -> None:
-        """Record what the run is: `record` in `run.json`, `description` (Markdown) and the legend in TensorBoard."""
+        """Record the run.
+
+        Args:
+            record: for `run.json`.
+            description: Markdown, for TensorBoard, which also gets the legend.
+        """
         write_json(self.folder / "run.json", record)
         with _writing(self.folder):
             self._events.add(summary.text("run", description), 0)
@@ -178,12 +205,12 @@ class RunLog:
             lines.write(json.dumps(record, allow_nan=False) + "\n")
 
     def epoch(self, epoch: int, num_epochs: int, train: Matrices, val: Matrices) -> str:
-        """Record the scores of an epoch; returns the lines that the text log got.
+        """Record the scores of an epoch, and return the lines of the text log; see `epoch_lines`.
 
         TensorBoard gets `IoU` (the headline's mIoU; two runs, `IoU/train iou` and `IoU/validation iou`, as
         released), `mIoU/<prediction>_train` and `_validation`, the same of each measure of the classes
-        (`jaccard/<prediction>_train`), and the headline's `IoU_per_class/<class>_train` and `_validation`, where a
-        class without union has no point.
+        (`jaccard/<prediction>_train`), and the headline's `IoU_per_class/<class>_train` and `_validation`, without
+        classes that have no union.
         """
         lines = epoch_lines(epoch, num_epochs, train, val, self._classes)
         with _writing(self.text), self.text.open("a", encoding="utf-8") as log:
@@ -204,7 +231,7 @@ class RunLog:
         return matrix.mean_iou(self._classes.left_out)
 
     def _scores(self, epoch: int, part: str, matrices: Matrices) -> None:
-        """One part's mean and measures of every prediction, and the headline's classes."""
+        """Record means and measures of every prediction, and the headline's classes, of one `part` of the data."""
         for name in (name for name in PREDICTIONS if name in matrices):
             values = {"mIoU": self._mean(matrices[name]), **matrices[name].measures()}
             for measure, value in values.items():
@@ -215,18 +242,20 @@ class RunLog:
                 self._events.add(summary.scalar(f"IoU_per_class/{name}_{part}", iou), epoch)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Record numbers under their tags, such as `loss/focal_local` and `learning_rate`, at `step`.
+        """Record numbers at `step`, by tags such as `loss/focal_local`.
 
-        TensorBoard writes anything but letters, digits and `-_./` in a tag as `_`.
+        TensorBoard replaces all characters of a tag but letters, digits and `-_./` by `_`.
         """
         with _writing(self.folder):
             for tag, value in values.items():
                 self._events.add(summary.scalar(tag, value), step)
 
     def images(self, epoch: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Record (H, W, 3) uint8 RGB pictures: `image`, and `mask`, `prediction` and its kind in the classes' colours.
+        """Record pictures, shrunk to `LONGEST_PICTURE`.
 
-        They shrink to LONGEST_PICTURE; all but `image` without mixing colours.
+        Args:
+            epoch: counted from 0.
+            pictures: (H, W, 3) uint8 RGB by tag. All but `image` are in the classes' colours, which are not mixed.
         """
         with _writing(self.folder):
             for tag, picture in pictures.items():

@@ -93,10 +93,11 @@ def _facts(
     options, versions = record["options"], record["versions"]
     network = [header.backbone, f"size_g {header.size_g}", f"size_p {header.size_p}"]
     network += [f"min_overlap {header.min_overlap}", f"normalize {header.normalize}"]
+    network += [f"{name} {value}" for name in ("bands", "stretch") if (value := getattr(header, name)) is not None]
     if header.coarse_to_fine:
         network.append(f"coarse to fine, box_margin {header.box_margin:g}")
     names = ["num_epochs", "lr", "batch_size", "sub_batch_size", "loss", "gamma", "class_weights", "lamb_fmreg"]
-    names += ["precision", "seed", "sync_bn"]
+    names += ["window", "windows", "augment", "precision", "seed", "sync_bn"]
     settings = ", ".join(f"{name} {options[name]}" for name in names if options.get(name) not in (None, False))
     return [
         ("last epoch", f"`{files.last.name}`"),
@@ -117,7 +118,7 @@ def _facts(
 
 def _data_set(options: Mapping[str, Any]) -> str:
     """Return the options that name the data set and its splits."""
-    names = [name for name in ("dataset", "split_lists", "split_seed") if options.get(name) is not None]
+    names = [name for name in ("dataset", "split_lists", "split_seed", "hold_out") if options.get(name) is not None]
     return " ".join(f"--{name} {options[name]}" for name in names)
 
 

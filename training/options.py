@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from dataset.augmentation import LARGEST_SCALE
+from dataset.options import bands, stretch
 from dataset.registry import NAMES
 from models.backbone import BACKBONES
 from utils.arguments import (
@@ -11,6 +13,8 @@ from utils.arguments import (
     Parser,
     add_coarse_to_fine,
     add_geometry,
+    add_refine_share,
+    add_view,
     number,
     recorded_default,
     whole,
@@ -18,8 +22,8 @@ from utils.arguments import (
 from utils.errors import InputError
 from utils.loss import GAMMA, LOSSES
 from utils.precision import PRECISIONS
-from utils.regions import BOX_RECALL
-from utils.settings import MOST_CLASSES, STATISTICS
+from utils.selection import BOX_RECALL
+from utils.settings import MOST_CLASSES, SMALLEST_SIDE, STATISTICS
 from utils.stages import STAGES
 from utils.turns import TURNS
 
@@ -36,6 +40,7 @@ def build_parser() -> Parser:
     _add_network(parser)
     _add_coarse_to_fine(parser)
     _add_training(parser)
+    _add_variation(parser)
     _add_computing(parser)
     _add_safety(parser)
     _add_evaluation(parser)
@@ -121,9 +126,15 @@ def _add_data(parser: Parser) -> None:
         type=Path,
         metavar="DIR",
         on_resume=LOGGED,
-        help="inria, isic: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
+        help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
     )
     add("--split_seed", type=int, help="isic: seed of the split by hash (default: 0)")
+    add(
+        "--hold_out",
+        metavar="ID",
+        help="dubai: validate on this scene alone, such as tile3, and train on all others",
+    )
+    add_view(add, bands, stretch)
 
 
 def _add_files(parser: Parser) -> None:
@@ -200,7 +211,7 @@ def _add_training(parser: Parser) -> None:
     add(
         "--batch_size",
         type=whole(1),
-        help="images in a step, all processes together (default: inria: 4, else 6)",
+        help="images in a step, all processes together (default: dubai 2, inria 4, others 6)",
     )
     add("--num_epochs", type=whole(1), help=f"(default: {epochs})")
     add("--lr", type=number(0), help=f"base learning rate (default: {rates})")
@@ -228,6 +239,30 @@ def _add_training(parser: Parser) -> None:
         type=number(0),
         default=0.15,
         help="weight of the feature-map regulariser in mode 2, lambda in the paper (default: %(default)s)",
+    )
+
+
+def _add_variation(parser: Parser) -> None:
+    add = parser.group("what training varies")
+    add(
+        "--window",
+        type=whole(SMALLEST_SIDE),
+        metavar="SIZE",
+        help="train on windows of SIZE x SIZE pixels of every image that is longer in either side; each is an\n"
+        "image of its own, with its own shrunk image. Shorter images are taken whole, as are all images in\n"
+        "validation, evaluation and prediction (default: whole images)",
+    )
+    add(
+        "--windows",
+        type=whole(1),
+        metavar="N",
+        help="with --window: how many each epoch draws from each of these images",
+    )
+    add(
+        "--augment",
+        action="store_true",
+        help=f"vary scale (1 / {LARGEST_SCALE:g} to {LARGEST_SCALE:g}), brightness, contrast, saturation and hue of "
+        "training images too;\nwithout it they are mirrored and rotated by quarter turns, as released",
     )
 
 
@@ -312,6 +347,7 @@ def _add_evaluation(parser: Parser) -> None:
         help="test-time augmentation: average over the image and its mirror image (flip), or over all\n"
         "eight turns of it (d4) (default: none)",
     )
+    add_refine_share(add)
     add(
         "--save_predictions",
         type=Path,
@@ -340,6 +376,13 @@ def check(options: argparse.Namespace) -> None:
     if options.init_from and (options.evaluation or stage.number > 1):
         other = "evaluation" if options.evaluation else f"mode {stage.number}"
         raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
+    if options.refine_share < 1 and not options.evaluation:
+        raise InputError(f"--refine_share {options.refine_share:g} goes with --evaluation")
+    for name in ("window", "augment"):
+        if options.evaluation and getattr(options, name):
+            raise InputError(f"--{name} goes with training; --evaluation takes images whole, as they are")
+    if (options.window is None) != (options.windows is None):
+        raise InputError("--window SIZE and --windows N go together: give both, or none")
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
     if options.report and not options.evaluation:

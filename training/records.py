@@ -1,4 +1,4 @@
-"""What is recorded of a run and of each of its epochs, in all the logs."""
+"""The records of a run and of each of its epochs, for all logs."""
 
 import platform
 import subprocess
@@ -23,10 +23,10 @@ from utils.distributed import Ranks
 from utils.visualize import pictures
 
 FIXED = 2
-"""Validation images, from the first on, that TensorBoard shows after every epoch."""
+"""The number of validation images, from the first on, that TensorBoard shows after every epoch."""
 
 Pictures = dict[int, dict[str, np.ndarray]]
-"""Of validation images by their index: RGB pictures by name."""
+"""RGB pictures (H, W, 3) uint8 by name, of validation images by index."""
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python", "tensorboardX", "tqdm")
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +68,18 @@ def device_name(device: torch.device) -> str:
 def run_record(
     options: Mapping[str, Any], device: torch.device, processes: int, started: str, resumed: list[str]
 ) -> dict[str, Any]:
-    """Return everything that it takes to repeat a run, in types that JSON knows."""
+    """Return the record of a run, with all that is needed to repeat it.
+
+    Args:
+        options: of the run, as plain values.
+        device: of the network.
+        processes: that train together.
+        started: time in UTC.
+        resumed: times in UTC.
+
+    Returns:
+        Values that JSON can hold.
+    """
     return {
         "started": started,
         "resumed": resumed,
@@ -98,7 +109,7 @@ def picture_collector(
 ) -> Callable[[Sample, dict[str, Tensor]], None]:
     """Return a callback for a validation that keeps pictures of some of this process's images.
 
-    These are the fixed ones, and another one each epoch, as released.
+    The images are the fixed ones and, as released, another one in each epoch.
 
     Args:
         collected: gets the pictures.
@@ -128,12 +139,12 @@ def record_epoch(
     num_epochs: int,
     peak_memory_mb: float,
 ) -> None:
-    """Record the epoch that is just done: text, a line of JSON, scalars and pictures.
+    """Record the last epoch: text, a line of JSON, scalars and pictures.
 
     Args:
         log: the logs.
         classes: names and measures.
-        state: where the run stands, the epoch counted already.
+        state: of the run, in which the epoch is counted already.
         trained: the training metric of all processes.
         validated: the validation's result.
         collected: the pictures of the validation, by image.

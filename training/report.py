@@ -1,4 +1,4 @@
-"""The result of an evaluation: as a record for JSON and as a table for people."""
+"""The result of an evaluation as a record for JSON and as a table."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,17 +6,17 @@ from typing import Any
 
 from utils.classes import Classes
 from utils.metrics import Scores
-from utils.regions import Coverage
+from utils.selection import Coverage
 from utils.stages import PREDICTIONS
 
 
 def _number(value: float) -> float | None:
-    """`value`, or None where it is NaN, which JSON does not know."""
+    """Return `value`, or None for NaN, which JSON lacks."""
     return None if math.isnan(value) else float(value)
 
 
 def scores(classes: Classes, matrices: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
-    """`iou`, `mIoU`, `mIoU_all` and the measures of each prediction that there is; see `evaluation_record`."""
+    """Return `iou`, `mIoU`, `mIoU_all` and the measures of each prediction; see `evaluation_record`."""
     return {
         name: {
             "iou": [_number(value) for value in matrices[name].iou()],
@@ -39,16 +39,16 @@ def evaluation_record(
     peak_memory_mb: float,
     coverage: Coverage | None = None,
 ) -> dict[str, Any]:
-    """Return the result of an evaluation, in types that JSON knows.
+    """Return the result of an evaluation as values that JSON can hold.
 
     Args:
         mode: 1, 2 or 3.
         classes: names, and which of them the mIoU leaves out.
-        matrices: the scores of "global", "local" and "ensemble", as far as the mode has them, of the same pixels.
-        images: how many there were.
+        matrices: the scores of the mode's predictions, by name, of the same pixels.
+        images: how many were segmented.
         seconds_per_image: mean time to segment one.
-        peak_memory_mb: see `utils.memory.peak_memory_mb`.
-        coverage: of coarse to fine, how much was computed at full resolution.
+        peak_memory_mb: see `training.memory.peak_memory_mb`.
+        coverage: of coarse to fine, the part that was computed at full resolution.
 
     Returns:
         For each prediction: `iou`, 0..1 per class, None for a class that is neither true nor predicted; `mIoU`, their
@@ -75,11 +75,12 @@ def evaluation_record(
 
 
 def per_cent(value: float | None) -> str:
+    """Return a share 0..1 in per cent, `-` for None."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 
 def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The table's cells: the first is a row's name, the second a share, then one per prediction."""
+    """Yield the rows of the table: name, share of the labelled pixels, and a cell for each prediction."""
     found = [record[name] for name in PREDICTIONS if name in record]
     yield ("class", "share", *(name for name in PREDICTIONS if name in record))
     for k, name in enumerate(record["classes"]):
@@ -93,7 +94,7 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def evaluation_table(record: Mapping[str, Any]) -> str:
-    """`record`, made by `evaluation_record`, as lines of text with columns of fixed width; no newline at the end."""
+    """Return the record of `evaluation_record` as lines of text with columns of fixed width, without a last newline."""
     rows = list(_rows(record))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [

@@ -1,4 +1,4 @@
-"""A training run: its epochs, when it saves and stops, what it records."""
+"""A training run: its epochs, and when it saves, stops and records."""
 
 import argparse
 import logging
@@ -20,6 +20,7 @@ from models.glnet import GLNet
 from models.header import Header
 from training import records, state
 from training.log import RunLog
+from training.memory import peak_memory_mb
 from training.model_card import keep_previous_card, model_card, read_epochs, write_card
 from training.records import Pictures, picture_collector, record_epoch
 from training.signals import StopSignals
@@ -27,7 +28,6 @@ from training.state import RunFiles, RunState, Snapshot, TrainerState, resume_so
 from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError
 from utils.files import check_writable, remove_leftovers
-from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
 from utils.settings import Settings
 from utils.stages import Stage
@@ -42,7 +42,19 @@ def poly(step: int, total: int, power: float = 0.9) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What a run trains, on which images, by which processes; `validation` is the split of `val_data`."""
+    """The network, the images and the processes of a run.
+
+    Attributes:
+        options: resolved.
+        stage: that is trained.
+        model: the network as it starts, on the settings' device.
+        header: of the network.
+        settings: of the training.
+        train_data: training images, augmented.
+        val_data: validation images.
+        validation: their split.
+        ranks: the processes that train together.
+    """
 
     options: argparse.Namespace
     stage: Stage
@@ -55,16 +67,25 @@ class TrainingPlan:
     ranks: Ranks
 
     def record(self) -> dict[str, Any]:
-        """Return the options, and what else makes it this experiment, in plain values."""
+        """Return the options and all else that identifies the experiment, as plain values."""
         return state.options_record(
             self.options, processes=self.ranks.world, training_images=self.train_data.fingerprint()
         )
 
 
 class TrainingRun:
-    """A run of `plan`, new or continued from the resume file that its options name."""
+    """A run of `plan`, new or continued from the resume file that its options name.
+
+    Attributes:
+        plan: see `TrainingPlan`.
+        files: of the run.
+        signals: received so far.
+        log: of the main process, while the run goes on; else None.
+        state: everything that changes.
+    """
 
     def __init__(self, plan: TrainingPlan) -> None:
+        """Open the data and start the optimizer; nothing is written."""
         options, ranks = plan.options, plan.ranks
         self.plan = plan
         self.files = RunFiles.of(options)
@@ -142,7 +163,7 @@ class TrainingRun:
         return snapshot
 
     def _adapt_to_changes(self, changed: set[str]) -> list[str]:
-        """Fit epoch, schedule and rate to options that `--resume_anyway` changed; return lines that say so.
+        """Fit epoch, schedule and rate to options that `--resume_anyway` changed; return lines that report it.
 
         Raises InputError if the run is past the end that the options now give it.
         """
@@ -162,7 +183,7 @@ class TrainingRun:
         return lines
 
     def _check_processes(self) -> None:
-        """Check that all processes are about to do the same, with an image for each; InputError if not."""
+        """Raise InputError unless all processes have the same options and state, and an image each in every batch."""
         options, ranks = self.plan.options, self.plan.ranks
         left = len(self.plan.train_data) % options.batch_size
         if options.batch_size < ranks.world:
@@ -172,16 +193,16 @@ class TrainingRun:
                 f"--sync_bn needs an image for each of the {ranks.world} processes in every batch, but --batch_size "
                 f"{options.batch_size} leaves {left} for an epoch's last one; choose another"
             )
-        # each may name its own device; the rest must agree
-        mine = (self.state.run.epoch, self.state.epoch.batches, {**self.plan.record(), "device": None})
-        if any(theirs != mine for theirs in ranks.gather(mine)):
+        # the device may differ between processes
+        own = (self.state.run.epoch, self.state.epoch.batches, {**self.plan.record(), "device": None})
+        if any(other != own for other in ranks.gather(own)):
             raise InputError(
                 "the processes do not agree on what they are to do; give all the same options, and folders "
                 "that hold the same files on every machine"
             )
 
     def _open_logs(self, snapshot: Snapshot | None) -> None:
-        """Open the logs and record what the run is; keep or remove the files of an earlier run of the name."""
+        """Open the logs and record options and versions; keep or remove the files of an earlier run of the name."""
         plan, options = self.plan, self.plan.options
         own = snapshot is not None and resume_source(options) == self.files.resume
         check_writable(options.model_path)
@@ -199,8 +220,8 @@ class TrainingRun:
             self.files.resume.unlink(missing_ok=True)
         more = f" and {plan.ranks.world - 1} more" if plan.ranks.world > 1 else ""
         logging.info(
-            f"Stage {plan.stage.number} ({plan.stage.name}): {len(plan.train_data)} training and {len(plan.val_data)} "
-            f"validation images, {options.num_epochs} epochs on {plan.settings.device}{more}, "
+            f"Stage {plan.stage.number} ({plan.stage.name}): {plan.train_data.describe('training images')} and "
+            f"{len(plan.val_data)} validation images, {options.num_epochs} epochs on {plan.settings.device}{more}, "
             f"training {' and '.join(plan.stage.trains)}"
         )
 
@@ -218,8 +239,7 @@ class TrainingRun:
     def _run_epoch(self) -> None:
         """Train the rest of the epoch, validate, save, record.
 
-        The resume file comes last: a run that dies before it is written does the end of the epoch again, and writes
-        the same.
+        The resume file is written last: a run that dies before repeats the end of the epoch, with the same results.
         """
         plan, run = self.plan, self.state.run
         title = f"epoch {run.epoch + 1}/{plan.options.num_epochs}"
@@ -271,7 +291,7 @@ class TrainingRun:
                 title=title,
                 epoch=epoch,
                 ranks=plan.ranks,
-                wants_save=self._wants_save,
+                save_due=self._save_due,
             )
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -302,14 +322,14 @@ class TrainingRun:
     def _should_stop(self) -> bool:
         return self.signals.received is not None
 
-    def _wants_save(self) -> bool:
+    def _save_due(self) -> bool:
         """Return whether a signal arrived, or, in the main process, it is time to save again."""
         minutes = self.plan.options.save_every
         due = self.plan.ranks.main and minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
         return due or self._should_stop()
 
     def _on_step(self, values: dict[str, float]) -> None:
-        """Log the step, count it as bad if a value is NaN or infinite, and save if any process asked to."""
+        """Log the step, count it as bad if a value is NaN or infinite, and save if any process requested it."""
         if self.log is not None:
             self.log.scalars(self.state.run.epoch * self.parts.batches + self.state.epoch.batches - 1, values)
         if all(map(math.isfinite, values.values())):
@@ -323,7 +343,7 @@ class TrainingRun:
 
     def _image_ids(self, batch: int) -> str:
         """Return the ids of the images in a batch of this epoch."""
-        return ", ".join(self.plan.train_data.items[i].id for i in self.parts.batch(batch))
+        return ", ".join(self.plan.train_data.id(i) for i in self.parts.batch(batch))
 
     def _report_bad_step(self, values: dict[str, float]) -> None:
         """Warn of a skipped step. Raises RunError after too many in a row."""
@@ -347,10 +367,10 @@ class TrainingRun:
         if ranks.main:
             state.write(self.files.resume, snapshot)
         self.saved_at = time.monotonic()
-        ranks.barrier()  # nobody leaves while the file is being written
+        ranks.barrier()  # no process ends while the file is being written
 
     def _leave(self) -> None:
-        """Raise Interrupted; the state is saved."""
+        """Raise Interrupted, after the state is saved."""
         number = self.plan.ranks.max(self.signals.received or 0)
         raise Interrupted(
             f"interrupted in epoch {self.state.run.epoch + 1} after step {self.state.epoch.batches}; saved "

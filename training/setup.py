@@ -1,4 +1,4 @@
-"""From options to a network: which files are read, what the network is, and what it starts from."""
+"""From options to a network: the files that are read, the network's header, and its initial weights."""
 
 import argparse
 import logging
@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from dataset.base import SegmentationDataset
+from dataset.image_file import View
 from dataset.layout import shortened
-from dataset.reading import MAX_PIXELS
+from dataset.planes import MAX_PIXELS
 from dataset.registry import Description
+from dataset.windows import Windows
 from models import checkpoint
 from models.backbone import backbone_weights
 from models.checkpoint import Checkpoint
@@ -31,9 +33,9 @@ Files = Mapping[str, Checkpoint]
 
 
 def read_checkpoints(options: argparse.Namespace) -> dict[str, Checkpoint]:
-    """Read the files that a run evaluates or starts from, and stage 1's for the context, by option.
+    """Return the files that a run evaluates or starts from, and stage 1's file if it is needed, by option.
 
-    Raises InputError where one cannot be used, or the run would overwrite it.
+    Raises InputError if a file cannot be used, or the run would overwrite it.
     """
     stage = STAGES[options.mode]
     names = [stage.reads] if options.evaluation else list(stage.starts_from)
@@ -56,14 +58,14 @@ def read_checkpoints(options: argparse.Namespace) -> dict[str, Checkpoint]:
 
 
 def resolve(options: argparse.Namespace, files: Files, described: Description) -> Header:
-    """Fill in all options that were not given, and return what this run's network is.
+    """Fill in all options that were not given, and return the header of the run's network.
 
-    An option takes the given value, else what the checkpoint records, else the data set's or the mode's default. Of a
-    file named by `--init_from` only backbone and normalisation are taken.
+    An option takes the given value, else the checkpoint's, else the default of the data set or the mode.
+    From the file of `--init_from` only backbone and normalisation are taken.
 
     Args:
         options: changed in place.
-        files: what `read_checkpoints` returned; the first one's records count.
+        files: by `read_checkpoints`; the header of the first one is used.
         described: the data set.
 
     Raises:
@@ -103,9 +105,15 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
 
 
 def _compare_classes(recorded: Classes, path: Path, described: Description) -> None:
-    """Log it if the file `path` was made with other names of classes than the data set's, which are taken.
+    """Compare the classes of a checkpoint with those of the data set. Other names are logged; the data set's are used.
 
-    Raises InputError if it has another number of classes, except for classes that `--n_class` numbered.
+    Args:
+        recorded: of the checkpoint.
+        path: of the checkpoint.
+        described: the data set.
+
+    Raises:
+        InputError: their numbers differ, unless `--n_class` numbered the checkpoint's classes.
     """
     own = described.classes
     if len(recorded) == len(own):
@@ -122,9 +130,19 @@ def _compare_classes(recorded: Classes, path: Path, described: Description) -> N
 
 
 def build_settings(options: argparse.Namespace, header: Header, device: torch.device) -> Settings:
-    """Return the settings of a run whose options are resolved."""
+    """Return the settings of a run.
+
+    Args:
+        options: resolved.
+        header: of the network.
+        device: of the network.
+
+    Raises:
+        InputError: class weights do not fit the classes, or the classes are not fit for coarse to fine.
+    """
     return header.settings(
-        options.box_recall,
+        box_recall=options.box_recall,
+        refine_share=options.refine_share,
         sub_batch_size=options.sub_batch_size,
         loss=_chosen_loss(options, header.classes, device),
         lamb_fmreg=options.lamb_fmreg,
@@ -143,11 +161,28 @@ def _chosen_loss(options: argparse.Namespace, classes: Classes, device: torch.de
 
 
 def open_data(
-    options: argparse.Namespace, described: Description, split: str, header: Header, augment: bool = False
+    options: argparse.Namespace, described: Description, split: str, header: Header, training: bool = False
 ) -> SegmentationDataset:
-    """Open the images of `split`."""
-    data = described.open(split, header.size_g, header.classes, augment=augment, seed=options.seed)
+    """Open the images of a split.
+
+    Args:
+        options: resolved.
+        described: the data set.
+        split: of the data set.
+        header: its `size_g` and classes are used.
+        training: whether samples are varied, and drawn as windows, as training has them.
+    """
+    data = described.open(
+        split,
+        header.size_g,
+        header.classes,
+        augment=training,
+        seed=options.seed,
+        jitter=training and options.augment,
+        windows=Windows(options.window, options.windows) if training and options.window else None,
+    )
     data.max_pixels = options.max_pixels or MAX_PIXELS
+    data.view = View.parse(header.bands, header.stretch)
     return data
 
 
@@ -156,8 +191,8 @@ def build_training_model(options: argparse.Namespace, header: Header, files: Fil
 
     Args:
         options: resolved.
-        header: what the network is.
-        files: what `read_checkpoints` returned.
+        header: of the network.
+        files: by `read_checkpoints`.
         resumed: whether all weights will come from a resume file.
 
     Raises:
@@ -179,7 +214,14 @@ def build_training_model(options: argparse.Namespace, header: Header, files: Fil
 
 
 def _load_initial_weights(model: GLNet, header: Header, files: Files, source: str) -> None:
-    """Load what stage 1 starts from, if anything: a checkpoint that may have other classes, or both backbones."""
+    """Load the weights that stage 1 starts from, if any.
+
+    Args:
+        model: the network.
+        header: of the network.
+        files: `init_from`, if it is among them, may have other classes.
+        source: of the backbones' weights, see `backbone_weights`; not read with `init_from`.
+    """
     if "init_from" in files:
         path = files["init_from"].path
         checkpoint.load_but_classes(model, files["init_from"])
@@ -189,8 +231,9 @@ def _load_initial_weights(model: GLNet, header: Header, files: Files, source: st
         )
         return
     state = backbone_weights(header.backbone, source)
-    for branch in (model.global_, model.local) if state is not None else ():
-        checkpoint.load(branch.backbone, state, Path(source), ("",))
+    if state is not None:
+        for branch in (model.global_, model.local):
+            checkpoint.load(branch.backbone, state, Path(source), ("",))
 
 
 def place(model: GLNet, stage: Stage, device: torch.device) -> None:
@@ -200,9 +243,9 @@ def place(model: GLNet, stage: Stage, device: torch.device) -> None:
 
 
 def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks) -> None:
-    """Let the norm layers that `stage` trains take their statistics over all processes; tensors keep their names.
+    """Replace the norm layers that `stage` trains by layers whose statistics are those of all processes together.
 
-    Raises InputError in mode 2 and without GPUs.
+    Their tensors keep their names. Raises InputError in mode 2 and without GPUs.
     """
     if ranks.device.type != "cuda" or stage.number == 2:
         reason = "mode 2 normalises every sub-batch alone" if stage.number == 2 else "torch has it for GPUs only"

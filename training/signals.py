@@ -1,22 +1,27 @@
-"""Signals that ask a run to stop, heard where it is ready for them."""
+"""Signals that stop a run at a point where its state can be saved."""
 
 import os
 import signal
 import sys
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
 REPEAT_SECONDS = 1.0
-"""A second SIGINT within this time is the first one's echo: torchrun passes on what the terminal sent already."""
+"""A second SIGINT within this time is taken as the first: torchrun forwards the one that the terminal sends."""
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM do nothing but set `received`; a second SIGINT stops at once."""
+    """A context in which SIGINT and SIGTERM only set `received`; a second SIGINT raises KeyboardInterrupt.
+
+    Attributes:
+        received: number of the first signal; None before.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._at = 0.0
-        self._before = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -36,6 +41,7 @@ class StopSignals:
             line = (
                 f"{signal.Signals(number).name}: finishing the step, then saving; Ctrl-C again stops without saving\n"
             )
-            os.write(sys.__stderr__.fileno(), line.encode())  # print() may itself be at work when the signal comes
+            if sys.__stderr__ is not None:
+                os.write(sys.__stderr__.fileno(), line.encode())  # the signal may interrupt a print(), which is locked
         elif number == signal.SIGINT and now - self._at > REPEAT_SECONDS:
             raise KeyboardInterrupt

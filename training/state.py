@@ -1,4 +1,4 @@
-"""The resume file: everything that an interrupted training needs to end as if it had not been interrupted."""
+"""The resume file: the state of an unfinished training, which then ends as if it had not been interrupted."""
 
 import argparse
 import random
@@ -22,13 +22,20 @@ from utils.files import load_torch, save_torch
 
 FORMAT, VERSION = "glnet training", 2
 
-EPOCH_OPTIONS = ("batch_size", "seed", "training_images")
-"""What decides which images are in which step of an epoch."""
+EPOCH_OPTIONS = ("batch_size", "seed", "training_images", "window", "windows")
+"""The options, and the training images, that determine which images are in which step of an epoch."""
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of a run in `--model_path`; `resume` exists while the run is unfinished, `card` when it is finished."""
+    """The files of a run in `--model_path`.
+
+    Attributes:
+        last: checkpoint of the last epoch.
+        best: checkpoint of the epoch with the best validation score.
+        resume: the resume file, which exists as long as the run is unfinished.
+        card: the model card, written when the run is finished.
+    """
 
     last: Path
     best: Path
@@ -38,14 +45,14 @@ class RunFiles:
     @classmethod
     def of(cls, options: argparse.Namespace) -> "RunFiles":
         """Return the paths that follow from `--model_path` and `--task_name`."""
-        names = (options.task_name + ending for ending in (".pth", ".best.pth", ".resume.pth", ".md"))
-        return cls(*(options.model_path / name for name in names))
+        folder, name = options.model_path, options.task_name
+        return cls(*(folder / f"{name}{ending}" for ending in (".pth", ".best.pth", ".resume.pth", ".md")))
 
 
 def resume_source(options: argparse.Namespace) -> Path | None:
     """Return the resume file that a run continues from; None if it starts from the beginning.
 
-    Raises InputError where an unfinished run would be lost without `--overwrite`.
+    Raises InputError if an unfinished run would be lost and `--overwrite` is not given.
     """
     own = RunFiles.of(options).resume
     if options.resume == "auto":
@@ -64,14 +71,14 @@ def resume_source(options: argparse.Namespace) -> Path | None:
 
 @dataclass
 class RunState:
-    """Where a run stands between its epochs.
+    """The state of a run between its epochs.
 
     Attributes:
         started, resumed: times in UTC.
         epoch: epochs done.
         best_score: the headline's best mIoU on the validation images, 0..1; -1 before the first.
-        best_epoch: when it was reached, counted from 1.
-        bad_in_row: steps in a row, up to now, whose loss or gradient was not finite.
+        best_epoch: the epoch that reached it, counted from 1.
+        bad_in_row: the last steps in a row whose loss or gradient was not finite.
     """
 
     started: str
@@ -111,14 +118,14 @@ class Snapshot:
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
-    """Write `snapshot` beside and renamed. Raises InputError, naming `path`, when that cannot be done."""
+    """Write a resume file through `utils.files.replacing`. Raises InputError, naming `path`, if that fails."""
     # not asdict(), which would copy every tensor
     content = {entry.name: getattr(snapshot, entry.name) for entry in fields(snapshot)}
     save_torch(path, {"format": FORMAT, "version": VERSION, **content})
 
 
 def read(path: Path) -> Snapshot:
-    """Read what `write` wrote. Raises InputError, naming `path`, when it is missing, damaged or something else."""
+    """Read a resume file. Raises InputError, naming `path`, if it is missing, damaged or no such file."""
     content = load_torch(path, "resume file")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no resume file; --resume takes auto, off, or a file that ends in .resume.pth")
@@ -130,12 +137,13 @@ def read(path: Path) -> Snapshot:
     for name, kind in {**kinds, "sums": list}.items():
         if not isinstance(content.get(name), kind):
             raise InputError(f"{path} is damaged: its {name} is no {kind.__name__}")
-    return Snapshot(**{entry.name: content.get(entry.name) for entry in fields(Snapshot)})
+    entries: dict[str, Any] = {entry.name: content.get(entry.name) for entry in fields(Snapshot)}
+    return Snapshot(**entries)
 
 
 @dataclass
 class TrainerState:
-    """Everything that changes while a run trains: what a snapshot is taken of, and restored to."""
+    """Everything that changes while a run trains, and so is in a snapshot."""
 
     model: GLNet
     optimizer: torch.optim.Optimizer
@@ -149,7 +157,7 @@ class TrainerState:
 
         Args:
             ranks: all processes; their metrics are added.
-            options: what `options_record` returned.
+            options: of the run, by `options_record`.
             logs: the length of each log file, in bytes.
         """
         sums = [counts.clone() for counts in self.epoch.metrics.sums()]
@@ -169,7 +177,16 @@ class TrainerState:
         )
 
     def restore(self, snapshot: Snapshot, path: Path, ranks: Ranks) -> None:
-        """Restore what `capture` took. Raises InputError, naming `path`, if it is damaged or of another network."""
+        """Restore a snapshot.
+
+        Args:
+            snapshot: by `capture`.
+            path: its file, for messages.
+            ranks: all processes; the metric is restored in the main one.
+
+        Raises:
+            InputError: the snapshot is damaged or of another network.
+        """
         checkpoint.load(self.model, checkpoint.only_tensors(path, snapshot.model), path, ("",))
         try:
             self.optimizer.load_state_dict(snapshot.optimizer)
@@ -186,7 +203,7 @@ class TrainerState:
             raise InputError(f"{path} is damaged, or of another network: {error}") from error
 
     def _restore_epoch(self, snapshot: Snapshot, main: bool) -> None:
-        """Restore the epoch; the metric goes to the `main` process alone, as it counts once."""
+        """Restore the epoch. The metric, a sum over processes, is restored in the `main` process alone."""
         for name, value in _epoch_record(self.epoch).items():
             setattr(self.epoch, name, type(value)(snapshot.progress[name]))
         for counts, saved in zip(self.epoch.metrics.sums(), snapshot.sums, strict=True):
@@ -194,7 +211,7 @@ class TrainerState:
                 counts.copy_(saved)
 
     def reschedule(self, lr: float, step: int) -> None:
-        """Set the base learning rate and the number of schedule steps taken, after either changed."""
+        """Set the base learning rate `lr` and the number of schedule steps taken, `step`."""
         self.scheduler.last_epoch = step
         self.scheduler.base_lrs = [lr for _ in self.scheduler.base_lrs]
         for group, factor in zip(self.optimizer.param_groups, self.scheduler.lr_lambdas, strict=True):
@@ -203,13 +220,14 @@ class TrainerState:
 
 
 def _epoch_record(epoch: EpochState) -> dict[str, Any]:
-    """Return the numbers of `epoch`, without its metrics."""
+    """Return the entries of `epoch` that are saved as numbers."""
     return {name: value for name, value in vars(epoch).items() if name not in ("metrics", "save_requested")}
 
 
 def _random_states() -> dict[str, Any]:
     """Return the states of all generators, as plain values and tensors."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global generator is what other code may draw from
+    numpy: Any = np.random.get_state()  # noqa: NPY002 - other code may draw from the global generator
+    name, keys, *rest = numpy
     return {
         "python": random.getstate(),
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
@@ -219,7 +237,7 @@ def _random_states() -> dict[str, Any]:
 
 
 def _set_random_states(states: Mapping[str, Any]) -> None:
-    """Restore what `_random_states` returned; the states of GPUs that do not exist here are not used."""
+    """Restore the states of all generators; those of GPUs are left out if there is another number of GPUs now."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
@@ -230,7 +248,7 @@ def _set_random_states(states: Mapping[str, Any]) -> None:
 
 
 def options_record(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """Return `options` in plain values, with `more` that identifies the experiment."""
+    """Return options, and `more` values that identify the experiment, as plain values by name."""
     record = {**vars(options), **more}
     return {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in sorted(record.items())}
 
@@ -241,15 +259,15 @@ def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: 
     An option that the file does not have is newer than the file; it counts as saved with its default.
 
     Args:
-        saved: what `options_record` returned when the file was written.
-        given: what it returns now.
-        anyway: whether changes that make it another experiment are allowed (`--resume_anyway`).
+        saved: `options_record` of the run that wrote the file.
+        given: `options_record` of the run that continues it.
+        anyway: whether changes that make another experiment are allowed (`--resume_anyway`).
 
     Returns:
-        A line for each changed option, by name; options whose change means nothing are left out.
+        A line for each changed option, by name, without the options that are SILENT.
 
     Raises:
-        InputError: the changes make it another experiment, and that is not allowed.
+        InputError: the changes make another experiment, and that is not allowed.
     """
     parser = build_parser()
     rules = parser.on_resume

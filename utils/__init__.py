@@ -1,1 +1,1 @@
-"""Geometry, losses, metrics, options and records; nothing here imports from models or dataset."""
+"""Geometry, losses, metrics, settings and files; no module here imports from another package."""

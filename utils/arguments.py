@@ -1,4 +1,4 @@
-"""What the command lines of training and prediction share: the parser, types with bounds, and common options."""
+"""The common part of the command lines of training and prediction: parser, types with bounds, and options."""
 
 import argparse
 import math
@@ -6,19 +6,23 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from utils.errors import InputError
-from utils.regions import MOST_MARGIN
+from utils.selection import MOST_MARGIN
 from utils.settings import RECORDED
 
 AddOption = Callable[..., argparse.Action]
-"""Adds an option to a group: what `argparse` takes, and `on_resume`."""
+"""Adds an option to a group; takes the arguments of `add_argument`, and `on_resume`."""
 
 REFUSED, LOGGED, SILENT = "refused", "logged", "silent"
-"""What happens if a resumed training gets another value of an option: it makes another experiment and is refused, it is
-logged, or it is not even worth a line."""
+"""What happens if a resumed training gets another value of an option: the run is refused, as it would be another
+experiment; a line is logged; nothing."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that keeps line breaks in help texts and raises InputError instead of ending the process."""
+    """A parser that keeps line breaks in help texts and raises InputError instead of ending the process.
+
+    Attributes:
+        on_resume: by option, REFUSED, LOGGED or SILENT.
+    """
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(
@@ -38,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return add
 
     def error(self, message: str) -> NoReturn:
-        """Raise InputError with the message that argparse would print after the usage, as `--lr -1 must be ...`."""
+        """Raise InputError with argparse's message, such as `--lr -1 must be at least 0`."""
         raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
 
 
@@ -71,6 +75,7 @@ def number(low: float, high: float | None = None) -> Callable[[str], float]:
 
 
 def _bounded(value: float, text: str, low: float, high: float | None) -> float:
+    """Return `value`. Raises ArgumentTypeError, naming the option's `text`, if it is out of bounds."""
     if value < low or (high is not None and value > high):
         rule = f"must be at least {low:g}" if high is None else f"must be from {low:g} to {high:g}"
         raise argparse.ArgumentTypeError(f"{text} {rule}")
@@ -82,7 +87,7 @@ def recorded_default(name: str, of_data_set: str = "") -> str:
 
     Args:
         name: one of `RECORDED`.
-        of_data_set: which data sets have a default of their own, and which, in words.
+        of_data_set: the defaults of data sets that have their own, in words.
     """
     own = f"the data set's: {of_data_set}" if of_data_set else ""
     return f"(default: the checkpoint's, else {own}{RECORDED[name]})"
@@ -100,6 +105,23 @@ def add_geometry(add: AddOption, size_p_of_data_set: str = "") -> None:
     add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
 
 
+def add_view(add: AddOption, bands: Callable[[str], str], stretch: Callable[[str], str]) -> None:
+    """Add the options that say how files become 8-bit RGB; `bands` and `stretch` parse and spell their values."""
+    add(
+        "--bands",
+        type=bands,
+        metavar="R,G,B",
+        help="which bands, from 1, are red, green and blue (default: the checkpoint's, else 1,2,3, or the\nonly one)",
+    )
+    add(
+        "--stretch",
+        type=stretch,
+        metavar="LOW,HIGH",
+        help="what becomes black and white in pixels of more than 8 bits: percentiles of each\n"
+        "band, or values, as in 0,10000 (default: the checkpoint's, else 2%%,98%%)",
+    )
+
+
 def add_coarse_to_fine(add: AddOption) -> None:
     """Add the options of coarse to fine that training, evaluation and prediction share."""
     add(
@@ -113,4 +135,17 @@ def add_coarse_to_fine(add: AddOption) -> None:
         type=number(0, MOST_MARGIN),
         metavar="PART",
         help=f"enlarge boxes by this part of their sides, in each direction {recorded_default('box_margin')}",
+    )
+
+
+def add_refine_share(add: AddOption) -> None:
+    """Add the option that selects uncertain patches, in evaluation and prediction."""
+    add(
+        "--refine_share",
+        type=number(0, 1),
+        default=1.0,
+        metavar="SHARE",
+        on_resume=SILENT,
+        help="modes 2 and 3: the local branch computes only this part of the patches, those in which the\n"
+        "global prediction is least certain; elsewhere the global prediction stands (default: 1, all)",
     )

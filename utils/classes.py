@@ -1,4 +1,4 @@
-"""What a data set's class ids mean."""
+"""The classes of a data set: names, colours, and what is measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -8,26 +8,32 @@ IGNORED = 255
 """The label id that is left out of the loss and of every metric."""
 
 Color = tuple[int, int, int]
+"""(red, green, blue), 0..255 each."""
 
 
 def _voc_color(k: int) -> Color:
-    """Colour of id k: its bits 0, 3, 6 are red's highest bits, 1, 4, 7 green's, 2, 5 blue's."""
-    return tuple(sum((k >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
+    """Return the colour of id k: its bits 0, 3, 6 are the highest bits of red, 1, 4, 7 of green, 2, 5 of blue."""
+    red, green, blue = (sum((k >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3))
+    return red, green, blue
 
 
 def distinct_colors(count: int) -> list[Color]:
-    """The first `count` customary colours that are no grey, so that they are never mistaken for grey values."""
+    """Return the first `count` colours of PASCAL VOC that are not grey: none can be confused with a grey value."""
     return [color for k in range(2 * count + 2) if len(set(color := _voc_color(k))) > 1][:count]
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What the ids 0..n-1 are called, how label files spell them, and what is measured.
+    """The classes of a data set, with the ids 0..n-1.
 
-    `palette` is RGB, for label files and for pictures; `left_out` are the ids that the headline mIoU leaves out.
-    `values` are the grey values of the ids in label files, the ids themselves where none are given; `ignored` the
-    grey values and colours there that count nowhere. `foreground` are the ids of the objects that the set is about,
-    none where it has no background; `measures` names of `utils.metrics.MEASURES`, reported beside IoU.
+    Attributes:
+        names: of the classes, n of them.
+        palette: RGB colours of the classes, in label files and in pictures.
+        left_out: ids that the headline mIoU leaves out.
+        values: the grey value of each id in label files; by default the id itself.
+        ignored: grey values and colours in label files whose pixels are left out of the loss and of every metric.
+        foreground: ids of the objects that the set is about; empty if the set has no background.
+        measures: names of `utils.metrics.MEASURES`, reported beside IoU.
     """
 
     names: tuple[str, ...]
@@ -47,12 +53,12 @@ class Classes:
 
     @classmethod
     def generic(cls, n_class: int) -> "Classes":
-        """`class 0` ... with the colours that PASCAL VOC made customary; class 0 is left out, as released."""
+        """Return `n_class` numbered classes in the colours of PASCAL VOC; class 0 is left out, as released."""
         names = tuple(f"class {k}" for k in range(n_class))
         return cls(names, tuple(_voc_color(k) for k in range(n_class)), (0,))
 
     def to_record(self) -> dict[str, Any]:
-        """Plain lists and strings, for checkpoints and JSON."""
+        """Return the attributes as plain lists and strings, for checkpoints and JSON."""
         record = {field.name: list(getattr(self, field.name)) for field in fields(self)}
         record["palette"] = [list(color) for color in self.palette]
         record["ignored"] = [one if isinstance(one, int) else list(one) for one in self.ignored]
@@ -60,7 +66,7 @@ class Classes:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Classes":
-        """The inverse of `to_record`; of older records, which have the first three entries only, as well."""
+        """Return the classes that `to_record` recorded. Older records have the first three entries only."""
         known = {field.name: tuple(record[field.name]) for field in fields(cls) if field.name in record}
         known["palette"] = tuple(tuple(color) for color in record["palette"])
         known["ignored"] = tuple(

@@ -1,4 +1,4 @@
-"""What the known ways to fail mean, in one line for the user."""
+"""The known ways to fail, each explained in one line."""
 
 import argparse
 
@@ -9,7 +9,7 @@ LOWER_MEMORY = {
     2: ("sub_batch_size", "size_p"),
     3: ("sub_batch_size", "size_p", "batch_size"),
 }
-"""By mode, the options that lower what a step or an evaluation needs, the most useful first."""
+"""By mode, the options that lower the memory of a step or an evaluation, the most useful first."""
 
 _ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
 _PEER = (
@@ -24,15 +24,24 @@ _PEER = (
 
 
 def diagnose(
-    error: BaseException, options: argparse.Namespace, processes: int, lower_memory: tuple[str, ...] = ()
+    error: BaseException, options: argparse.Namespace | None, processes: int, lower_memory: tuple[str, ...] = ()
 ) -> str | None:
-    """A line that says what `error` means and what helps; None where it is unknown and its stack trace is needed.
+    """Explain an error in one line, with a remedy.
 
-    `lower_memory`: options to advise where memory runs out; by default those of the mode.
+    Args:
+        error: any exception.
+        options: of the command line; None if they could not be parsed.
+        processes: how many run together.
+        lower_memory: options to advise if memory runs out; by default `LOWER_MEMORY` of the mode.
+
+    Returns:
+        The line; None if the error is of no known kind, so that its stack trace is needed.
     """
     text = str(error)
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(sign in text for sign in _ALLOCATION):
+        if options is None:
+            return f"out of memory ({first})"
         lower = ", ".join(f"--{name} {getattr(options, name)}" for name in lower_memory or LOWER_MEMORY[options.mode])
         return f"out of memory ({first}); lower {lower}"
     if "DataLoader worker" in text:

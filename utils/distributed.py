@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from utils.errors import InputError
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: for one that segments a far larger image, not for one that failed."""
+"""The longest wait of a process for the others, one of which may segment a far larger image."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the `world` that run together: number `rank`, its tensors on `device`.
+    """The processes that run together. Every method must be called by all of them, in the same order.
 
-    Every method must be called by all of them, in the same order. Alone, each does nothing.
+    Attributes:
+        rank: this process's number, from 0.
+        world: how many processes there are. If there is one, no method communicates.
+        device: of this process's tensors.
     """
 
     rank: int = 0
@@ -33,7 +36,7 @@ class Ranks:
         return self.rank == 0
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each of `tensors`, all of one type, by its sum over the processes; all in one transfer."""
+        """Replace each of `tensors`, all of one dtype, by its sum over the processes, in one transfer."""
         if self.world == 1:
             return
         flat = torch.cat([tensor.reshape(-1).to(self.device) for tensor in tensors])
@@ -42,31 +45,39 @@ class Ranks:
             tensor.copy_(part.view_as(tensor))
 
     def max(self, number: int) -> int:
-        """The largest of an integer over the processes."""
+        """Return the largest of the processes' numbers."""
         return max(self.gather(number))
 
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every process, in the order of their numbers."""
+        """Return the value of every process, in the order of their ranks."""
         if self.world == 1:
             return [value]
-        values = [None] * self.world
+        values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this."""
         if self.world > 1:
             dist.barrier()
 
 
 ALONE = Ranks()
+"""A single process on the CPU."""
 
 
 def start(device: str | None) -> Ranks:
-    """Join the processes that torchrun started, by its environment variables, or be alone.
+    """Join the processes that torchrun started, by its environment variables.
 
-    `device` is the option: None is the best there is. Of several processes on a machine with GPUs each takes the one of
-    its local rank. Raises InputError where the device cannot be used.
+    Args:
+        device: the value of `--device`; None is CUDA if there is any, else the CPU. Of several processes on a machine
+            with GPUs each takes the GPU of its local rank.
+
+    Returns:
+        This process among the others, or a single one without torchrun.
+
+    Raises:
+        InputError: the device cannot be used.
     """
     world, rank, local = (int(os.environ.get(name, 0)) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if world <= 1:
@@ -87,13 +98,13 @@ def start(device: str | None) -> Ranks:
 
 
 def stop() -> None:
-    """Leave the other processes, all of which are done."""
+    """Leave the group of processes, if there is one, after all work is done."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best there is."""
+    """Return the device called `name`; for None CUDA if there is any, else the CPU. Raises InputError if it fails."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -105,31 +116,37 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def trained_statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances of the norm layers in training mode.
+    """Return running means and variances of the norm layers in training mode.
 
-    Their `num_batches_tracked` is no part of any result and stays each process's own.
+    `num_batches_tracked` affects no result and is not included.
     """
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training)
-    return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+    statistics = (statistic for norm in norms for statistic in (norm.running_mean, norm.running_var))
+    return [statistic for statistic in statistics if statistic is not None]
 
 
 def reduce_step(
     ranks: Ranks, parameters: Sequence[nn.Parameter], statistics: Sequence[Tensor], numbers: Tensor, active: bool
 ) -> None:
-    """Make one step of what each process did with its images; in place, and the same everywhere afterwards.
+    """Combine the processes' parts of one step, in place; afterwards all processes hold the same.
 
-    Gradients of `parameters`, 0 where there are none, and `numbers`, float32, become sums over the processes. Running
-    `statistics` become means over the `active` processes, which had something to learn from; not a number where none
-    was.
+    Args:
+        ranks: the processes.
+        parameters: their gradients become sums over the processes; a missing one is taken as 0.
+        statistics: running statistics of norm layers; they become means over the active processes, NaN without any.
+        numbers: float32; they become sums over the processes.
+        active: whether this process had anything to learn from.
     """
+    gradients: list[Tensor] = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
     if ranks.world == 1:
         return
     count = torch.tensor([float(active)], device=ranks.device)
     for statistic in statistics:
         statistic.mul_(count)
-    ranks.sum_([*(parameter.grad for parameter in parameters), *statistics, numbers, count])
+    ranks.sum_([*gradients, *statistics, numbers, count])
     for statistic in statistics:
         statistic.div_(count)

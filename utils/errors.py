@@ -2,27 +2,32 @@
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class InputError(ValueError):
-    """Bad input: a file, an option or a combination of them.
-
-    The message names the file or option, the rule that it breaks and how to mend it. Entry points print
-    it as one line and exit with code 2; it never shows as a stack trace. `kind` says in two or three words what is
-    wrong, for summaries of many.
-    """
+    """Bad input: a file, an option or a combination of them. Entry points print one line and exit with code 2."""
 
     def __init__(self, message: str, kind: str = "") -> None:
-        super().__init__(message)
+        """Make the exception.
+
+        Args:
+            message: names the file or option, the rule that it breaks and how to mend it.
+            kind: the fault in two or three words, for summaries of many.
+        """
+        # names of files are bytes; those that are not text are spelt so that any stream takes them
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.kind = kind
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, though its input is right. One line, exit code 1."""
+    """A run that cannot continue, though its input is right. Entry points print one line and exit with code 1."""
 
 
 class Interrupted(Exception):
-    """A run that stopped because signal `number` asked it to, and has saved. One line, exit code 128 + `number`."""
+    """A run that signal `number` stopped and that has saved. Entry points print one line; exit code 128 + `number`."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -30,10 +35,17 @@ class Interrupted(Exception):
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """The exit code of a small command that does `work`: 0, or 2 after one line that says what is wrong."""
+    """Call `work`, the body of a small command. Return 0, or 2 after the line of an InputError."""
     try:
         work()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def required(value: Value | None, name: str) -> Value:
+    """Return `value`, which cannot be None where this is called. Raises ValueError, with `name`, if it is."""
+    if value is None:
+        raise ValueError(f"{name} is missing")
+    return value

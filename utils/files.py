@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one, and reading torch's without running what is in them."""
+"""Writing files whole or not at all, and reading torch's files without running code in them."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from utils.errors import InputError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it is renamed to `path`, on failure it is removed.
+    """Yield a path beside `path` to write to. On success that file is renamed to `path`, on failure it is removed.
 
-    The data are on the disk before the name is, so that not even a power failure leaves half a file under `path`.
-    Missing folders are made. Raises InputError, naming `path`, when the file cannot be written.
+    The data reach the disk before the name, so that not even a power failure leaves half a file under `path`. Missing
+    folders are made. Raises InputError, naming `path`, if the file cannot be written.
     """
     path = Path(path)
     beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -31,18 +31,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # where its folder is none, there is nothing to remove
+        with suppress(OSError):  # its folder may not exist
             beside.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Write `record` as indented JSON. Raises InputError, naming `path`, when the file cannot be written."""
+    """Write `record` as indented JSON. Raises InputError, naming `path`, if the file cannot be written."""
     with replacing(path) as part:
         part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_writable(folder: Path) -> None:
-    """Raise InputError, naming `folder`, where no file can be written into it: now, not after an epoch's hours."""
+    """Make `folder` if it is missing. Raises InputError, naming it, if no file can be written into it."""
     probe = folder / f".{os.getpid()}.probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,18 +53,18 @@ def check_writable(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of their attempts to write `path`."""
+    """Remove the unfinished files that killed processes left beside `path`; see `replacing`."""
     for left in path.parent.glob(f".{path.stem}.*.part{path.suffix}"):
         with suppress(OSError):
             left.unlink()
 
 
 def save_torch(path: Path, content: Any) -> None:
-    """`torch.save` beside and renamed. Raises InputError, naming `path`, when the file cannot be written."""
+    """Save `content` by `torch.save` through `replacing`. Raises InputError, naming `path`, if that fails."""
     with replacing(path) as beside:
         try:
             torch.save(content, beside)
-        except RuntimeError as error:  # torch's file writer tells a full disk so, without the system's reason
+        except RuntimeError as error:  # of torch's file writer on a full disk; it lacks the system's reason
             free = os.statvfs(beside.parent).f_bavail * os.statvfs(beside.parent).f_frsize
             reason = str(error).splitlines()[0]
             raise OSError(
@@ -73,9 +73,17 @@ def save_torch(path: Path, content: Any) -> None:
 
 
 def load_torch(path: str | Path, what: str = "checkpoint") -> Any:
-    """What `torch.save` wrote: tensors and plain values, on the CPU. No code in the file is executed.
+    """Load a file of `torch.save`. No code in the file is executed.
 
-    Raises InputError, naming `path`, when it is missing, damaged, cut short, or holds more than tensors.
+    Args:
+        path: the file.
+        what: the kind of file, for messages.
+
+    Returns:
+        Tensors, on the CPU, and plain values.
+
+    Raises:
+        InputError: the file is missing, damaged, cut short, or holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,7 +99,7 @@ def load_torch(path: str | Path, what: str = "checkpoint") -> Any:
 
 
 def _refuse_swelling(path: Path) -> None:
-    """InputError where a zip file would unpack to more than its own size: torch never compresses."""
+    """Raise InputError if a zip file would unpack to more than its own size: torch does not compress."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

@@ -1,13 +1,17 @@
 """Training losses: focal, cross-entropy, Lovász-softmax.
 
-All take `logits` (N, K, H, W) and `target` (N, H, W) ids, and leave pixels of the id `ignored` out; if there is no
-other, the loss is 0. With `class_weights` (K,) the pixels' mean is weighted by their classes' weights and divided by
-the sum of these, so that weights shift attention between classes and leave the scale of the loss as it is.
+Every loss takes the same arguments and returns a scalar:
+
+    logits: (N, K, H, W).
+    target: ids (N, H, W), 0..K-1 or `ignored`.
+    ignored: the id of pixels that are left out. Without any other pixel the loss is 0.
+    class_weights: (K,). The mean over pixels is weighted by the weights of their classes and divided by the sum of
+        these, so that weights shift attention between classes and do not change the scale of the loss.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +21,14 @@ from utils.classes import IGNORED
 from utils.errors import InputError
 
 EPSILON = 1e-7
+"""Probabilities are clamped to [EPSILON, 1 - EPSILON] in the focal loss, as released."""
+
 GAMMA = 3.0
+"""The focal loss's exponent, as released."""
 
 
 def pixel_weights(target: Tensor, ignored: int = IGNORED, class_weights: Tensor | None = None) -> Tensor:
-    """What each pixel of `target` counts in a mean: 0 where it is `ignored`, else 1 or its class's weight."""
+    """Return the weight of each pixel of `target` in a mean: 0 if it is ignored, else 1 or its class's weight."""
     known = target != ignored
     if class_weights is None:
         return known
@@ -29,7 +36,7 @@ def pixel_weights(target: Tensor, ignored: int = IGNORED, class_weights: Tensor 
 
 
 def _mean(values: Tensor, target: Tensor, ignored: int, class_weights: Tensor | None) -> Tensor:
-    """The (weighted) mean of `values` (N, H, W) over the pixels; 0 where these weigh nothing."""
+    """Return the weighted mean of `values` (N, H, W) over the pixels; 0 if all weights are 0."""
     weights = pixel_weights(target, ignored, class_weights)
     total = weights.sum()
     return (values * weights).sum() / total.where(total > 0, 1)
@@ -42,10 +49,7 @@ def focal_loss(
     ignored: int = IGNORED,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Mean of -(1 - p)^gamma log p over the pixels, p being the true class's probability.
-
-    Probabilities are clamped to [1e-7, 1 - 1e-7] as released.
-    """
+    """Return the mean of -(1 - p)^gamma log p over the pixels, p being the true class's probability."""
     target = target.long()
     known = target != ignored
     probability = F.softmax(logits, dim=1).gather(1, target.where(known, 0).unsqueeze(1)).squeeze(1)
@@ -57,7 +61,7 @@ def focal_loss(
 def cross_entropy(
     logits: Tensor, target: Tensor, ignored: int = IGNORED, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Mean of -log p over the pixels, p being the true class's probability."""
+    """Return the mean of -log p over the pixels, p being the true class's probability."""
     target = target.long()
     loss = F.cross_entropy(logits, target, ignore_index=ignored, reduction="none")
     return _mean(loss, target, ignored, class_weights)
@@ -66,10 +70,10 @@ def cross_entropy(
 def lovasz_softmax(
     logits: Tensor, target: Tensor, ignored: int = IGNORED, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Lovász-softmax (Berman et al. 2018): a convex bound of 1 - IoU, over the batch as one, mean over the classes.
+    """Return the Lovász-softmax loss (Berman et al. 2018), a convex bound of 1 - IoU.
 
-    All classes count, those without a pixel too: there the loss is the highest probability of the class anywhere.
-    `class_weights` weigh the classes in the mean.
+    The batch is taken as one image. The result is the mean over all classes, weighted by `class_weights`. The loss of
+    a class without a pixel is its highest probability anywhere.
     """
     target = target.long()
     known = target != ignored
@@ -86,7 +90,10 @@ def lovasz_softmax(
 
 
 def _jaccard_steps(truth: Tensor) -> Tensor:
-    """(K, P): by how much the Jaccard loss of each class grows when one more pixel, in this order, is wrong."""
+    """Return by how much the Jaccard loss of each class grows with each further wrong pixel, (K, P).
+
+    `truth` (K, P) is 1 for the pixels of each class, in the order of descending errors.
+    """
     total = truth.sum(1, keepdim=True)
     intersection = total - truth.cumsum(1)
     union = total + (1 - truth).cumsum(1)
@@ -99,9 +106,12 @@ LOSSES = ("focal", "ce", "lovasz", "focal+lovasz")
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss called `name`, one of `LOSSES`: the sum of its `parts`.
+    """A training loss: the sum of its parts.
 
-    Calling it with logits and target gives a scalar. `class_weights` (K,), if any, are what its parts weigh with.
+    Attributes:
+        name: one of `LOSSES`.
+        parts: functions of logits and target.
+        class_weights: (K,), already bound in the parts; None if all classes count alike.
     """
 
     name: str
@@ -109,21 +119,31 @@ class Loss:
     class_weights: Tensor | None = None
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        return sum(part(logits, target) for part in self.parts)
+        """Return the loss of `logits` (N, K, H, W) against ids `target` (N, H, W), a scalar."""
+        return reduce(torch.add, (part(logits, target) for part in self.parts))
 
     def term(self, prediction: str) -> str:
-        """What this loss of `prediction` is called among the terms of a step: `focal_global`."""
+        """Return the name of this loss of `prediction` among the terms of a step, such as `focal_global`."""
         return f"{self.name}_{prediction}"
 
     def weight(self, target: Tensor) -> float:
-        """What all pixels of `target` count together: by it the means of several targets make one."""
+        """Return the sum of the weights of all pixels of `target`.
+
+        The mean over several targets is the mean of their means, weighted by these sums.
+        """
         return float(pixel_weights(target, class_weights=self.class_weights).sum(dtype=torch.float64))
 
 
 def build_loss(name: str = "focal", gamma: float = GAMMA, class_weights: Tensor | None = None) -> Loss:
-    """The loss called `name`, one of `LOSSES`; the default is `focal_loss`, as released. `gamma` is the focal loss's.
+    """Return a training loss; the default is the released one.
 
-    Raises InputError for another name and for a negative gamma.
+    Args:
+        name: one of `LOSSES`.
+        gamma: exponent of the focal loss, 0 or more.
+        class_weights: (K,); None if all classes count alike.
+
+    Raises:
+        InputError: for another name and for a negative gamma.
     """
     if not gamma >= 0:
         raise InputError(f"--gamma {gamma} is negative; give 0 or more (0 is cross-entropy, the released value is 3)")
@@ -138,9 +158,14 @@ def build_loss(name: str = "focal", gamma: float = GAMMA, class_weights: Tensor 
 
 
 def check_class_weights(values: Sequence[float], names: Sequence[str]) -> Tensor:
-    """(K,) float32 weights of the classes `names`.
+    """Return class weights as a tensor, (K,) float32.
 
-    Raises InputError unless there is one for each class, none negative, and not all zero.
+    Args:
+        values: the weights.
+        names: of the K classes.
+
+    Raises:
+        InputError: there is not one weight for each class, one is negative or not finite, or all are 0.
     """
     if len(values) != len(names):
         raise InputError(

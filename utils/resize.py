@@ -8,11 +8,10 @@ from utils.tiling import Size
 
 
 def nearest_indices(source: int, target: int) -> Tensor:
-    """(target,) int64: which of `source` cells Pillow's NEAREST reads for each of `target` cells.
+    """Return the cell of `source` that Pillow's NEAREST reads for each cell of `target`, (target,) int64.
 
-    Pillow samples cell centres (124 -> 31 reads 2, 6, 10, ...; torch's `nearest` reads 0, 4, 8, ...). It adds
-    the step up in float64, one cell at a time, and so does this: `(i + 0.5) * step` would round some ties
-    the other way.
+    Pillow samples cell centres (124 -> 31 reads 2, 6, 10, ...; torch's `nearest` reads 0, 4, 8, ...). It adds the step
+    up in float64, one cell at a time, as is done here; `(i + 0.5) * step` would round some ties the other way.
     """
     step = source / target
     steps = np.full(target, step)
@@ -21,7 +20,7 @@ def nearest_indices(source: int, target: int) -> Tensor:
 
 
 def shrink_label(label: Tensor, size: Size) -> Tensor:
-    """Labels (..., H, W) at `size` (height, width), as `PIL.Image.resize(..., NEAREST)` shrinks them."""
+    """Return labels (..., H, W) resized to `size`, (..., h, w), as `PIL.Image.resize(..., NEAREST)` does it."""
     rows = nearest_indices(label.shape[-2], size[0]).to(label.device)
     columns = nearest_indices(label.shape[-1], size[1]).to(label.device)
     return label.index_select(-2, rows).index_select(-1, columns)

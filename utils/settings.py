@@ -1,4 +1,4 @@
-"""How a network reads images, computes and weighs: `Settings`, and which of its values a checkpoint records."""
+"""`Settings` of a network, and the options that a checkpoint records."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.loss import Loss, build_loss
 from utils.precision import lay_out
-from utils.regions import BOX_MARGIN, CoarseToFine
+from utils.selection import BOX_MARGIN, PatchSelection
 from utils.tiling import MIN_OVERLAP
 
 STATISTICS = {
@@ -27,19 +27,25 @@ RECORDED: dict[str, Any] = {
     "normalize": "none",
     "coarse_to_fine": False,
     "box_margin": BOX_MARGIN,
+    "bands": None,
+    "stretch": "2%,98%",
 }
 """Options that a checkpoint's header records, each under its own name. An option that is not given takes the recorded
 value, else the data set's, else this one."""
 
 MOST_CLASSES = 255
-"""A byte holds so many ids beside the ignored one, 255."""
+"""The number of ids that a byte holds beside the ignored one, 255."""
 
 SMALLEST_SIDE, LONGEST_SIDE = 32, 1 << 15
 """Bounds of `--size_g` and `--size_p`, in pixels; a damaged checkpoint must not ask for terabytes."""
 
 
 def check_sizes(size_g: int, size_p: int, min_overlap: int) -> None:
-    """Raise InputError where sides, in pixels, are out of bounds, not divisible by 4, or do not fit together."""
+    """Check sizes, in pixels; see `Settings`.
+
+    Raises:
+        InputError: a side is out of bounds or not divisible by 4, or `min_overlap` is not smaller than `size_p`.
+    """
     for name, value in (("size_g", size_g), ("size_p", size_p)):
         if value % 4 or value < SMALLEST_SIDE:
             near = max(SMALLEST_SIDE, value // 4 * 4)
@@ -56,7 +62,7 @@ def check_sizes(size_g: int, size_p: int, min_overlap: int) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are cut into patches, scaled, computed and weighed in the loss.
+    """Settings of training and inference: patches, pixel values, loss, device and precision.
 
     Attributes:
         size_p: side of a patch, in pixels.
@@ -69,7 +75,7 @@ class Settings:
         precision: a key of `utils.precision.PRECISIONS`.
         scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
         share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
-        coarse_to_fine: which patches the local branch computes; None is all of them.
+        selection: selects the patches that the local branch computes; None is all patches.
     """
 
     size_p: int = 508
@@ -82,16 +88,16 @@ class Settings:
     precision: str = "fp32"
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     share: float = 1.0
-    coarse_to_fine: CoarseToFine | None = None
+    selection: PatchSelection | None = None
 
     def to_device(self, x: Tensor) -> Tensor:
-        """Return `x` on the device. For CUDA it goes through pinned memory, so that the host does not wait."""
+        """Return `x` on the device. A copy to CUDA goes through pinned memory, so that the host does not wait."""
         if self.device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned():
             x = x.pin_memory()
         return x.to(self.device, non_blocking=True)
 
     def to_input(self, image: Tensor) -> Tensor:
-        """Return images (N, 3, H, W) uint8 as the network reads them: float32 in [0, 1], normalised, on the device."""
+        """Return images (N, 3, H, W) uint8 as the network's input: float32 in [0, 1], normalised, on the device."""
         x = lay_out(self.to_device(image).float().div_(255), self.precision)
         if self.normalize == "none":
             return x

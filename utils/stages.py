@@ -1,4 +1,4 @@
-"""The three stages of training: what each trains, at which rate and how long."""
+"""The three stages of training: what each trains, at which rate and for how many epochs."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ class Stage:
         number: 1, 2 or 3, the value of `--mode`.
         name: as in the scripts' names.
         trains: children of GLNet that learn.
-        uses: children of GLNet that are computed.
+        uses: children of GLNet that are computed, the learning ones included.
         lr: the released base learning rate.
         epochs: the released number of epochs.
         starts_from: options that name the checkpoints a training needs.
         reads: the option that names the checkpoint an evaluation reads, and that this stage writes.
-        predictions: what the stage predicts, in the order of tables.
+        predictions: names of the stage's predictions, in the order of tables.
         headline: the prediction that the stage is judged by.
         supervised: the predictions in the loss.
-        other_terms: what else is in the loss.
+        other_terms: names of the other terms of the loss.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Stage:
 
 
 PREDICTIONS = ("global", "local", "ensemble")
-"""The predictions that may exist, in the order of every table; mode 1 has the first only."""
+"""The predictions, in the order of every table; mode 1 has the first only."""
 
 STAGES = {
     1: Stage(

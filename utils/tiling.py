@@ -1,7 +1,7 @@
-"""How an image is cut into patches: the only place where coordinates are computed.
+"""How an image is cut into patches: the only module that computes coordinates.
 
-Sizes are (height, width) and boxes (top, left, height, width), everywhere in this project.
-The float64 expressions are the released implementation's: exact rationals round some ties the other way.
+Sizes are (height, width) and boxes (top, left, height, width), everywhere in this project. The float64 expressions are
+the released implementation's; exact rationals round some ties the other way.
 """
 
 from abc import ABC, abstractmethod
@@ -17,9 +17,15 @@ from torch import Tensor
 from utils.errors import InputError
 
 Size = tuple[int, int]
+"""(height, width)."""
 
 MIN_OVERLAP = 50
 """Pixels that neighbouring patches share at least, as released."""
+
+
+def map_size(x: Tensor) -> Size:
+    """Return the (height, width) of `x` (..., H, W)."""
+    return x.shape[-2], x.shape[-1]
 
 
 class Box(NamedTuple):
@@ -31,21 +37,27 @@ class Box(NamedTuple):
     width: int
 
     def of(self, x: Tensor) -> Tensor:
-        """The view of `x` (..., H, W) that this box covers: (..., height, width)."""
+        """Return the view of `x` (..., H, W) that this box covers, (..., height, width)."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 def around(boxes: Sequence[Box]) -> Box:
-    """The smallest box that holds all of `boxes`."""
+    """Return the smallest box that holds all of `boxes`."""
     top, left = min(box.top for box in boxes), min(box.left for box in boxes)
     bottom, right = max(box.top + box.height for box in boxes), max(box.left + box.width for box in boxes)
     return Box(top, left, bottom - top, right - left)
 
 
 def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[int]:
-    """First pixels of the patches along an axis of `side` pixels; a side not longer than `patch` has one, at 0.
+    """Return the first pixel of each patch along an axis.
 
-    Raises InputError when `patch` does not exceed `min_overlap` and the side is longer.
+    Args:
+        side: length of the axis, in pixels.
+        patch: length of a patch. A side that is not longer gets one patch, at 0.
+        min_overlap: pixels that neighbouring patches share at least.
+
+    Raises:
+        InputError: `side` exceeds `patch`, but `patch` does not exceed `min_overlap`.
     """
     if side <= patch:
         return [0]
@@ -62,8 +74,13 @@ def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[i
 
 @dataclass(frozen=True)
 class Axis:
-    """Patches along one axis of an image: its `side` and their length `patch` in pixels, the first pixel of each in
-    `starts`."""
+    """Patches along one axis of an image.
+
+    Attributes:
+        side: length of the axis, in pixels.
+        patch: length of every patch.
+        starts: the first pixel of each patch.
+    """
 
     side: int
     patch: int
@@ -73,20 +90,21 @@ class Axis:
     def cover(
         cls, side: int, patch: int, min_overlap: int = MIN_OVERLAP, first: int = 0, length: int | None = None
     ) -> "Axis":
-        """Patches that cover `length` pixels from `first` on, by default all of the axis."""
+        """Return patches that cover `length` pixels from `first` on, by default the whole axis; see `axis_starts`."""
         length = side if length is None else length
         return cls(side, min(length, patch), tuple(first + start for start in axis_starts(length, patch, min_overlap)))
 
     def cells(self, length: int) -> tuple[tuple[int, ...], int]:
-        """On a feature map of `length` cells: the first cell of each patch, and how many cells every patch covers.
+        """Return the first cell of each patch and the number of cells that every patch covers.
 
-        The map is that of the whole axis, whatever part of it the patches cover.
+        Args:
+            length: cells of a feature map of the whole axis, whatever part of the axis the patches cover.
         """
         covered = max(1, round(length * (self.patch / self.side)))
         return tuple(min(round(start / self.side * length), length - covered) for start in self.starts), covered
 
     def counts(self) -> Tensor:
-        """(side,) float32: how many patches cover each pixel."""
+        """Return how many patches cover each pixel, (side,) float32."""
         steps = torch.zeros(self.side + 1)
         starts = torch.tensor(self.starts)
         steps.index_add_(0, starts, torch.ones(len(self.starts)))
@@ -94,64 +112,66 @@ class Axis:
         return steps.cumsum(0)[: self.side]
 
     def shrunk_counts(self, length: int) -> Tensor:
-        """(length,) float32: the per-pixel counts resized bilinearly to `length` cells.
+        """Return the per-pixel counts resized bilinearly to `length` cells, (length,) float32.
 
-        Pixels that no patch covers count 1: else a cell at the edge of what is covered, which is covered as a whole,
-        would have a count near 0.
+        Pixels without a patch count 1. With 0 a covered cell at the edge of the patches would have a count near 0.
         """
         counts = self.counts().clamp_(min=1).view(1, 1, self.side, 1)
         return F.interpolate(counts, size=(length, 1), mode="bilinear", align_corners=False).view(length)
 
 
 class Patches(ABC):
-    """Overlapping patches of one size, cut from an image: what the network, and those who feed it, ask of them."""
+    """Overlapping patches of one size, cut from an image."""
 
     @property
     @abstractmethod
     def image(self) -> Size:
-        """Size of the image, in pixels."""
+        """The size of the image, in pixels."""
 
     @property
     @abstractmethod
     def patch(self) -> Size:
-        """Size of every patch."""
+        """The size of every patch, in pixels."""
 
-    @property
     @abstractmethod
-    def regions(self) -> list[Box]:
-        """What the patches cover, in pixels: boxes that do not overlap."""
+    def covered_pixels(self) -> int:
+        """Return the number of pixels that at least one patch covers."""
 
     @abstractmethod
     def boxes(self) -> list[Box]:
-        """The patches in pixels, sorted by their tops and then by their left sides."""
+        """Return the patches in pixels, sorted by top, then by left."""
 
     @abstractmethod
     def feature_boxes(self, size: Size) -> list[Box]:
-        """The cells that each patch covers on a map of `size`: all of one size, never empty, within the map."""
+        """Return the cells that each patch covers on a map of `size`: all of one size, not empty, within the map."""
 
     @abstractmethod
     def counts(self, top: int, rows: int) -> Tensor:
-        """(rows, W) float32: how many patches cover each pixel of `rows` rows from `top` on."""
+        """Return how many patches cover each pixel of `rows` rows from `top` on, (rows, W) float32."""
 
     @abstractmethod
     def shrunk_counts(self, size: Size) -> Tensor:
-        """(H, W) float32: per-pixel patch counts resized bilinearly to `size`, never 0.
+        """Return the per-pixel patch counts resized bilinearly to `size`, (H, W) float32, never 0.
 
-        This is what the released implementation divides merged maps by. It is not the true count of the
-        patches that cover a cell.
+        The released implementation divides merged maps by them. They are not the numbers of patches that cover a cell.
         """
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     def sub_batches(self, size: int) -> Iterator[slice]:
-        """Slices of at most `size` consecutive patches that together are all of them."""
+        """Return slices of at most `size` consecutive patches, which together are all patches."""
         return (slice(start, min(start + size, len(self))) for start in range(0, len(self), size))
 
 
 @dataclass(frozen=True)
 class PatchGrid(Patches):
-    """Patches that cover an image, or one region of it, row by row."""
+    """Patches that cover an image, or one region of it, row by row.
+
+    Attributes:
+        rows: the patches along the vertical axis.
+        columns: the patches along the horizontal axis.
+    """
 
     rows: Axis
     columns: Axis
@@ -160,16 +180,22 @@ class PatchGrid(Patches):
     def cover(
         cls, size: Size, patch: int | Size, min_overlap: int = MIN_OVERLAP, region: Box | None = None
     ) -> "PatchGrid":
-        """The grid for an image of `size`, or for `region` of it, which lies within the image.
+        """Return the grid that covers an image, or one region of it.
 
-        An axis not longer than the patch gets one patch as long as itself. Raises InputError when a patch does not
-        exceed `min_overlap` and what is covered is larger than it.
+        Args:
+            size: of the image, in pixels.
+            patch: side or size of a patch, in pixels. An axis that is not longer gets one patch as long as itself.
+            min_overlap: pixels that neighbouring patches share at least.
+            region: within the image; by default all of it.
+
+        Raises:
+            InputError: an axis of the region exceeds the patch, but the patch does not exceed `min_overlap`.
         """
         height, width = (patch, patch) if isinstance(patch, int) else patch
-        top, left, *lengths = region or Box(0, 0, *size)
+        box = region or Box(0, 0, size[0], size[1])
         return cls(
-            Axis.cover(size[0], height, min_overlap, top, lengths[0]),
-            Axis.cover(size[1], width, min_overlap, left, lengths[1]),
+            Axis.cover(size[0], height, min_overlap, box.top, box.height),
+            Axis.cover(size[1], width, min_overlap, box.left, box.width),
         )
 
     def __len__(self) -> int:
@@ -184,11 +210,16 @@ class PatchGrid(Patches):
         return self.rows.patch, self.columns.patch
 
     @property
-    def regions(self) -> list[Box]:
-        return [around(self.boxes())]
+    def region(self) -> Box:
+        """What the patches cover, in pixels."""
+        return around(self.boxes())
+
+    def covered_pixels(self) -> int:
+        return self.region.height * self.region.width
 
     def boxes(self) -> list[Box]:
-        return [Box(top, left, *self.patch) for top in self.rows.starts for left in self.columns.starts]
+        height, width = self.patch
+        return [Box(top, left, height, width) for top in self.rows.starts for left in self.columns.starts]
 
     def feature_boxes(self, size: Size) -> list[Box]:
         tops, height = self.rows.cells(size[0])
@@ -205,16 +236,28 @@ class PatchGrid(Patches):
 
 @dataclass(frozen=True)
 class RegionGrids(Patches):
-    """The grids of several regions of one image, which do not overlap, as one; or of none."""
+    """The grids of any number of regions of one image as one grid. The regions do not overlap.
+
+    Attributes:
+        size: of the image, in pixels.
+        grids: the grid of each region; their patches have one size.
+    """
 
     size: Size
     grids: tuple[PatchGrid, ...]
 
     @classmethod
     def cover(cls, size: Size, regions: Sequence[Box], patch: int, min_overlap: int = MIN_OVERLAP) -> "RegionGrids":
-        """The grids for `regions` of an image of `size`, each at least a patch large, or as the image is.
+        """Return the grid that covers some regions of an image.
 
-        Raises InputError as `PatchGrid.cover` does.
+        Args:
+            size: of the image, in pixels.
+            regions: boxes that do not overlap, each at least as large as a patch, or as the image if that is smaller.
+            patch: side of a patch, in pixels.
+            min_overlap: pixels that neighbouring patches of a region share at least.
+
+        Raises:
+            InputError: see `PatchGrid.cover`.
         """
         return cls(size, tuple(PatchGrid.cover(size, patch, min_overlap, region) for region in regions))
 
@@ -231,7 +274,11 @@ class RegionGrids(Patches):
 
     @property
     def regions(self) -> list[Box]:
-        return [region for grid in self.grids for region in grid.regions]
+        """The regions, in pixels; they do not overlap."""
+        return [grid.region for grid in self.grids]
+
+    def covered_pixels(self) -> int:
+        return sum(grid.covered_pixels() for grid in self.grids)
 
     @cached_property
     def _order(self) -> list[int]:
@@ -248,7 +295,10 @@ class RegionGrids(Patches):
         return self._sorted([box for grid in self.grids for box in grid.feature_boxes(size)])
 
     def counts(self, top: int, rows: int) -> Tensor:
-        return sum(grid.counts(top, rows) for grid in self.grids)
+        total = torch.zeros(rows, self.size[1])
+        for grid in self.grids:
+            total += grid.counts(top, rows)
+        return total
 
     def shrunk_counts(self, size: Size) -> Tensor:
         total = torch.zeros(size)
@@ -256,3 +306,66 @@ class RegionGrids(Patches):
             cells = around(grid.feature_boxes(size))
             cells.of(total).add_(cells.of(grid.shrunk_counts(size)))
         return total.masked_fill_(total == 0, 1)
+
+
+@dataclass(frozen=True)
+class PatchSubset(Patches):
+    """Some patches of a grid.
+
+    Attributes:
+        grid: all patches of the image.
+        kept: indices of the patches that are left, rising.
+    """
+
+    grid: PatchGrid
+    kept: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def image(self) -> Size:
+        return self.grid.image
+
+    @property
+    def patch(self) -> Size:
+        return self.grid.patch
+
+    def _left(self, boxes: list[Box]) -> list[Box]:
+        return [boxes[k] for k in self.kept]
+
+    def boxes(self) -> list[Box]:
+        return self._left(self.grid.boxes())
+
+    def feature_boxes(self, size: Size) -> list[Box]:
+        return self._left(self.grid.feature_boxes(size))
+
+    def covered_pixels(self) -> int:
+        height = self.image[0]
+        bands = range(0, height, self.patch[0])
+        return sum(int((self.counts(top, min(self.patch[0], height - top)) > 0).sum()) for top in bands)
+
+    def counts(self, top: int, rows: int) -> Tensor:
+        total = torch.zeros(rows, self.image[1])
+        for box in self.boxes():
+            first, end = max(box.top, top), min(box.top + box.height, top + rows)
+            if first < end:
+                total[first - top : end - top, box.left : box.left + box.width] += 1
+        return total
+
+    def shrunk_counts(self, size: Size) -> Tensor:
+        """Return the whole grid's counts, each cell's in proportion to the patches that are left of those covering it.
+
+        Where all of them are left, they are the released ones; where none is left, 1.
+        """
+        whole, left = (_cell_counts(patches, size) for patches in (self.grid, self))
+        counts = self.grid.shrunk_counts(size) * (left / whole.clamp(min=1))
+        return counts.masked_fill(left == 0, 1)
+
+
+def _cell_counts(patches: Patches, size: Size) -> Tensor:
+    """Return how many patches cover each cell of a map of `size`, (H, W) float32."""
+    total = torch.zeros(size)
+    for box in patches.feature_boxes(size):
+        box.of(total).add_(1)
+    return total

@@ -9,26 +9,31 @@ from utils.tiling import Box, Size
 
 @dataclass(frozen=True)
 class Turn:
-    """Mirror left-right, where `mirrored`; then rotate counterclockwise by `quarters` (0..3) of a full turn."""
+    """Mirrors an image left-right if `mirrored`, then rotates it counterclockwise by `quarters` (0..3) of a turn."""
 
     mirrored: bool = False
     quarters: int = 0
 
     def apply(self, x: Tensor) -> Tensor:
-        """`x` (..., H, W) turned; a view where torch has one."""
+        """Return `x` (..., H, W) turned, a view if it is only rotated."""
         return (x.flip(-1) if self.mirrored else x).rot90(self.quarters, (-2, -1))
 
     def undo(self, x: Tensor) -> Tensor:
-        """The inverse of `apply`."""
+        """Return `x` (..., H', W') turned back: the inverse of `apply`."""
         x = x.rot90(-self.quarters, (-2, -1))
         return x.flip(-1) if self.mirrored else x
 
     def size(self, size: Size) -> Size:
-        """The size that an image of `size` has when turned."""
+        """Return the size of a turned image that had `size` before."""
         return (size[1], size[0]) if self.quarters % 2 else size
 
     def origin(self, box: Box, size: Size) -> Box:
-        """Where in an image of `size` the pixels come from that `box` of the turned image covers."""
+        """Return the box of the image that becomes `box` of the turned image.
+
+        Args:
+            box: within the turned image.
+            size: of the image before it is turned.
+        """
         height, width = self.size(size)
         for _ in range(self.quarters):  # back by one quarter each
             box = Box(box.left, height - box.top - box.height, box.width, box.height)
@@ -41,4 +46,4 @@ TURNS = {
     "flip": (Turn(), Turn(mirrored=True)),
     "d4": tuple(Turn(mirrored, quarters) for mirrored in (False, True) for quarters in range(4)),
 }
-"""What is averaged over, by `--tta`."""
+"""By `--tta`, the turns that scores are averaged over."""

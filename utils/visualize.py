@@ -1,4 +1,4 @@
-"""Class ids as colours, for people to look at."""
+"""Pictures of class ids in their colours."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,17 +15,23 @@ NO_CLASS: Color = (150, 150, 150)
 
 
 def colorize(ids: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB picture of `ids`, (H, W) uint8; ids that `palette` does not reach are grey."""
+    """Return an RGB picture (H, W, 3) uint8 of `ids` (H, W) uint8; ids without a colour in `palette` are grey."""
     colors = np.full((256, 3), NO_CLASS, dtype=np.uint8)
     colors[: len(palette)] = palette
     return colors[ids]
 
 
 def shrink_for_display(picture: np.ndarray, longest: int, smooth: bool) -> np.ndarray:
-    """`picture`, (H, W, 3) uint8, with its longer side cut down to `longest` pixels; smaller ones are left as they are.
+    """Shrink a picture.
 
-    `smooth` averages the pixels that fall together; without it one of them is kept, so that class colours
-    do not mix into colours of no class.
+    Args:
+        picture: (H, W, 3) uint8.
+        longest: the most pixels of its longer side.
+        smooth: whether pixels that fall together are averaged. If not, one of them is kept, so that class colours do
+            not mix.
+
+    Returns:
+        (h, w, 3) uint8; `picture` itself if it is small enough.
     """
     height, width = picture.shape[:2]
     scale = longest / max(height, width)
@@ -39,10 +45,18 @@ def shrink_for_display(picture: np.ndarray, longest: int, smooth: bool) -> np.nd
 def pictures(
     image: Tensor, label: Tensor | None, found: Mapping[str, Tensor], palette: Sequence[Color], longest: int
 ) -> dict[str, np.ndarray]:
-    """`image`, `mask` and, as released, `prediction` (the ensemble), `prediction_local` and `prediction_global`.
+    """Return pictures of an image, its label and its predictions.
 
-    RGB pictures with sides of at most `longest` pixels, of `image` (3, H, W) uint8, and of `label` and predictions by
-    name, (H, W) uint8 ids.
+    Args:
+        image: (3, H, W) uint8 RGB.
+        label: (H, W) uint8 ids, if there is one.
+        found: the predictions by name, (H, W) uint8 ids.
+        palette: RGB colours of the ids.
+        longest: the most pixels of a picture's longer side.
+
+    Returns:
+        RGB pictures (h, w, 3) uint8, with the released names: `image`, `mask`, `prediction` (the ensemble),
+        `prediction_local` and `prediction_global`.
     """
     ids = {"prediction" if name == "ensemble" else f"prediction_{name}": x.cpu() for name, x in found.items()}
     if label is not None:
@@ -54,7 +68,7 @@ def pictures(
 
 
 def legend(names: Sequence[str], palette: Sequence[Color], height: int = 24) -> np.ndarray:
-    """(rows * height, W, 3) uint8 RGB picture: each class's colour with its id and name, and NO_CLASS's last."""
+    """Return an RGB picture (rows * height, W, 3) uint8: a row for each class with colour, id and name."""
     font = ImageFont.load_default(size=height * 2 // 3)
     lines = [*(f"{k}  {name}" for k, name in enumerate(names)), "left out"]
     width = 3 * height + round(max(font.getlength(line) for line in lines))
@@ -71,7 +85,7 @@ def legend(names: Sequence[str], palette: Sequence[Color], height: int = 24) -> 
 def save_colors(path: str | Path, ids: np.ndarray, palette: Sequence[Color]) -> None:
     """Write `ids`, (H, W) uint8, as an RGB PNG in the colours of `palette`; see `colorize`.
 
-    Raises InputError, naming `path`, when the file cannot be written.
+    Raises InputError, naming `path`, if the file cannot be written.
     """
     with replacing(path) as part:
         Image.fromarray(colorize(ids, palette)).save(part, format="PNG")

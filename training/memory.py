@@ -8,15 +8,15 @@ from contextlib import suppress
 import torch
 
 MB = 2**20
-"""Bytes."""
+"""Bytes of a megabyte, in this project."""
 
 
 def peak_memory_mb(device: torch.device) -> float:
     """Return the largest use of memory so far, in MB of 2**20 bytes.
 
-    On CUDA: of `device`, what tensors occupied at once since the start of the process or the last
-    `torch.cuda.reset_peak_memory_stats`; the CUDA context and unused cached blocks are not in it.
-    On any other device: the largest resident size of the whole process so far, interpreter and libraries included.
+    On CUDA it is the largest size of all tensors on `device` since the start of the process or the last
+    `torch.cuda.reset_peak_memory_stats`, without the CUDA context and unused cached blocks. On any other device it is
+    the largest resident size of the process, interpreter and libraries included.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MB
@@ -27,8 +27,8 @@ def peak_memory_mb(device: torch.device) -> float:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next layer; without glibc this does nothing.
 
-    Otherwise each large activation is mapped, filled with zeros page by page, and unmapped again: on a CPU that took a
-    third of the time of a float32 evaluation. The peak of memory is about the same; freed memory stays.
+    Otherwise each large activation is mapped, filled with zeros page by page, and unmapped again, which on a CPU took a
+    third of the time of a float32 evaluation. The peak of memory is about the same.
     """
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of glibc's malloc.h
     with suppress(AttributeError, OSError):

@@ -7,7 +7,7 @@ from test_sharing import maps, merge, random_pyramid
 
 from utils.classes import Classes
 from utils.errors import InputError
-from utils.regions import CoarseToFine
+from utils.selection import CoarseToFine
 from utils.tiling import Box, PatchGrid, RegionGrids
 
 SIZE = (400, 800)  # of the image
@@ -130,7 +130,7 @@ def test_one_region_that_is_the_image_gives_its_grid_bit_by_bit(size: tuple[int,
     plain = PatchGrid.cover(size, patch, OVERLAP)
     grids = RegionGrids.cover(size, [Box(0, 0, *size)], patch, OVERLAP)
     assert (len(grids), grids.image, grids.patch) == (len(plain), plain.image, plain.patch)
-    assert (grids.boxes(), grids.regions) == (plain.boxes(), plain.regions)
+    assert (grids.boxes(), grids.regions) == (plain.boxes(), [plain.region])
     for cells in [(127, 127), (16, 31), (3, 1)]:
         assert grids.feature_boxes(cells) == plain.feature_boxes(cells)
         assert torch.equal(grids.shrunk_counts(cells), plain.shrunk_counts(cells))

@@ -1,0 +1,124 @@
+"""What training draws anew for every sample of every epoch: turns, and with `--augment` scale and colours."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as colors
+
+from utils.resize import shrink_label
+from utils.tiling import Size
+from utils.turns import Turn
+
+LARGEST_SCALE = 1.5
+"""Samples are enlarged by a factor between 1 / 1.5 and 1.5, as often below as above 1."""
+
+LARGEST_CHANGE = 0.25
+"""Brightness, contrast and saturation are multiplied by factors between 1 - 0.25 and 1 + 0.25 each."""
+
+LARGEST_HUE = 0.03
+"""Hues are turned by at most so much of the whole circle of colours."""
+
+_STRIP_PIXELS = 1_000_000
+"""How many pixels of an image are in floating point at a time."""
+
+
+class ColorChange(NamedTuple):
+    """Factors of brightness, contrast and saturation, and by which part of the circle hues are turned."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "ColorChange":
+        """Draw each uniformly within its bounds."""
+        brightness, contrast, saturation = rng.uniform(1 - LARGEST_CHANGE, 1 + LARGEST_CHANGE, 3).tolist()
+        return cls(brightness, contrast, saturation, float(rng.uniform(-LARGEST_HUE, LARGEST_HUE)))
+
+    def apply(self, image: Tensor) -> Tensor:
+        """Change an image (3, H, W) uint8, some rows at a time; returns a new one of the same size and type."""
+        step = max(1, _STRIP_PIXELS // image.shape[2])
+        changed = torch.cat([colors.adjust_brightness(rows, self.brightness) for rows in image.split(step, 1)], 1)
+        # contrast is relative to the mean grey of the whole image
+        greys = [colors.rgb_to_grayscale(rows).sum(dtype=torch.float64) for rows in changed.split(step, 1)]
+        mean = float(sum(greys)) / changed[0].numel()
+        for rows in changed.split(step, 1):
+            rows.copy_(self._recolor(rows, mean))
+        return changed
+
+    def _recolor(self, rows: Tensor, mean: float) -> Tensor:
+        """Return `rows` (3, h, W) with another contrast around the grey value `mean`, saturation and hue."""
+        contrasted = rows.float().mul_(self.contrast).add_((1 - self.contrast) * mean).round_().clamp_(0, 255)
+        return colors.adjust_hue(colors.adjust_saturation(contrasted.to(torch.uint8), self.saturation), self.hue)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one sample differs from what is on disk.
+
+    Attributes:
+        turn: mirrored and rotated.
+        position: where a window of a larger image lies, as `Windows.place` takes it.
+        scale: by which factor the pixels are enlarged.
+        color: None leaves the colours.
+    """
+
+    turn: Turn = field(default_factory=Turn)
+    position: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+    color: ColorChange | None = None
+
+    @classmethod
+    def of(cls, key: Sequence[int], turns: bool = True, jitter: bool = False) -> "Draw":
+        """Draw from `key` alone: whole numbers that name seed, epoch and sample.
+
+        Args:
+            key: at least 0 each.
+            turns: whether the sample may be turned.
+            jitter: whether scale and colours vary; turn and position are the same with it and without.
+        """
+        rng = np.random.default_rng(key)
+        turn = Turn(*draw_turn(rng))
+        top, left = rng.random(2).tolist()
+        varied = cls(turn if turns else Turn(), (top, left))
+        if not jitter:
+            return varied
+        scale = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_SCALE))
+        return replace(varied, scale=scale, color=ColorChange.draw(rng))
+
+    def apply(self, image: Tensor, ids: Tensor | None, size: Size) -> tuple[Tensor, Tensor | None]:
+        """Apply everything but the position.
+
+        Args:
+            image: (3, H, W) uint8 RGB.
+            ids: (H, W) uint8, or None.
+            size: (height, width) that the sample has when it is enlarged, before it is turned.
+
+        Returns:
+            Image and ids of `size`, turned. Ids are resized to the nearest pixel.
+        """
+        image, ids = resize(image, ids, size)
+        if self.color is not None:
+            image = self.color.apply(image)
+        return self.turn.apply(image).contiguous(), None if ids is None else self.turn.apply(ids).contiguous()
+
+
+def draw_turn(rng: np.random.Generator) -> tuple[bool, int]:
+    """Mirrored left-right with probability 1/2; then 1, 2 or 3 quarters counterclockwise with probability 1/2."""
+    mirrored = rng.random() < 0.5
+    return mirrored, int(rng.integers(1, 4)) if rng.random() < 0.5 else 0
+
+
+def resize(image: Tensor, ids: Tensor | None, size: Size) -> tuple[Tensor, Tensor | None]:
+    """Resize an image (3, H, W) bilinearly, antialiased, and its ids (H, W) to the nearest pixel."""
+    if tuple(image.shape[1:]) == size:
+        return image, ids
+    resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return resized, None if ids is None else shrink_label(ids, size)

@@ -1,0 +1,120 @@
+"""Semantic segmentation of aerial imagery (Humans in the Loop, 2020): scenes of Dubai, published in nine parts each.
+
+The parts of a tile are a 3 x 3 grid of one seamless scene, row by row, so each tile is read as one image.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset.joined import JoinedParts
+from dataset.layout import TEST, TRAIN, VAL, SplitChoice, listed, lists_in, natural, shortened
+from dataset.pairs import Item
+from utils.classes import Classes
+from utils.errors import InputError
+
+DUBAI = Classes(
+    names=("building", "land", "road", "vegetation", "water"),
+    palette=((60, 16, 152), (132, 41, 246), (110, 193, 228), (254, 221, 58), (226, 169, 41)),
+    # masks hold colours; turned to grey, they hold the colours' luminance
+    values=(45, 92, 172, 212, 171),
+    ignored=((155, 155, 155), (0, 0, 0)),
+)
+"""Grey is unlabelled; black is no class."""
+
+SPLITS = (TRAIN, VAL, TEST)
+
+TILES = {TRAIN: (1, 2, 5, 7), VAL: (3, 6), TEST: (4, 8)}
+"""Of the eight published ones. The split is ours; it is by tiles, for parts of one tile share streets."""
+
+LAYOUT = "'Tile 1/images/image_part_001.jpg' ... 009.jpg, 'Tile 1/masks/image_part_001.png' ... 009.png, 'Tile 2/...'"
+
+_SIDE = 3
+_TILE = re.compile("Tile ([1-9][0-9]*)")
+
+_log = logging.getLogger(__name__)
+
+
+def find_items(root: Path, split: str, choice: SplitChoice) -> list[Item]:
+    """Find the scenes of `split`: by tiles, by the lists of `choice`, or all but the one that it holds out.
+
+    Published tiles that are not there are told, and left out.
+
+    Raises:
+        InputError: `root` has another layout, parts are missing, the lists do not fit, or the split is empty.
+    """
+    tiles = _find_tiles(root)
+    if choice.lists is not None:
+        ids = listed(tiles, lists_in(choice.lists, SPLITS), split)
+    elif choice.hold_out is not None:
+        ids = _held_out(tiles, split, choice.hold_out)
+    else:
+        ids = _published(root, tiles, split)
+    return _join(tiles, sorted(ids, key=natural))
+
+
+def _find_tiles(root: Path) -> dict[str, Path]:
+    """Return the folders of all tiles by id, in `root` or in the only folder there that has any."""
+    for folder in (root, *sorted(root.iterdir())) if root.is_dir() else ():
+        matches = [(path, _TILE.fullmatch(path.name)) for path in folder.iterdir()] if folder.is_dir() else ()
+        tiles = {f"tile{match[1]}": path for path, match in matches if match and path.is_dir()}
+        if tiles:
+            return {id_: tiles[id_] for id_ in sorted(tiles, key=natural)}
+    raise InputError(f"{root} has no tiles of Dubai; expected is {LAYOUT}")
+
+
+def _published(root: Path, tiles: dict[str, Path], split: str) -> list[str]:
+    """Return the ids of the tiles of a split that are there; InputError where there is none."""
+    wanted = [f"tile{number}" for number in TILES[split]]
+    found = [id_ for id_ in wanted if id_ in tiles]
+    if not found:
+        rule = "; ".join(f"{name}: {' '.join(map(str, numbers))}" for name, numbers in TILES.items())
+        raise InputError(
+            f"split {split} is empty: {root} has none of its tiles ({rule}); add them, or give lists of ids by "
+            "--split_lists",
+            "empty split",
+        )
+    if len(found) < len(wanted):
+        missing = [id_ for id_ in wanted if id_ not in tiles]
+        _log.warning(
+            "%s: %d of the %d tiles of %s are not there (%s); going on without",
+            root,
+            len(missing),
+            len(wanted),
+            split,
+            ", ".join(missing),
+        )
+    return found
+
+
+def _held_out(tiles: dict[str, Path], split: str, id_: str) -> list[str]:
+    """Return the one tile for validation, or all others; InputError where it is not there, or no other is."""
+    if id_ not in tiles:
+        raise InputError(f"--hold_out {id_} is no scene that is there; choose one of {', '.join(tiles)}")
+    others = [other for other in tiles if other != id_]
+    if not others:
+        raise InputError(f"--hold_out {id_}: there is no other scene to train on", "empty split")
+    return [id_] if split == VAL else others
+
+
+def _join(tiles: dict[str, Path], ids: Sequence[str]) -> list[Item]:
+    """Return the scenes `ids`; InputError, naming files, where parts are missing."""
+    items = [Item(id_, _parts(tiles[id_], "images", "jpg"), _parts(tiles[id_], "masks", "png")) for id_ in ids]
+    files = [path for item in items for pair in item.pairs() for path in pair if path is not None]
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(files)} parts are missing: {shortened(missing)}; expected is {LAYOUT}. "
+            "Copy them from the published set, or take the whole tile away",
+            "missing part",
+        )
+    return items
+
+
+def _parts(tile: Path, folder: str, suffix: str) -> JoinedParts:
+    """Return the grid of the images, or the masks, of a tile."""
+    names = [[1 + _SIDE * row + column for column in range(_SIDE)] for row in range(_SIDE)]
+    return JoinedParts(
+        tuple(tuple(tile / folder / f"image_part_{number:03d}.{suffix}" for number in row) for row in names)
+    )

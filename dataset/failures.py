@@ -1,0 +1,73 @@
+"""Whatever a library raises while it reads one file becomes one line that names the file."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import UnidentifiedImageError
+
+from utils.errors import InputError
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn every exception of the body into an `InputError` about `path`; warnings of the decoders are dropped.
+
+    Only calls that read the file belong into the body: an exception of other work would be blamed on the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(
+            f"{path} takes more memory to read than is free; cut it into smaller images, or copy it again from its "
+            "source if it is not so large",
+            "too large",
+        ) from error
+    except Exception as error:  # decoders raise what they like: AttributeError, ZeroDivisionError, struct.error, ...
+        raise damaged(path, _reason(error)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn every exception of the body, which writes `path`, into an `InputError`; only a bad name gives it a kind."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        kind = "file name" if isinstance(error, UnicodeError) else ""
+        raise InputError(f"{path} cannot be written: {_reason(error)}", kind) from error
+
+
+def damaged(path: Path, reason: str) -> InputError:
+    """Return the error for a file that is missing, cut short or broken."""
+    return InputError(f"{path} cannot be read: {reason}; copy it again from its source or leave it out", "unreadable")
+
+
+def unsupported(path: Path, reason: str, mend: str) -> InputError:
+    """Return the error for an intact file that is of a kind that cannot be read here."""
+    return InputError(f"{path} cannot be used: {reason}; {mend}", "not supported")
+
+
+def too_large(path: object, pixels: int, most: int) -> InputError:
+    """Return the error for a file, or the scene `path`, of `pixels` where at most `most` are allowed."""
+    return InputError(
+        f"{path} has {pixels} pixels, more than the {most} allowed; cut it into smaller images", "too large"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return why reading failed, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of an unknown format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error.__cause__ or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

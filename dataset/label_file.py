@@ -1,0 +1,221 @@
+"""Labels of every kind as class ids: the one reader that training, evaluation and `describe` share."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dataset.planes import MAX_PIXELS, TURNS, Planes, open_planes, to_tensor
+from dataset.probe import RASTERIO, FileInfo, probe
+from dataset.spelling import UNKNOWN, Colors, Greys
+from utils.classes import IGNORED, Classes
+from utils.errors import InputError, required
+from utils.tiling import Box, Size
+from utils.turns import Turn
+
+_STRIP_PIXELS = 16_000_000
+"""How many pixels of a large label are read at a time to decide how it is spelt."""
+
+
+def fit_of(label: FileInfo, image: FileInfo | Size) -> str:
+    """Return whether a label is taken "as displayed" or "as stored, turned with the image".
+
+    Raises InputError, naming the label, where its size fits neither.
+    """
+    shown = image.size if isinstance(image, FileInfo) else image
+    if label.size == shown:
+        return "as displayed"
+    if isinstance(image, FileInfo) and label.stored == image.stored:
+        return "as stored, turned with the image"
+    size = f"{label.size[0]} x {label.size[1]} pixels, but its image is {shown[0]} x {shown[1]}"
+    raise InputError(f"{label.path} is {size}; a label must have its image's size", "sizes differ")
+
+
+def turn_of(label: FileInfo, image: FileInfo | Size) -> Turn:
+    """Return how to turn what a label stores so that it lies on its image as displayed.
+
+    A label of the image's displayed size is taken as it is displayed itself; one that fits only the image as stored is
+    turned with it. Raises InputError, naming the label, where neither fits.
+    """
+    if fit_of(label, image) != "as displayed" and isinstance(image, FileInfo):
+        return TURNS[image.orientation]
+    return TURNS[label.orientation]
+
+
+class LabelValues:
+    """The values of a label that count: one band, or three of colours, and which pixels have data.
+
+    Raises InputError, naming the file, where its bands can hold neither ids nor colours.
+    """
+
+    def __init__(self, info: FileInfo, planes: Planes) -> None:
+        if info.bands > 4 or (info.bands == 2 and info.decoders == (RASTERIO,)):
+            raise self._refusal(info)
+        if info.bands > 2 and info.dtype not in ("uint8", "uint16"):
+            raise self._refusal(info)
+        self.info, self._planes = info, planes
+        self._bands = (1, 2, 3) if info.bands > 2 else (1,)
+
+    @staticmethod
+    def _refusal(info: FileInfo) -> InputError:
+        return InputError(
+            f"{info.path} has {info.bands} bands of {info.dtype}; a label has one band of class ids, or colours of 8 "
+            "bits: save it so",
+            "no label",
+        )
+
+    @property
+    def size(self) -> Size:
+        return self._planes.size
+
+    @property
+    def palette(self) -> np.ndarray | None:
+        return self._planes.palette
+
+    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the values (1 or 3, h, w) of `box`, colours as uint8, and (h, w) bool where it has data, or None."""
+        values, valid = self._planes.read(box, self._bands), self._planes.valid(box, self._bands)
+        if len(values) == 3 and values.dtype != np.uint8:
+            if (values % 257).any():  # not 8 bits, spread over 16
+                raise self._refusal(self.info)
+            values = (values // 257).astype(np.uint8)
+        return values, valid
+
+    def strips(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Yield what `read` gives of the whole label, some rows at a time."""
+        height, width = self.size
+        step = max(1, _STRIP_PIXELS // width)
+        for top in range(0, height, step):
+            yield self.read(Box(top, 0, min(step, height - top), width))
+
+    def count(self) -> Counter[int | float]:
+        """Return how many pixels with data hold each value of the first band; of NaN and infinity none."""
+        found: Counter[int | float] = Counter()
+        for values, valid in self.strips():
+            present = values[0] if valid is None else values[0][valid]
+            if present.dtype.kind == "f":
+                present = present[np.isfinite(present)]
+            unique, counts = np.unique(present, return_counts=True)
+            found.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
+        return found
+
+
+class LabelFile:
+    """An open label: class ids of any box, 255 where left out.
+
+    A file holds either colours of `classes.palette` or `classes.values`, which are the ids unless the set has grey
+    values of its own; which, is decided for each file:
+    - grey of any integer or float type: values; of fewer than 8 bits: values, or 0 and 255 where the largest value is
+      no class's;
+    - colours (RGB, RGBA, ...): class colours, or, where some are not and the channels are all equal, values;
+    - palette: class colours where all that occur are; else, and wherever an ignored index (255) occurs, its indices
+      are the values.
+
+    What the file declares to be without data, and what is not a finite number, is left out.
+    """
+
+    def __init__(self, info: FileInfo, planes: Planes, classes: Classes) -> None:
+        self.info, self.classes = info, classes
+        self._values = LabelValues(info, planes)
+        height, width = planes.size
+        self._whole: Tensor | None = None
+        self._small = height * width <= _STRIP_PIXELS
+        self._spelling = self._decide()
+
+    @property
+    def size(self) -> Size:
+        return self._values.size
+
+    def read(self, box: Box) -> Tensor:
+        """Return (height, width) uint8 ids of `box`; InputError, naming the file, for what no class has."""
+        if not self._small:
+            return self._map(box)
+        if self._whole is None:
+            self._whole = self._map(Box(0, 0, *self.size))
+        return box.of(self._whole)
+
+    def _map(self, box: Box) -> Tensor:
+        values, valid = self._values.read(box)
+        ids = self._spelling.ids(values)
+        if valid is not None:
+            ids = np.where(valid, ids, np.int16(IGNORED))
+        unknown = ids == UNKNOWN
+        if unknown.any():
+            raise self._spelling.refusal(self.info.path, values, unknown, box)
+        return to_tensor(ids.astype(np.uint8))
+
+    def _decide(self) -> Greys | Colors:
+        """Return how the file is spelt, from all of it where it has a palette or colours."""
+        if self.info.palette:
+            return self._decide_palette()
+        if self.info.bands < 3:
+            return Greys(self.classes, self.info.top)
+        colors, greys = Colors(self.classes), Greys(self.classes)
+        foreign = False
+        for values, valid in self._values.strips():
+            present = slice(None) if valid is None else valid
+            foreign = foreign or bool((colors.ids(values)[present] == UNKNOWN).any())
+            equal = (values == values[:1]).all(0)[present].all()
+            if not equal or (greys.ids(values)[present] == UNKNOWN).any():
+                return colors
+        return greys if foreign else colors
+
+    def _decide_palette(self) -> Greys | Colors:
+        """Return whether a palette image holds its indices or its colours.
+
+        Tools that compress files turn RGB into a palette in an order of their own, so class colours win. But no class
+        has a colour for index 255, so whoever wrote that wrote ids, unless the set's file names its colour as ignored.
+        """
+        palette = required(self._values.palette, "palette")
+        used = np.array(sorted(self._values.count()), np.int32)
+        colors = [tuple(color) for color in palette.tolist()]
+        shown = {colors[k] if k < len(colors) else None for k in used}
+        void = {color for color in self.classes.ignored if not isinstance(color, int)}
+        colored = shown <= {*self.classes.palette, *void}
+        greys = Greys(self.classes)
+        ids = greys.ids(used[None])
+        if not (ids == UNKNOWN).any() and not (colored and (IGNORED not in ids or shown & void)):
+            return greys
+        if len(used) and used[-1] >= len(colors):
+            # decoders would show it as black; it comes from writing id 255 with a palette too short for it
+            raise InputError(
+                f"{self.info.path}: index {used[-1]} is neither a class nor in the palette of {len(colors)} colours; "
+                "save the ids as a grey image"
+            )
+        return Colors(self.classes, palette)
+
+
+@contextmanager
+def open_label(
+    path: str | Path, classes: Classes, image: FileInfo | Size | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[LabelFile]:
+    """Open a label: a raster in windows, any other decoded once.
+
+    Args:
+        path: the file.
+        classes: how labels spell class ids.
+        image: the label's image, on which it is laid (see `turn_of`), or the size of one that is not turned; without,
+            the label is turned as it is displayed.
+        max_pixels: the largest picture that is decoded whole.
+
+    Yields:
+        The label.
+
+    Raises:
+        InputError: it cannot be read, has another size than its image, or cannot hold class ids. Names the file.
+    """
+    info = probe(path)
+    turn = TURNS[info.orientation] if image is None else turn_of(info, image)
+    with open_planes(info, turn, max_pixels) as planes:
+        yield LabelFile(info, planes, classes)
+
+
+def read_label(
+    path: str | Path, classes: Classes, image: FileInfo | Size | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Read a whole label as (H, W) uint8 ids; arguments and errors are those of `open_label`."""
+    with open_label(path, classes, image, max_pixels) as label:
+        return label.read(Box(0, 0, *label.size)).numpy()

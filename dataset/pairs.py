@@ -1,0 +1,207 @@
+"""Any box of an image and of its label, whether each is one file or a scene of joined parts."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.failures import too_large
+from dataset.image_file import ImageFile, View, open_image
+from dataset.joined import JoinedParts
+from dataset.label_file import LabelFile, fit_of, open_label
+from dataset.planes import MAX_PIXELS
+from dataset.probe import RASTERIO, FileInfo, probe
+from utils.classes import IGNORED, Classes
+from utils.tiling import Box, Size
+
+T = TypeVar("T")
+
+KEPT_BYTES = 256 << 20
+"""How much of decoded pictures each process keeps while windows are cut from them."""
+
+_RASTER_BYTES = 1 << 20
+"""What an open raster counts as; its pixels stay on disk."""
+
+_RASTER_IDS = 16_000_000
+"""Ids that an open raster label holds at most."""
+
+
+class FilePair(NamedTuple):
+    """An image file and its label, None where it has none."""
+
+    image: Path
+    label: Path | None
+
+
+class Item(NamedTuple):
+    """Where a sample lies on disk. Image and label are both files, or both joined parts of the same grid."""
+
+    id: str
+    image: Path | JoinedParts
+    label: Path | JoinedParts | None
+
+    def pairs(self) -> list[FilePair]:
+        """Return its files: one pair, or those of the parts row by row."""
+        images = self.image.paths if isinstance(self.image, JoinedParts) else [self.image]
+        labels = self.label.paths if isinstance(self.label, JoinedParts) else [self.label] * len(images)
+        return [FilePair(image, label) for image, label in zip(images, labels, strict=True)]
+
+
+class OpenFiles:
+    """Files that stay open until others are used more recently.
+
+    `most` bytes are held at most, and a file that takes more alone is closed after use; 0 closes every file.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self.most = most
+        self._open: OrderedDict[Hashable, tuple[Any, int, ExitStack]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[int]]:
+        return OpenFiles, (self.most,)  # each process opens its own
+
+    @property
+    def held(self) -> int:
+        """Bytes of all open files."""
+        return sum(size for _, size, _ in self._open.values())
+
+    @contextmanager
+    def use(
+        self, key: Hashable, start: Callable[[], AbstractContextManager[T]], size: Callable[[T], int]
+    ) -> Iterator[T]:
+        """Use a file.
+
+        Args:
+            key: the file.
+            start: opens it where it is not open.
+            size: how many bytes it holds while it is open.
+
+        Yields:
+            The open file.
+        """
+        if key not in self._open:
+            with ExitStack() as stack:
+                file = stack.enter_context(start())
+                own = size(file)
+                if own > self.most:
+                    yield file
+                    return
+                self._open[key] = file, own, stack.pop_all()
+            while self.held > self.most:
+                self._open.popitem(last=False)[1][2].close()
+        self._open.move_to_end(key)
+        yield self._open[key][0]
+
+
+def _image_bytes(image: ImageFile) -> int:
+    """Return what an open image holds."""
+    return _value_bytes(image.info)
+
+
+def _label_bytes(label: LabelFile) -> int:
+    """Return what an open label holds at most: its values, and ids, of a raster unless it is large."""
+    pixels = label.info.pixels
+    return _value_bytes(label.info) + (min(pixels, _RASTER_IDS) if label.info.decoder == RASTERIO else pixels)
+
+
+def _value_bytes(info: FileInfo) -> int:
+    return _RASTER_BYTES if info.decoder == RASTERIO else info.pixels * info.bands * np.dtype(info.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """Reads images as RGB and labels as class ids.
+
+    Attributes:
+        classes: how labels spell ids.
+        view: which bands are shown, and how values of more than 8 bits become 0..255.
+        max_pixels: more are not read at once.
+        files: keeps files open.
+    """
+
+    classes: Classes
+    view: View = field(default_factory=View)
+    max_pixels: int = MAX_PIXELS
+    files: OpenFiles = field(default_factory=OpenFiles)
+
+    def size(self, item: Item) -> Size:
+        """Return (height, width) of an item as displayed, from headers; InputError where they cannot be read."""
+        return item.image.layout.size if isinstance(item.image, JoinedParts) else probe(item.image).size
+
+    def whole(self, item: Item) -> Box:
+        """Return the box that is all of an item; InputError as for `size`, and where it has too many pixels."""
+        box = Box(0, 0, *self.size(item))
+        self._refuse_large(item.image, box)
+        return box
+
+    def _refuse_large(self, path: Path | JoinedParts, box: Box) -> None:
+        if box.height * box.width > self.max_pixels:
+            raise too_large(path, box.height * box.width, self.max_pixels)
+
+    def read(self, item: Item, box: Box | None = None) -> tuple[Tensor, Tensor | None]:
+        """Read an image and its label, as displayed.
+
+        Args:
+            item: where they are.
+            box: which pixels; by default all.
+
+        Returns:
+            (3, height, width) uint8 RGB; and (height, width) uint8 ids, 255 where the image has no data, too; None
+            without a label.
+
+        Raises:
+            InputError: a file cannot be used, as `open_image` and `open_label` say, naming it.
+        """
+        box = box or self.whole(item)
+        pairs = item.pairs()
+        if not isinstance(item.image, JoinedParts):
+            return self.read_files(pairs[0], box)
+        pixels = torch.empty((3, box.height, box.width), dtype=torch.uint8)
+        ids = None if item.label is None else torch.empty((box.height, box.width), dtype=torch.uint8)
+        columns = len(item.image.rows[0])
+        for piece in item.image.layout.pieces(box):
+            own_pixels, own_ids = self.read_files(pairs[piece.row * columns + piece.column], piece.within)
+            piece.target.of(pixels).copy_(own_pixels)
+            if ids is not None and own_ids is not None:
+                piece.target.of(ids).copy_(own_ids)
+        return pixels, ids
+
+    def read_files(self, pair: FilePair, box: Box | None = None) -> tuple[Tensor, Tensor | None]:
+        """Read a pair of files as `read` does an item."""
+        with self._open_image(pair.image) as image:
+            info, box = image.info, box or Box(0, 0, *image.size)
+            self._refuse_large(pair.image, box)
+            pixels, valid = image.read(box).contiguous(), image.valid(box)
+        if self.files.most:
+            pixels = pixels.clone()  # a view of what stays in memory would be sent between processes as a whole
+        if pair.label is None:
+            return pixels, None
+        with self._open_label(pair.label, info) as label:
+            ids = label.read(box)
+        if self.files.most:
+            ids = ids.clone()
+        return pixels, ids if valid is None else ids.masked_fill(~valid, IGNORED)
+
+    def _open_image(self, path: Path) -> AbstractContextManager[ImageFile]:
+        return self.files.use((path, self.view), lambda: open_image(path, self.view, self.max_pixels), _image_bytes)
+
+    def _open_label(self, path: Path, image: FileInfo) -> AbstractContextManager[LabelFile]:
+        return self.files.use(path, lambda: open_label(path, self.classes, image, self.max_pixels), _label_bytes)
+
+    def notes(self, item: Item) -> list[str]:
+        """Return what is done to an image before it is used, beyond decoding: a turn for display, a stretch."""
+        found: dict[str, None] = {}
+        for pair in item.pairs():
+            info = probe(pair.image)
+            if info.orientation > 1:
+                fits = "" if pair.label is None else f", labels taken {fit_of(probe(pair.label), info)}"
+                found[f"Turned for display{fits}"] = None
+            if info.needs_stretch:
+                found[f"Stretched from {info.dtype} ({self.view.stretch})"] = None
+        return list(found)

@@ -1,0 +1,83 @@
+"""GeoTIFFs written row by row through rasterio, which is an optional dependency."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dataset import raster
+from dataset.failures import writing
+from dataset.georeference import Georeference
+from utils.classes import Color
+from utils.tiling import Size
+
+BLOCK = 256
+"""Side in pixels of the tiles that are written; rows are collected until a row of tiles is full."""
+
+
+class RasterWriter:
+    """A GeoTIFF, tiled and compressed, written from top to bottom; to be closed.
+
+    `count` bands of `dtype`: uint8, or float16, which readers see as float32.
+    """
+
+    def __init__(
+        self, path: Path, size: Size, dtype: str, count: int, georeference: Georeference, nodata: float | None = None
+    ) -> None:
+        rasterio = raster.library(path)
+        # GDAL before 3.11 knows half floats as float32 of 16 bits only
+        kind = {"dtype": "float32", "nbits": 16} if dtype == "float16" else {"dtype": dtype}
+        self.path = path
+        with writing(path):
+            keywords = {**georeference.keywords}
+            rpcs = keywords.pop("rpcs", None)
+            self._file = rasterio.open(
+                path,
+                "w",
+                driver="GTiff",
+                height=size[0],
+                width=size[1],
+                count=count,
+                nodata=nodata,
+                tiled=True,
+                blockxsize=BLOCK,
+                blockysize=BLOCK,
+                compress="deflate",
+                bigtiff="if_safer",
+                **kind,
+                **keywords,
+            )
+            if rpcs is not None:
+                self._file.rpcs = rpcs
+        self._pending: list[np.ndarray] = []
+        self._top = 0
+
+    def colors(self, palette: Mapping[int, Color]) -> None:
+        """Give the only band a colour table, so that viewers show colours while readers get ids."""
+        self._file.write_colormap(1, palette)
+
+    def describe(self, names: tuple[str, ...]) -> None:
+        """Name the bands."""
+        self._file.descriptions = names
+
+    def write(self, rows: np.ndarray) -> None:
+        """Add `rows` (count, n, W) below those that are written."""
+        self._pending.append(rows)
+        ready = sum(part.shape[1] for part in self._pending) // BLOCK * BLOCK
+        if ready:
+            self._flush(ready)
+
+    def _flush(self, ready: int) -> None:
+        rows = np.concatenate(self._pending, axis=1)
+        self._pending = [rows[:, ready:].copy()]
+        window = (self._top, self._top + ready), (0, rows.shape[2])
+        with writing(self.path):
+            self._file.write(rows[:, :ready].astype(self._file.dtypes[0], copy=False), window=window)
+        self._top += ready
+
+    def close(self) -> None:
+        """Write what is pending and finish the file."""
+        if rest := sum(part.shape[1] for part in self._pending):
+            self._flush(rest)
+        with writing(self.path):
+            self._file.close()

@@ -1,0 +1,158 @@
+"""What a TIFF's tags say of its pixels, read without decoding any."""
+
+import struct
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from utils.tiling import Size
+
+_GEOREFERENCE = (33550, 33922, 34264, 34735, 50844)
+"""Pixel scale, tie points, transformation, GeoKeyDirectory, rational polynomials."""
+
+_PALETTE = 3
+"""The photometric interpretation of indices."""
+
+_ORIENTATION = 274
+
+_MOST_PAGES = 16
+"""How many pages are searched for a mask; overviews come as pages, too."""
+
+_KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex", 6: "complex"}
+"""By sample format; 4 is undefined data, which every reader takes for unsigned."""
+
+
+@dataclass(frozen=True)
+class TiffTags:
+    """The first page of a TIFF.
+
+    `size` is as stored. `bits` and `kind` (uint, int, float, complex) are those of every sample, None where samples
+    differ. `alpha`: whether an extra sample is transparency. `sparse`: whether tiles or strips are left out. `masked`:
+    whether a later page masks this one. `end`: the file must be so many bytes long.
+    """
+
+    size: Size
+    samples: int
+    bits: int | None
+    kind: str | None
+    photometric: int
+    compression: int
+    together: bool
+    orientation: int
+    alpha: bool
+    sparse: bool
+    masked: bool
+    nodata: str | None
+    georeferenced: bool
+    end: int
+
+    @property
+    def palette(self) -> bool:
+        return self.photometric == _PALETTE
+
+    @property
+    def inverted(self) -> bool:
+        """Whether 0 is white."""
+        return self.photometric == 0 and self.samples == 1
+
+    @property
+    def dtype(self) -> str:
+        """The samples' type as numpy names it; fewer than 8 bits fill 8, others the next larger type."""
+        if self.bits is None or self.kind is None:
+            return "mixed"
+        least = 8 if self.kind in ("uint", "int") else 16 if self.kind == "float" else 64
+        width = next((width for width in (8, 16, 32, 64, 128) if width >= max(least, self.bits)), None)
+        return "mixed" if width is None else f"{self.kind}{width}"
+
+
+def read_tags(file: BinaryIO) -> TiffTags:
+    """Read the tags of an open TIFF or BigTIFF; raises what Pillow's parser raises where they are broken."""
+    head = file.read(8)
+    if head[2:4] in (b"\x2b\x00", b"\x00\x2b"):
+        head += file.read(8)
+    page = ImageFileDirectory_v2(head)
+    file.seek(page.next)
+    page.load(file)
+    offsets, lengths = _parts(page)
+    samples = int(_one(page, 277, 1))
+    extra = tuple(page.get(338, ()))
+    return TiffTags(
+        size=(int(_one(page, 257)), int(_one(page, 256))),
+        samples=samples,
+        bits=_common(page.get(258, (1,))),
+        kind=_KINDS.get(_common(page.get(339, (1,))) or 0),
+        photometric=int(_one(page, 262, 1)),
+        compression=int(_one(page, 259, 1)),
+        together=int(_one(page, 284, 1)) == 1,
+        orientation=int(_one(page, _ORIENTATION, 1)),
+        alpha=any(kind in (1, 2) for kind in extra),
+        sparse=bool(len(lengths)) and bool((lengths == 0).any() or (offsets == 0).any()),
+        masked=_has_mask(file, head, page.next),
+        nodata=_text(page.get(42113)),
+        georeferenced=any(tag in page for tag in _GEOREFERENCE),
+        end=int((offsets + lengths).max()) if len(lengths) and len(lengths) == len(offsets) else 0,
+    )
+
+
+def as_stored(content: bytes) -> bytes:
+    """Return a TIFF's bytes with its orientation set to 1, so that no library turns what it decodes.
+
+    Some versions of Pillow and OpenCV turn some kinds of TIFF, some by half.
+    """
+    order = "<" if content[:2] == b"II" else ">"
+    big = struct.unpack_from(f"{order}H", content, 2)[0] == 43
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)
+    (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, start)
+    first, step = (start + 8, 20) if big else (start + 2, 12)
+    changed = bytearray(content)
+    for at in range(first, first + count * step, step):
+        if struct.unpack_from(f"{order}H", content, at)[0] == _ORIENTATION:
+            struct.pack_into(f"{order}H", changed, at + (12 if big else 8), 1)
+    return bytes(changed)
+
+
+def _one(page: ImageFileDirectory_v2, tag: int, default: Any = None) -> Any:
+    """Return the first value of `tag`; ValueError where it is missing and has no default."""
+    value = page.get(tag, default)
+    value = value[0] if isinstance(value, tuple) and value else value
+    if value is None:
+        raise ValueError(f"TIFF tag {tag} is missing")
+    return value
+
+
+def _common(values: Any) -> int | None:
+    """Return the value that all of `values` are, None where they differ."""
+    values = values if isinstance(values, tuple) else (values,)
+    return int(values[0]) if len(set(values)) == 1 else None
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    value = value[0] if isinstance(value, tuple) else value
+    return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip("\0 \n")
+
+
+def _parts(page: ImageFileDirectory_v2) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the tiles or strips start in the file and how long they are, in bytes."""
+    for offsets, lengths in ((324, 325), (273, 279)):
+        if offsets in page:
+            first, length = (np.atleast_1d(np.asarray(page.get(tag, ()), np.int64)) for tag in (offsets, lengths))
+            return first, length
+    return np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+def _has_mask(file: BinaryIO, head: bytes, following: int) -> bool:
+    """Return whether one of the pages from the offset `following` on is a transparency mask."""
+    for _ in range(_MOST_PAGES):
+        if not following:
+            return False
+        page = ImageFileDirectory_v2(head)
+        file.seek(following)
+        page.load(file)
+        if int(_one(page, 254, 0)) & 4:
+            return True
+        following = page.next
+    return False

@@ -1,0 +1,244 @@
+"""Scenes of Dubai: nine parts are one image, splits go by tiles, and what is wrong on disk is refused by name."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from files import WHERE, write_raster
+from PIL import Image
+
+import train_deep_globe
+from dataset.dubai import DUBAI
+from dataset.joined import JoinedParts, Layout
+from dataset.layout import SplitChoice
+from dataset.pairs import Item, PairReader
+from dataset.registry import describe
+from utils.classes import IGNORED
+from utils.errors import InputError
+from utils.tiling import Box
+
+HEIGHTS, WIDTHS = (7, 6, 7), (10, 11, 10)
+"""Of the parts, as published ones differ by a pixel."""
+
+EVERY = range(1, 9)
+COLORS = np.array([*DUBAI.palette, *DUBAI.ignored], np.uint8)
+"""By code: five classes, then what counts nowhere."""
+
+
+def write_tile(root: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A tile of random colours, its fifth mask with a palette; returns image (3, H, W) and ids (H, W)."""
+    rng = np.random.default_rng(number)
+    size = sum(HEIGHTS), sum(WIDTHS)
+    pixels, codes = rng.integers(0, 256, (*size, 3), np.uint8), rng.integers(0, len(COLORS), size)
+    folder = root / f"Tile {number}"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for k in range(9):
+        box = box_of(k)
+        own = COLORS[box.of(torch.from_numpy(codes)).numpy()]
+        mask = Image.fromarray(own).quantize(len(COLORS)) if k == 4 else Image.fromarray(own)
+        mask.save(folder / "masks" / f"image_part_{k + 1:03d}.png")
+        part = box.of(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        Image.fromarray(part).save(folder / "images" / f"image_part_{k + 1:03d}.jpg", "PNG")
+    return pixels.transpose(2, 0, 1), np.where(codes < len(DUBAI), codes, IGNORED)
+
+
+def box_of(k: int) -> Box:
+    row, column = divmod(k, 3)
+    return Box(sum(HEIGHTS[:row]), sum(WIDTHS[:column]), HEIGHTS[row], WIDTHS[column])
+
+
+def write_set(root: Path, tiles=EVERY) -> Path:
+    for number in tiles:
+        write_tile(root, number)
+    return root
+
+
+def ids(root: Path, split: str, choice: SplitChoice | None = None) -> list[str]:
+    return [item.id for item in describe("dubai", root, choice).find(split)]
+
+
+# joined scenes
+
+
+def test_nine_parts_are_read_as_one_image_and_one_label(tmp_path: Path) -> None:
+    pixels, expected = write_tile(tmp_path, 1)
+    (sample,) = describe("dubai", tmp_path).open("train", 8)
+    assert sample.id == "tile1"
+    np.testing.assert_array_equal(sample.image, pixels)
+    np.testing.assert_array_equal(sample.label, expected)
+
+
+def test_any_box_of_a_scene_is_what_it_covers_of_the_whole(tmp_path: Path) -> None:
+    pixels, expected = write_tile(tmp_path, 1)
+    (item,) = describe("dubai", tmp_path).find("train")
+    reader, rng = PairReader(DUBAI), np.random.default_rng(0)
+    assert reader.size(item) == expected.shape
+    for _ in range(40):
+        top, left = (int(rng.integers(0, side)) for side in expected.shape)
+        box = Box(
+            top, left, *(int(rng.integers(1, n - k + 1)) for k, n in zip((top, left), expected.shape, strict=True))
+        )
+        found, found_ids = reader.read(item, box)
+        np.testing.assert_array_equal(found, box.of(torch.from_numpy(pixels)))
+        np.testing.assert_array_equal(found_ids, box.of(torch.from_numpy(expected)))
+
+
+def test_parts_that_a_box_does_not_touch_are_not_read(tmp_path: Path) -> None:
+    write_tile(tmp_path, 1)
+    (item,) = describe("dubai", tmp_path).find("train")
+    reader = PairReader(DUBAI)
+    reader.size(item)  # the grid needs all headers
+    for pair in (pair for k, pair in enumerate(item.pairs()) if k not in (4, 5)):
+        for path in pair:
+            path.unlink()
+    reader.read(item, Box(HEIGHTS[0], WIDTHS[0], HEIGHTS[1], WIDTHS[1] + WIDTHS[2]))
+    with pytest.raises(InputError, match=r"Tile 1/images/image_part_001.jpg cannot be read"):
+        reader.read(item, Box(HEIGHTS[0] - 1, WIDTHS[0] - 1, 2, 2))
+
+
+def test_the_pieces_of_a_box_cover_it_once() -> None:
+    layout, rng = Layout((3, 1, 4), (2, 5)), np.random.default_rng(0)
+    for _ in range(50):
+        top, left = int(rng.integers(0, 8)), int(rng.integers(0, 7))
+        box = Box(top, left, int(rng.integers(1, 9 - top)), int(rng.integers(1, 8 - left)))
+        count = torch.zeros(box.height, box.width)
+        for piece in layout.pieces(box):
+            assert piece.within[2:] == piece.target[2:]
+            assert piece.within.top + piece.within.height <= layout.heights[piece.row]
+            assert piece.within.left + piece.within.width <= layout.widths[piece.column]
+            piece.target.of(count).add_(1)
+        assert (count == 1).all()
+
+
+def test_parts_may_be_rasters(tmp_path: Path) -> None:
+    pytest.importorskip("rasterio")
+    values = np.random.default_rng(0).integers(0, 256, (3, 20, 30), np.uint8)
+    for k in (0, 1):
+        write_raster(tmp_path / f"{k}.tif", values[:, :, 15 * k : 15 * k + 15], **WHERE)
+    item = Item("joined", JoinedParts(((tmp_path / "0.tif", tmp_path / "1.tif"),)), None)
+    found, label = PairReader(DUBAI).read(item, Box(3, 10, 9, 12))
+    np.testing.assert_array_equal(found, values[:, 3:12, 10:22])
+    assert label is None
+
+
+# splits
+
+
+def test_splits_go_by_tile(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    assert ids(tmp_path, "train") == ["tile1", "tile2", "tile5", "tile7"]
+    assert ids(tmp_path, "val") == ["tile3", "tile6"]
+    assert ids(tmp_path, "test") == ["tile4", "tile8"]
+
+
+def test_the_tiles_may_lie_in_the_only_folder(tmp_path: Path) -> None:
+    write_set(tmp_path / "Semantic segmentation dataset", (1,))
+    assert ids(tmp_path, "train") == ["tile1"]
+
+
+def test_missing_tiles_are_told_once_and_an_empty_split_is_refused(tmp_path: Path, caplog) -> None:
+    write_set(tmp_path, (1, 3, 6, 7))
+    with caplog.at_level(logging.WARNING):
+        assert ids(tmp_path, "train") == ["tile1", "tile7"]
+        assert ids(tmp_path, "val") == ["tile3", "tile6"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: 2 of the 4 tiles of train are not there (tile2, tile5); going on without"
+    ]
+    with pytest.raises(InputError, match=r"split test is empty.*train: 1 2 5 7; val: 3 6; test: 4 8"):
+        ids(tmp_path, "test")
+
+
+def test_one_scene_is_held_out_and_all_others_are_trained_on(tmp_path: Path) -> None:
+    write_set(tmp_path, (1, 3, 4, 7))
+    choice = SplitChoice(hold_out="tile7")
+    assert describe("dubai", tmp_path, choice).splits == ("train", "val")
+    assert ids(tmp_path, "val", choice) == ["tile7"]
+    assert ids(tmp_path, "train", choice) == ["tile1", "tile3", "tile4"]
+    with pytest.raises(InputError, match=r"--hold_out tile2 is no scene that is there; choose one of tile1, tile3"):
+        ids(tmp_path, "val", SplitChoice(hold_out="tile2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [("inria", SplitChoice(hold_out="austin1")), ("dubai", SplitChoice(hold_out="tile1", lists=Path("lists")))],
+)
+def test_holding_out_goes_with_dubai_and_without_lists(tmp_path: Path, name: str, choice: SplitChoice) -> None:
+    with pytest.raises(InputError, match="--hold_out goes with dubai, where no lists are given"):
+        describe(name, tmp_path, choice)
+
+
+def test_lists_replace_the_default_split(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", (1, 2, 3))
+    (tmp_path / "train.txt").write_text("tile3\n")
+    assert ids(tmp_path / "set", "train", SplitChoice(lists=tmp_path)) == ["tile3"]
+
+
+# what is wrong on disk
+
+
+def test_another_layout_is_refused_with_the_expected_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no tiles of Dubai; expected is 'Tile 1/images/image_part_001.jpg'"):
+        ids(tmp_path, "train")
+
+
+def spoil_color(tile: Path) -> None:
+    pixels = np.tile(COLORS[0], (HEIGHTS[0], WIDTHS[0], 1))
+    pixels[2, 3] = (60, 16, 153)
+    Image.fromarray(pixels).save(tile / "masks/image_part_001.png")
+
+
+def spoil_size(tile: Path) -> None:
+    Image.new("RGB", (WIDTHS[1], HEIGHTS[1] + 1)).save(tile / "images/image_part_005.jpg", "PNG")
+
+
+def spoil_mask_size(tile: Path) -> None:
+    Image.new("RGB", (WIDTHS[1], HEIGHTS[1] + 1)).save(tile / "masks/image_part_005.png")
+
+
+WRONG = {
+    spoil_color: r"masks/image_part_001.png: colour \(60, 16, 153\) at row 2, column 3 is no class's \(1 such pixels\)",
+    spoil_size: r"images/image_part_005.jpg is 7 x 11 pixels, but its place in the scene is 6 x 11: parts in one row "
+    "have one height, parts in one column one width",
+    spoil_mask_size: r"masks/image_part_005.png is 7 x 11 pixels, but its image is 6 x 11",
+    lambda tile: (tile / "masks/image_part_007.png").unlink(): r"1 of 18 parts are missing: .*image_part_007.png; exp",
+}
+
+
+@pytest.mark.parametrize("spoil", WRONG)
+def test_what_is_wrong_is_refused_by_the_name_of_the_file_by_check_data_too(tmp_path: Path, capsys, spoil) -> None:
+    write_set(tmp_path, (1, 3))
+    spoil(tmp_path / "Tile 1")
+    with pytest.raises(InputError, match=WRONG[spoil]):
+        describe("dubai", tmp_path).open("train", 8)[0]
+    assert train_deep_globe.main(["--dataset=dubai", f"--data_path={tmp_path}", "--check_data", "--num_workers=0"]) == 2
+    found = " ".join(capsys.readouterr().out.split())
+    assert str(tmp_path / "Tile 1") in found
+
+
+def test_check_data_names_every_wrong_part_and_counts_scenes(tmp_path: Path, capsys) -> None:
+    write_set(tmp_path, (1, 3))
+    for spoil in (spoil_color, spoil_size):
+        spoil(tmp_path / "Tile 1")
+    assert train_deep_globe.main(["--dataset=dubai", f"--data_path={tmp_path}", "--check_data", "--num_workers=0"]) == 2
+    found = capsys.readouterr()
+    assert "image_part_001.png: colour (60, 16, 153)" in found.out
+    assert "image_part_005.jpg is 7 x 11" in found.out
+    assert "Read: 1 of train, 1 of val" in found.out
+
+
+def test_grey_masks_are_refused(tmp_path: Path) -> None:
+    """Id 0 is no building where black counts nowhere."""
+    write_tile(tmp_path, 1)
+    Image.new("L", (WIDTHS[0], HEIGHTS[0])).save(tmp_path / "Tile 1/masks/image_part_001.png")
+    with pytest.raises(InputError, match=r"image_part_001.png: grey 0 at row 0"):
+        describe("dubai", tmp_path).open("train", 8)[0]
+
+
+def test_five_classes_count_and_no_other_number_is_accepted(tmp_path: Path) -> None:
+    description = describe("dubai", tmp_path)
+    assert (len(DUBAI), DUBAI.left_out) == (5, ())
+    with pytest.raises(InputError, match="has 5 classes; leave it out"):
+        description.classes_for(6)

@@ -1,0 +1,201 @@
+"""Labels of every type are read exactly, by the one reader, in windows and whole."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from files import png, write_raster
+from PIL import Image
+
+from dataset.label_file import fit_of, open_label, read_label
+from dataset.probe import probe
+from utils.classes import IGNORED, Classes
+from utils.errors import InputError
+from utils.tiling import Box
+
+RNG = np.random.default_rng(3)
+VALUES = (0, 7, 300, 65535)
+CLASSES = Classes(("a", "b", "c", "d"), ((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0)), values=VALUES, ignored=(9,))
+PLAIN = Classes.generic(7)
+TYPES = ("uint8", "uint16", "int16", "uint32", "int32", "int64", "uint64", "float32", "float64")
+
+
+def fitting(dtype: str) -> np.ndarray:
+    """The values of classes, and the ignored one, that `dtype` holds."""
+    most = np.finfo(dtype).max if dtype.startswith("float") else np.iinfo(dtype).max
+    return np.array([value for value in (*VALUES, 9) if value <= most])
+
+
+def meant(values: np.ndarray) -> np.ndarray:
+    table = {**{value: k for k, value in enumerate(VALUES)}, 9: IGNORED}
+    return np.vectorize(table.get)(values).astype(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("compress", [None, "deflate", "lerc", "zstd"])
+def test_ids_of_every_type_are_read_exactly(tmp_path: Path, dtype: str, compress: str | None, monkeypatch) -> None:
+    pytest.importorskip("rasterio")
+    if compress == "lerc" and dtype in ("int64", "uint64"):
+        pytest.skip("LERC has no 64-bit integers")
+    values = RNG.choice(fitting(dtype), (23, 31)).astype(dtype)
+    path = write_raster(tmp_path / "a.tif", values[None], **({"compress": compress} if compress else {}))
+    np.testing.assert_array_equal(read_label(path, CLASSES), meant(values))
+    with open_label(path, CLASSES) as label:
+        found = label.read(Box(5, 6, 10, 11)).numpy()
+    np.testing.assert_array_equal(found, meant(values)[5:15, 6:17])
+    monkeypatch.setattr("dataset.label_file._STRIP_PIXELS", 100)
+    np.testing.assert_array_equal(read_label(path, CLASSES), meant(values))
+    if probe(path).decoders[-1] != "rasterio":
+        monkeypatch.setitem(sys.modules, "rasterio", None)
+        np.testing.assert_array_equal(read_label(path, CLASSES), meant(values))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [
+        ("int16", -9999),
+        ("int32", -9999),
+        ("float32", -3.4028234663852886e38),
+        ("float32", -9999),
+        ("float32", float("nan")),
+        ("float64", float("nan")),
+        ("float64", -1.7976931348623157e308),
+        ("uint8", 255),
+        ("uint16", 65535),
+    ],
+)
+def test_declared_nodata_and_nan_are_left_out(tmp_path: Path, dtype: str, nodata: float) -> None:
+    pytest.importorskip("rasterio")
+    kept = RNG.choice(np.array([0, 1, 6]), (23, 31))
+    values = kept.astype(dtype)
+    values[3:6] = nodata
+    expected = kept.astype(np.uint8)
+    expected[3:6] = IGNORED
+    np.testing.assert_array_equal(
+        read_label(write_raster(tmp_path / "a.tif", values[None], nodata=nodata), PLAIN), expected
+    )
+
+
+def test_nan_that_nobody_declared_is_left_out_too(tmp_path: Path) -> None:
+    values = np.array([[0, 1, np.nan, np.inf]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_label(tmp_path / "a.tif", PLAIN).tolist() == [[0, 1, IGNORED, IGNORED]]
+
+
+def test_fractions_are_smoothed_labels(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, 0.9]], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.tif: 0\.9.* at row 0, column 2 .*resized with smoothing"):
+        read_label(tmp_path / "a.tif", PLAIN)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("int32", -1), ("int32", 256), ("uint16", 7), ("float32", 1e30)])
+def test_values_that_are_no_class_are_refused_not_wrapped(tmp_path: Path, dtype: str, value: float) -> None:
+    pytest.importorskip("rasterio")
+    path = write_raster(tmp_path / "a.tif", np.array([[[0, value]]]).astype(dtype))
+    with pytest.raises(InputError, match=r"a\.tif: id .* at row 0, column 1"):
+        read_label(path, PLAIN)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_ids_of_few_bits_are_not_spread_over_eight(tmp_path: Path, depth: int) -> None:
+    ids = RNG.integers(0, min(7, 1 << depth), (1, 9, 13))
+    (tmp_path / "a.png").write_bytes(png(ids, depth))
+    np.testing.assert_array_equal(read_label(tmp_path / "a.png", PLAIN), ids[0])
+
+
+def test_white_of_few_bits_is_255_where_that_is_a_class(tmp_path: Path) -> None:
+    binary = Classes(("no", "yes"), ((0, 0, 0), (255, 255, 255)), values=(0, 255), ignored=())
+    for depth in (1, 2, 4):
+        ids = RNG.integers(0, 2, (1, 9, 13))
+        (tmp_path / "a.png").write_bytes(png(ids * ((1 << depth) - 1), depth))
+        np.testing.assert_array_equal(read_label(tmp_path / "a.png", binary), ids[0])
+
+
+def test_colours_of_16_bits_are_those_of_8(tmp_path: Path) -> None:
+    ids = RNG.integers(0, 7, (9, 13))
+    colors = np.array(PLAIN.palette)[ids].transpose(2, 0, 1)
+    (tmp_path / "a.png").write_bytes(png(colors * 257, 16))
+    np.testing.assert_array_equal(read_label(tmp_path / "a.png", PLAIN), ids)
+    (tmp_path / "b.png").write_bytes(png(colors * 256 + 1, 16))
+    with pytest.raises(InputError, match=r"b\.png has 3 bands of uint16; a label has one band"):
+        read_label(tmp_path / "b.png", PLAIN)
+
+
+def oriented(path: Path, pixels: np.ndarray, orientation: int) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("own", ["as displayed", "as stored", "with the same tag"])
+def test_a_label_lies_on_its_image_as_displayed(tmp_path: Path, orientation: int, own: str) -> None:
+    from PIL import ImageOps
+
+    shown = np.zeros((20, 30, 3), np.uint8)
+    shown[2:5, 3:9] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # the picture that is shown so when it is turned
+    stored = next(
+        candidate
+        for candidate in (np.rot90(shown[:, ::-1] if mirrored else shown, k) for mirrored in (0, 1) for k in range(4))
+        if np.array_equal(displayed(candidate, orientation, ImageOps), shown)
+    )
+    image = oriented(tmp_path / "a.png", np.ascontiguousarray(stored), orientation)
+    if own == "as displayed":
+        label = oriented(tmp_path / "b.png", np.ascontiguousarray(shown[..., 0] // 255), 1)
+    else:
+        tag = orientation if own == "with the same tag" else 1
+        label = oriented(tmp_path / "b.png", np.ascontiguousarray(stored[..., 0] // 255), tag)
+    if own == "as stored" and orientation < 5:
+        return  # its size says that it is displayed so
+    np.testing.assert_array_equal(read_label(label, PLAIN, probe(image)), shown[..., 0] // 255)
+    stored_alone = own == "as stored" and orientation > 4
+    assert fit_of(probe(label), probe(image)).startswith("as stored" if stored_alone else "as displayed")
+
+
+def displayed(pixels: np.ndarray, orientation: int, tool) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.getexif()[0x0112] = orientation
+    return np.asarray(tool.exif_transpose(image))
+
+
+def test_palette_labels_of_pascal_voc_are_read_by_their_indices(tmp_path: Path) -> None:
+    classes = Classes.generic(21)
+    ids = RNG.choice(np.array([*range(21), 255], np.uint8), (30, 30))
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:21], palette[255] = classes.palette, (224, 224, 192)
+    image = Image.fromarray(ids)
+    image.putpalette(palette.tobytes())
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "a.png", classes), ids)
+
+
+def test_palette_labels_of_a_set_of_colours_keep_its_void_colour(tmp_path: Path) -> None:
+    """The set's classes are in the order of their colours, which is not that of the palette."""
+    order = sorted(PLAIN.palette)
+    classes = Classes(tuple("abcdefg"), tuple(order), ignored=((224, 224, 192),))
+    indices = RNG.choice(np.array([*range(7), 255], np.uint8), (30, 30))
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:7], palette[255] = PLAIN.palette, (224, 224, 192)
+    image = Image.fromarray(indices)
+    image.putpalette(palette.tobytes())
+    image.save(tmp_path / "a.png")
+    image.convert("RGB").save(tmp_path / "b.png")
+    expected = np.array([order.index(color) for color in PLAIN.palette] + [IGNORED])[np.minimum(indices, 7)]
+    for name in ("a.png", "b.png"):
+        np.testing.assert_array_equal(read_label(tmp_path / name, classes), expected)
+
+
+def test_a_palette_of_16_bits_is_read(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    ids = RNG.integers(0, 7, (1, 9, 13)).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    profile = {"driver": "GTiff", "dtype": "uint16", "count": 1, "height": 9, "width": 13, "photometric": "palette"}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write_colormap(1, {k: (*color, 255) for k, color in enumerate(PLAIN.palette)})
+        file.write(ids)
+    np.testing.assert_array_equal(read_label(path, PLAIN), ids[0])

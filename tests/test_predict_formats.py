@@ -1,0 +1,286 @@
+"""`predict.py` on the files that people have: none is read wrongly, none ends the run, nothing is lost in silence."""
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import build_header, build_model
+from files import png, png_chunk
+from files import write_raster as write_any
+from pictures import PIXEL, random_image, run, save, write_checkpoint, write_raster
+from PIL import Image
+
+from models import checkpoint as checkpoints
+from predict import Segmenter
+from utils.classes import IGNORED
+from utils.errors import InputError
+
+rasterio = pytest.importorskip("rasterio")
+from rasterio.warp import transform as to  # noqa: E402
+from rasterio.warp import transform_bounds  # noqa: E402
+
+SIZE = (40, 60)
+RNG = np.random.default_rng(2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "one.pth", 1)
+
+
+@pytest.fixture(scope="module")
+def segmenter(checkpoint) -> Segmenter:
+    return Segmenter.from_checkpoint(checkpoint, device="cpu")
+
+
+def summary(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+def deep(bands: int = 3, dtype: str = "uint16") -> np.ndarray:
+    """(bands, *SIZE) of 11 bits."""
+    return RNG.integers(0, 2048, (bands, *SIZE)).astype(dtype)
+
+
+def test_16_bits_give_one_mask_in_every_format(segmenter, tmp_path) -> None:
+    values = deep()
+    expected = segmenter.segment(write_raster(tmp_path / "geo.tif", values))
+    head = f"P6 {SIZE[1]} {SIZE[0]} 65535\n".encode()
+    (tmp_path / "a.ppm").write_bytes(head + values.transpose(1, 2, 0).astype(">u2").tobytes())
+    (tmp_path / "a.png").write_bytes(png(values, 16))
+    write_any(tmp_path / "a.tif", values, photometric="rgb")
+    write_any(tmp_path / "bands.tif", values, interleave="band")
+    write_any(tmp_path / "a.jp2", values, driver="JP2OpenJPEG", quality="100", reversible="YES")
+    for name in ("a.ppm", "a.png", "a.tif", "bands.tif", "a.jp2"):
+        assert np.array_equal(segmenter.segment(tmp_path / name), expected), name
+
+
+def test_stretch_and_bands_are_the_checkpoints_and_said_once(tmp_path, caplog) -> None:
+    path = tmp_path / "own.pth"
+    checkpoints.save(path, build_model(), build_header(1, stretch="0,4000", bands="3,2,1"))
+    for name in ("a.tif", "b.tif"):
+        write_raster(tmp_path / name, deep())
+    caplog.set_level("INFO")
+    assert run(path, tmp_path / "a.tif", tmp_path / "b.tif", output=tmp_path / "out") == 0
+    lines = [line for line in caplog.messages if "stretch" in line]
+    assert lines == ["2 images of more than 8 bits are stretched: --stretch 0,4000"]
+    assert (summary(tmp_path / "out")["stretch"], summary(tmp_path / "out")["bands"]) == ("0,4000", "3,2,1")
+    plain = Segmenter.from_checkpoint(path, device="cpu")
+    with rasterio.open(tmp_path / "out" / "a_mask.tif") as mask:
+        assert np.array_equal(mask.read(1), plain.segment(tmp_path / "a.tif"))
+    given = Segmenter.from_checkpoint(path, device="cpu", stretch="2%,98%", bands="1,2,3")
+    assert not np.array_equal(given.segment(tmp_path / "a.tif"), plain.segment(tmp_path / "a.tif"))
+
+
+def test_bands_of_a_plain_tiff_with_four(segmenter, tmp_path) -> None:
+    values = RNG.integers(0, 256, (4, *SIZE)).astype(np.uint8)
+    expected = segmenter.segment(np.ascontiguousarray(values[[3, 2, 1]].transpose(1, 2, 0)))
+    for name, more in {"a": {"photometric": "rgb", "alpha": "no"}, "b": {"photometric": "minisblack"}, "c": {}}.items():
+        path = write_any(tmp_path / f"{name}.tif", values, **more)
+        assert np.array_equal(segmenter.segment(path, bands=(4, 3, 2)), expected), name
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_masks_have_the_displayed_shape(checkpoint, tmp_path, orientation, caplog) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(random_image(SIZE).permute(1, 2, 0).numpy()).save(tmp_path / "a.png", exif=exif)
+    caplog.set_level("INFO")
+    assert run(checkpoint, tmp_path / "a.png", output=tmp_path / "out") == 0
+    width, height = Image.open(tmp_path / "out" / "a_mask.png").size
+    assert (height, width) == (SIZE if orientation < 5 else SIZE[::-1])
+    assert ("1 images are turned as they are displayed" in caplog.text) == (orientation > 1)
+
+
+def points() -> list:
+    """Ground control points."""
+    return [rasterio.control.GroundControlPoint(k % 2, k, k, k % 2) for k in range(4)]
+
+
+def with_broken_exif(path: Path) -> None:
+    """A PNG whose EXIF has a resolution of 1 / 0 far beyond its end."""
+    entry = struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, 282, 5, 1, 9999, 0)
+    whole = png(random_image(SIZE).numpy(), 8)
+    path.write_bytes(whole[:33] + png_chunk(b"eXIf", entry) + whole[33:])
+
+
+def test_no_odd_file_ends_the_run(checkpoint, tmp_path, capsys) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    write_any(folder / "complex.tif", deep().astype(np.complex64))
+    write_any(folder / "points.tif", deep(1), gcps=points(), crs=rasterio.CRS())
+    profile = {"driver": "GTiff", "dtype": "uint16", "count": 1, "height": 40, "width": 60, "photometric": "palette"}
+    with rasterio.open(folder / "palette.tif", "w", **profile) as file:
+        file.write_colormap(1, {k: (k % 256, 0, 0, 255) for k in range(3000)})
+        file.write(deep(1))
+    with_broken_exif(folder / "exif.png")
+    name = os.fsdecode(b"caf\xe9.png")
+    save(folder / name)
+    (folder / "text.png").write_text("no image")
+    (folder / ("x" * 250 + ".png")).write_bytes((folder / name).read_bytes())
+    assert run(checkpoint, folder, output=tmp_path / "out") == 1
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    found = summary(tmp_path / "out")
+    done = sorted(Path(one["image"]).name for one in found["images"])
+    assert done == sorted(["points.tif", "palette.tif", "exif.png", name])
+    failures = "\n".join(found["failures"])
+    for text in ("complex.tif cannot be used: its samples are complex", "text.png cannot be read", "xxx is too long"):
+        assert text in failures
+    assert len(found["failures"]) == 3
+
+
+def test_a_georeferenced_file_whose_name_is_no_utf8_is_that_files_failure(checkpoint, tmp_path) -> None:
+    name = os.fsdecode(b"caf\xe9.tif")
+    write_raster(tmp_path / "a.tif", random_image(SIZE).numpy()).rename(tmp_path / name)
+    save(tmp_path / "b.png")
+    assert run(checkpoint, tmp_path / name, tmp_path / "b.png", output=tmp_path / "out") == 1
+    assert len(summary(tmp_path / "out")["images"]) == 1
+    assert "caf\\udce9.tif" in summary(tmp_path / "out")["failures"][0]
+
+
+WORLD = "0.5\n0\n0\n-0.5\n500000.25\n4999999.75\n"
+
+
+def test_a_georeference_beside_the_file_is_kept(checkpoint, tmp_path, caplog, monkeypatch) -> None:
+    save(tmp_path / "world.png", SIZE)
+    (tmp_path / "world.pgw").write_text(WORLD)
+    save(tmp_path / "aux.png", SIZE)
+    srs = rasterio.CRS.from_epsg(32633).to_wkt()
+    (tmp_path / "aux.png.aux.xml").write_text(
+        f"<PAMDataset><SRS>{srs.replace('<', '&lt;')}</SRS><GeoTransform>500000,0.5,0,5000000,0,-0.5</GeoTransform>"
+        "</PAMDataset>"
+    )
+    values = random_image(SIZE).numpy()
+    write_any(tmp_path / "tiff.tif", values, photometric="rgb")
+    (tmp_path / "tiff.tfw").write_text(WORLD)
+    images = [tmp_path / name for name in ("world.png", "aux.png", "tiff.tif")]
+    assert run(checkpoint, *images, output=tmp_path / "out") == 0
+    for name in ("world", "aux", "tiff"):
+        with rasterio.open(tmp_path / "out" / f"{name}_mask.tif") as mask:
+            assert mask.transform[:6] == (0.5, 0, 500000, 0, -0.5, 5000000)
+            assert (mask.crs == rasterio.CRS.from_epsg(32633)) == (name == "aux")
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    caplog.set_level("INFO")
+    assert run(checkpoint, *images, output=tmp_path / "without") == 0
+    assert [line for line in caplog.messages if "georeference" in line] == [
+        "the georeference of world.png, aux.png, tiff.tif is not kept: it takes the package rasterio, which is not "
+        "installed: pip install rasterio"
+    ]
+    assert (tmp_path / "without" / "aux_mask.png").exists()
+
+
+def test_rational_polynomials_are_kept_and_control_points_without_reference_said(checkpoint, tmp_path, caplog) -> None:
+    numbers = [1.0] + [0.0] * 19
+    rpcs = rasterio.rpc.RPC(0, 1, 0, 1, numbers, numbers, 0, 1, 0, 1, numbers, numbers, 0, 1)
+    with rasterio.open(
+        tmp_path / "rpc.tif", "w", driver="GTiff", count=1, dtype="uint8", height=SIZE[0], width=SIZE[1], rpcs=rpcs
+    ) as file:
+        file.write(random_image(SIZE).numpy()[:1])
+    write_any(tmp_path / "points.tif", random_image(SIZE).numpy(), gcps=points(), crs=rasterio.CRS())
+    caplog.set_level("INFO")
+    assert run(checkpoint, tmp_path / "rpc.tif", tmp_path / "points.tif", output=tmp_path / "out") == 0
+    with rasterio.open(tmp_path / "out" / "rpc_mask.tif") as mask:
+        assert mask.rpcs is not None
+    assert "the georeference of points.tif is not kept: its control points name no reference system" in caplog.text
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+def test_a_turned_picture_keeps_its_place_on_the_ground(checkpoint, tmp_path, orientation) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(random_image(SIZE).permute(1, 2, 0).numpy()).save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "a.pgw").write_text(WORLD)
+    assert run(checkpoint, tmp_path / "a.png", output=tmp_path / "out") == 0
+    with rasterio.open(tmp_path / "out" / "a_mask.tif") as mask:
+        corners = [mask.transform * corner for corner in ((0, 0), (mask.width, mask.height))]
+        assert np.sort(np.round(corners, 6), axis=0).tolist() == [[500000, 4999980], [500030, 5000000]]
+        column, row = ~mask.transform * (500000.25, 4999999.75)  # the first pixel that is stored
+    last = mask.width - 0.5, mask.height - 0.5
+    assert (column, row) == pytest.approx({3: last, 6: (last[0], 0.5), 7: last}[orientation])
+
+
+def test_nan_and_infinity_are_left_out_of_masks_and_areas(checkpoint, segmenter, tmp_path) -> None:
+    values = RNG.normal(0, 1, (3, *SIZE)).astype(np.float32)
+    values[0, :10, :10], values[1, 20, :5], values[2, 30, 7] = np.nan, np.inf, -np.inf
+    write_raster(tmp_path / "a.tif", values)
+    write_any(tmp_path / "b.tif", values, photometric="rgb")
+    missing = ~np.isfinite(values).all(0)
+    assert run(checkpoint, tmp_path / "a.tif", tmp_path / "b.tif", output=tmp_path / "out") == 0
+    with rasterio.open(tmp_path / "out" / "a_mask.tif") as mask:
+        assert np.array_equal(mask.read(1) == IGNORED, missing)
+        assert mask.nodata == IGNORED
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "b_mask.png")) == IGNORED, missing)
+    assert [one["left_out"] for one in summary(tmp_path / "out")["images"]] == [missing.sum()] * 2
+    assert np.array_equal(segmenter.segment(tmp_path / "a.tif") == IGNORED, missing)
+
+
+def meridian_and_parallel(latitude: float) -> tuple[float, float]:
+    """Metres of a degree of latitude and of longitude: the customary series for WGS 84."""
+    at = np.radians(latitude)
+    north = 111132.92 - 559.82 * np.cos(2 * at) + 1.175 * np.cos(4 * at) - 0.0023 * np.cos(6 * at)
+    return north, 111412.84 * np.cos(at) - 93.5 * np.cos(3 * at) + 0.118 * np.cos(5 * at)
+
+
+@pytest.mark.parametrize("latitude", [0, 45, 70])
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:3395", "EPSG:32631", "feet", "EPSG:6933"])
+def test_areas_are_true_on_the_ground(checkpoint, tmp_path, latitude, crs) -> None:
+    if crs == "feet":  # Lambert's conformal cone, whose parallels are far from some of these latitudes
+        crs = "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=45 +lon_0=3 +datum=WGS84 +units=us-ft"
+    if latitude == 0 and "lcc" in crs:
+        latitude = 20
+    centre = (3.0, latitude)
+    east, north, *_ = transform_bounds("EPSG:4326", crs, centre[0], centre[1], centre[0], centre[1])
+    pixel = 1e-5 if crs == "EPSG:4326" else 1.0
+    transform = rasterio.transform.from_origin(east, north, pixel, pixel)
+    write_raster(tmp_path / "a.tif", random_image(SIZE).numpy(), crs=crs, transform=transform)
+    assert run(checkpoint, tmp_path / "a.tif", output=tmp_path / "out") == 0
+    # corners of the raster in degrees: a parallelogram of so many metres
+    with rasterio.open(tmp_path / "a.tif") as file:
+        corners = [file.transform * corner for corner in ((0, 0), (SIZE[1], 0), (0, SIZE[0]))]
+    x, y = (np.array(axis) for axis in to(crs, "EPSG:4326", *map(list, zip(*corners, strict=True))))
+    up, along = meridian_and_parallel(float(y.mean()))
+    sides = [((x[k] - x[0]) * along, (y[k] - y[0]) * up) for k in (1, 2)]
+    expected = abs(sides[0][0] * sides[1][1] - sides[0][1] * sides[1][0])
+    total = sum(summary(tmp_path / "out")["total"]["square_metres"])
+    assert total == pytest.approx(expected, rel=2e-4)
+
+
+def test_areas_of_tall_images_in_degrees_follow_the_latitude(checkpoint, tmp_path) -> None:
+    transform = rasterio.transform.from_origin(0, 80, 0.01, 1)  # 40 degrees from top to bottom
+    write_raster(tmp_path / "a.tif", random_image(SIZE).numpy(), crs="EPSG:4326", transform=transform)
+    assert run(checkpoint, tmp_path / "a.tif", output=tmp_path / "out") == 0
+    latitudes = np.linspace(40, 80, 40_001)
+    up, along = meridian_and_parallel((latitudes[1:] + latitudes[:-1]) / 2)
+    expected = (up * along).sum() * 0.001 * 0.6
+    assert sum(summary(tmp_path / "out")["total"]["square_metres"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_local_reference_has_the_areas_of_its_plane(checkpoint, tmp_path) -> None:
+    local = 'LOCAL_CS["site",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
+    write_raster(tmp_path / "a.tif", random_image(SIZE).numpy(), crs=local)
+    assert run(checkpoint, tmp_path / "a.tif", output=tmp_path / "out") == 0
+    found = summary(tmp_path / "out")["total"]["square_metres"]
+    assert found is None or sum(found) == pytest.approx(SIZE[0] * SIZE[1] * PIXEL**2)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(3, 4, 5), "not a Tensor; a tensor"),
+        (np.zeros((0, 5, 3), np.uint8), r"not empty, not \(0, 5, 3\) uint8"),
+        (np.zeros((0, 0), np.uint8), "not empty"),
+        (np.zeros((4, 5, 3)), "float64"),
+        (np.zeros((4, 5, 4), np.uint8), r"\(4, 5, 4\)"),
+        (b"bytes", "not a bytes"),
+        (None, "not a NoneType"),
+    ],
+)
+def test_a_segmenter_refuses_what_is_no_picture(segmenter, image, message) -> None:
+    with pytest.raises(InputError, match=message):
+        segmenter.segment(image)

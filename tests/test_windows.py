@@ -1,0 +1,310 @@
+"""Windows of large images: where they lie, that runs repeat them, and that memory follows the window."""
+
+import pickle
+import signal
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import torch
+from files import WHERE
+from PIL import Image
+from test_dataset import assert_same
+
+import train_deep_globe
+from dataset.base import Item, SegmentationDataset
+from dataset.loader import SampleLoader
+from dataset.pairs import OpenFiles
+from dataset.windows import Windows
+from utils.classes import Classes
+from utils.errors import InputError
+from utils.tiling import Box
+
+CLASSES = Classes.generic(5)
+SIZES = {"large": (90, 120), "flat": (30, 100), "small": (40, 20)}
+WINDOWS = Windows(48, 3)
+
+
+def write_items(root: Path, names=tuple(SIZES), suffix: str = ".png") -> list[Item]:
+    """Images whose red and green are row and column, and labels that are their sum, modulo five."""
+    items = []
+    for name in names:
+        y, x = np.mgrid[: SIZES[name][0], : SIZES[name][1]].astype(np.uint8)
+        Image.fromarray(np.stack([y, x, y * 0 + len(name)], 2)).save(root / f"{name}{suffix}")
+        Image.fromarray((y + x) % 5).save(root / f"{name}_label.png")
+        items.append(Item(name, root / f"{name}{suffix}", root / f"{name}_label.png"))
+    return items
+
+
+def open_windows(items: list[Item], **more) -> SegmentationDataset:
+    return SegmentationDataset(items, CLASSES, 8, **{"windows": WINDOWS, "augment": True, "seed": 7, **more})
+
+
+def places(data: SegmentationDataset, epoch: int) -> list[tuple]:
+    """Id, first row and column, and size of every sample."""
+    found = []
+    for k in range(len(data)):
+        sample = data[epoch, k]
+        found.append((sample.id, *sample.image[:2].flatten(1).amin(1).tolist(), *sorted(sample.image.shape[1:])))
+    return found
+
+
+def test_longer_images_are_cut_and_others_stay_whole(tmp_path: Path) -> None:
+    data = open_windows(write_items(tmp_path))
+    assert len(data) == 3 + 3 + 1
+    assert [data.id(k) for k in range(len(data))] == ["large"] * 3 + ["flat"] * 3 + ["small"]
+    for _, top, left, *size in places(data, 0)[:3]:
+        assert size == [48, 48]
+        assert 0 <= top <= 90 - 48 and 0 <= left <= 120 - 48
+    for _, top, left, *size in places(data, 0)[3:6]:
+        assert (size, top) == ([30, 48], 0)
+        assert 0 <= left <= 100 - 48
+    assert places(data, 0)[6] == ("small", 0, 0, 20, 40)
+
+
+def test_image_label_and_global_view_are_of_the_window(tmp_path: Path) -> None:
+    data = open_windows(write_items(tmp_path))
+    for epoch in range(4):
+        for sample in (data[epoch, k] for k in range(len(data))):
+            assert torch.equal((sample.image[0] + sample.image[1]) % 5, sample.label)
+            assert sample.global_image.shape == (3, 8, 8)
+            mean = sample.image.float().mean((1, 2))
+            assert (sample.global_image.float().mean((1, 2)) - mean).abs().max() < 1.5
+
+
+def test_windows_depend_on_seed_epoch_id_and_number_only(tmp_path: Path) -> None:
+    items = write_items(tmp_path)
+    data = open_windows(items)
+    assert places(data, 4) == places(open_windows(items), 4)
+    assert places(data, 4)[:3] == places(open_windows(items[::-1]), 4)[-3:]
+    assert places(open_windows(items, windows=Windows(48, 5)), 4)[:3] == places(data, 4)[:3]
+    renamed = open_windows([items[0]._replace(id="other")])
+    others = (places(data, 5), places(open_windows(items, seed=8), 4), places(renamed, 4))
+    drawn = [[place[1:] for place in found[:3]] for found in (places(data, 4), *others)]
+    assert all(one != other for one, other in combinations(drawn, 2))
+    assert all(len(set(found)) == 3 for found in drawn)
+
+
+def test_every_place_occurs_with_the_borders() -> None:
+    rng = np.random.default_rng(0)
+    found = {Windows(3, 1).place((5, 4), tuple(rng.random(2)))[0] for _ in range(300)}
+    assert found == {Box(top, left, 3, 3) for top in range(3) for left in range(2)}
+    last = np.nextafter(1.0, 0.0)
+    assert Windows(100, 1).place((100_000, 7), (last, last))[0] == Box(99_900, 0, 100, 7)
+
+
+@pytest.mark.parametrize("scale", [0.67, 0.9, 1.0, 1.1, 1.5])
+def test_a_scaled_window_reads_more_or_less_and_keeps_its_size(scale: float) -> None:
+    box, size = Windows(48, 1).place((200, 300), (0.3, 0.6), scale)
+    assert size == (48, 48)
+    assert box.height == box.width == round(48 / scale)
+    box, size = Windows(48, 1).place((200, 30), (0.3, 0.6), scale)
+    assert box.width == min(30, round(48 / scale))
+    assert size[0] == 48 and abs(size[1] - min(48, 30 * scale)) <= 1
+
+
+def test_scaled_windows_have_the_size_of_others(tmp_path: Path) -> None:
+    data = open_windows(write_items(tmp_path, ("large",)), jitter=True)
+    samples = [data[epoch, 0] for epoch in range(10)]
+    assert {tuple(sample.image.shape) for sample in samples} == {(3, 48, 48)}
+    assert {tuple(sample.label.shape) for sample in samples} == {(48, 48)}
+
+
+def test_workers_load_what_one_process_loads(tmp_path: Path) -> None:
+    data = open_windows(write_items(tmp_path))
+    loaded = [batch[0] for batch in SampleLoader(data, num_workers=2)]
+    for k, sample in enumerate(loaded):
+        assert_same(sample, data[k])
+
+
+def test_a_sample_shares_no_memory_with_what_stays_open(tmp_path: Path) -> None:
+    data = open_windows(write_items(tmp_path, ("small",)), augment=False)
+    data[0].image.zero_()
+    data[0].label.zero_()
+    assert data[0].image.any() and data[0].label.any()
+
+
+def test_the_fingerprint_counts_windows_and_is_as_ever_without(tmp_path: Path) -> None:
+    items = write_items(tmp_path)
+    assert open_windows(items).fingerprint().startswith("3 images, 6 windows, checksum ")
+    assert open_windows(items, windows=None).fingerprint().startswith("3 images, checksum ")
+
+
+# open files
+
+
+class Opened:
+    """Counts what is open."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.count = 0
+
+    def start(self, name: str):
+        opened = self
+
+        class File:
+            def __enter__(self) -> str:
+                opened.names.append(name)
+                opened.count += 1
+                return name
+
+            def __exit__(self, *error: object) -> None:
+                opened.names.remove(name)
+
+        return File()
+
+    def use(self, files: OpenFiles, name: str, size: int) -> None:
+        with files.use(name, lambda: self.start(name), lambda _: size) as file:
+            assert file == name in self.names
+
+
+def test_files_stay_open_until_others_need_the_room() -> None:
+    files, opened = OpenFiles(10), Opened()
+    for name in ("a", "b", "a", "c"):  # b is the one that was not used for longest
+        opened.use(files, name, 4)
+    assert (opened.names, files.held, opened.count) == (["a", "c"], 8, 3)
+    opened.use(files, "huge", 11)
+    assert opened.names == ["a", "c"]
+    assert pickle.loads(pickle.dumps(files)).held == 0
+
+
+def test_without_room_every_file_is_closed() -> None:
+    files, opened = OpenFiles(), Opened()
+    opened.use(files, "a", 1)
+    opened.use(files, "a", 1)
+    assert (opened.names, opened.count) == ([], 2)
+
+
+def test_a_file_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
+    items = write_items(tmp_path, ("large",))
+    data = open_windows(items)
+    items[0].label.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"large_label\.png"):
+            data[0]
+
+
+MEMORY = """
+import resource, sys
+from dataset.base import Item, SegmentationDataset
+from dataset.windows import Windows
+from pathlib import Path
+from utils.classes import Classes
+root, size = Path(sys.argv[1]), int(sys.argv[2])
+def epoch(name):
+    item = Item(name, root / f"{name}.tif", root / f"{name}_label.tif")
+    data = SegmentationDataset([item], Classes.generic(5), 64, augment=True, windows=Windows(size, 40), jitter=True)
+    for k in range(len(data)):
+        data[k]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+first = epoch("small")
+print(epoch("huge") - first)
+"""
+
+
+def test_an_epoch_of_a_huge_raster_takes_the_memory_of_its_windows(tmp_path: Path) -> None:
+    """34 megapixels are 136 MB as pixels and ids."""
+    rasterio = pytest.importorskip("rasterio")
+    profile = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "crs": WHERE["crs"]}
+    profile["transform"] = rasterio.Affine(*WHERE["transform"])
+    for name, (height, width) in {"small": (1200, 1200), "huge": (6184, 5450)}.items():
+        for ending, bands in (("", 3), ("_label", 1)):
+            shape = {"count": bands, "height": height, "width": width}
+            with rasterio.open(tmp_path / f"{name}{ending}.tif", "w", **profile, **shape, compress="deflate") as file:
+                for top in range(0, height, 1024):
+                    rows = np.full((bands, min(1024, height - top), width), top // 1024 % 5, np.uint8)
+                    file.write(rows, window=((top, top + rows.shape[1]), (0, width)))
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path), "256"],
+        cwd=root,
+        env={"GDAL_CACHEMAX": "8", "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 40
+
+
+# whole runs
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--window=64"], "--window SIZE and --windows N go together"),
+        (["--windows=2"], "--window SIZE and --windows N go together"),
+        (["--window=8", "--windows=2"], "--window 8 must be at least 32"),
+        (["--window=64", "--windows=2", "--evaluation", "--path_g=one.pth"], "--window goes with training"),
+        (["--augment", "--evaluation", "--path_g=one.pth"], "--augment goes with training"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(capsys, given: list[str], message: str) -> None:
+    assert train_deep_globe.main(given) == 2
+    assert message in capsys.readouterr().err
+
+
+VARIED = ["--window=48", "--windows=1", "--augment", "--num_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> runs.Folders:
+    """The folders of an uninterrupted run on windows."""
+    root = tmp_path_factory.mktemp("windows")
+    folders = runs.Folders(root, runs.generate(root / "data"))
+    result = runs.run(folders.arguments(1, *VARIED), root / "run")
+    assert result.code == 0, result.output
+    assert "5 training images (5 samples an epoch, windows of 48)" in result.output
+    return folders
+
+
+def killed_run(folders: runs.Folders, root: Path) -> runs.Folders:
+    from test_resume import SAVE_OFTEN, die_while_saving
+
+    other = runs.Folders(root, folders.data)
+    arguments = other.arguments(1, *VARIED, SAVE_OFTEN)
+    killed = runs.run(arguments, root / "killed", prepare=die_while_saving, extra=("after renaming", 2))
+    assert killed.code == -signal.SIGKILL, killed.output
+    return other
+
+
+def test_a_killed_run_goes_on_with_the_same_windows(whole: runs.Folders, tmp_path: Path) -> None:
+    folders = killed_run(whole, tmp_path)
+    result = runs.run(folders.arguments(1, *VARIED, "--resume=auto"), tmp_path / "rest")
+    assert result.code == 0, result.output
+    runs.assert_equal_weights(folders.weights(1), whole.weights(1))
+
+
+def test_other_windows_or_colours_are_another_experiment(whole: runs.Folders, tmp_path: Path, capsys) -> None:
+    folders = killed_run(whole, tmp_path)
+    for changed in (["--window=40"], ["--windows=2"]):
+        assert train_deep_globe.main(folders.arguments(1, *VARIED, *changed, "--resume=auto")) == 2
+        assert "the unfinished run is another experiment" in capsys.readouterr().err
+    plain = [option for option in VARIED if option != "--augment"]
+    assert train_deep_globe.main(folders.arguments(1, *plain, "--resume=auto")) == 2
+    assert "--augment was True, now False" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_windows_of_one(tmp_path: Path) -> None:
+    """Each sample of an epoch, whatever its place, is the same and is taken once."""
+    from dataset.loader import BatchPart, EpochSampler
+
+    data = open_windows(write_items(tmp_path), jitter=True)
+    alone = BatchPart(EpochSampler(len(data), 7), 4)
+    parts = [BatchPart(EpochSampler(len(data), 7), 4, rank, 2) for rank in (0, 1)]
+    for part in (alone, *parts):
+        part.set_epoch(3)
+    shared = [list(SampleLoader(data, sampler=part, num_workers=rank)) for rank, part in enumerate(parts)]
+    for samples, *others in zip(SampleLoader(data, sampler=alone), *shared, strict=True):
+        theirs = {
+            k: sample for rank, part in enumerate(others) for k, sample in zip(range(rank, 4, 2), part, strict=False)
+        }
+        for k, sample in enumerate(samples):
+            assert_same(sample, theirs[k])
+        assert len(theirs) == len(samples)

@@ -1,0 +1,267 @@
+"""Which patches of an image the local branch computes, chosen by what the global branch predicts.
+
+Coarse to fine (the paper's variant for class imbalance): in a binary set, whose one class is background, only patches
+in boxes around the predicted foreground. Uncertain patches (after PPN's idea): of any classes, only the patches in
+which the global prediction is least certain.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.canvas import Outside, enlarged_rows
+from utils.classes import Classes
+from utils.errors import InputError
+from utils.tiling import MIN_OVERLAP, Box, Patches, PatchGrid, PatchSubset, RegionGrids, Size, around, map_size
+
+BOX_MARGIN = 0.1
+"""The part of its sides by which a box is enlarged, in each of the four directions."""
+
+MOST_MARGIN = 10.0
+"""The largest margin that is accepted: the sides of a box are then multiplied by 21."""
+
+BOX_RECALL = 0.9
+"""The part of the label's foreground that the coarse boxes must hold for training to use them."""
+
+OUTSIDE = 10.0
+"""The score of background in pixels that no patch covers. The other class has 0, which makes a probability of 0.99995.
+It is finite, so that means with scores of the same pixel from turned images, or from other scenes, stay finite."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of one or more images was computed at full resolution.
+
+    Attributes:
+        pixels: of the images.
+        covered: pixels that patches covered.
+        patches: patches that would cover everything.
+        computed: patches that were computed.
+    """
+
+    pixels: int = 0
+    covered: int = 0
+    patches: int = 0
+    computed: int = 0
+
+    def __add__(self, other: "Coverage") -> "Coverage":
+        return Coverage(
+            pixels=self.pixels + other.pixels,
+            covered=self.covered + other.covered,
+            patches=self.patches + other.patches,
+            computed=self.computed + other.computed,
+        )
+
+    @property
+    def pixels_not_covered(self) -> float:
+        """The share of pixels that no patch covered, 0..1."""
+        return 1 - self.covered / max(1, self.pixels)
+
+    @property
+    def patches_not_computed(self) -> float:
+        """The share of patches that were not computed, 0..1."""
+        return 1 - self.computed / max(1, self.patches)
+
+
+class PatchSelection(Protocol):
+    """A rule that selects patches."""
+
+    def patches(self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None) -> Patches:
+        """Return the patches of an image that are computed.
+
+        Args:
+            logits: of the global branch, (1, n_class, h, w).
+            size: of the image, in pixels.
+            patch: side of a patch, in pixels.
+            min_overlap: pixels that neighbouring patches share at least.
+            label: in training, the image's class ids, (H, W) uint8.
+        """
+        ...
+
+    def outside(self, logits: Tensor, size: Size) -> Outside:
+        """Return the scores of pixels that no patch covers, in an image of `size` with these logits."""
+        ...
+
+
+@dataclass(frozen=True)
+class UncertainPatches:
+    """Selects the patches in which the global prediction is least certain; elsewhere the global prediction stands.
+
+    The certainty of a cell is the margin between the probabilities of its two best classes; that of a patch is the mean
+    over the cells that it covers.
+
+    Attributes:
+        share: the part of all patches that is selected, rounded up, 0..1. 1 selects all patches.
+    """
+
+    share: float
+
+    def patches(self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None) -> Patches:
+        """See `PatchSelection`; `label` has no influence."""
+        grid = PatchGrid.cover(size, patch, min_overlap)
+        count = math.ceil(self.share * len(grid))
+        if count == len(grid):
+            return grid
+        best = logits[0].float().softmax(0).topk(min(2, logits.shape[1]), dim=0).values
+        margins = best[0] - best[-1]  # (h, w)
+        means = torch.stack([box.of(margins).mean() for box in grid.feature_boxes(map_size(margins))])
+        return PatchSubset(grid, tuple(sorted(means.argsort(stable=True)[:count].tolist())))
+
+    def outside(self, logits: Tensor, size: Size) -> Outside:
+        """Return the global prediction's scores."""
+        return enlarged_rows(logits, size)
+
+
+@dataclass(frozen=True)
+class CoarseToFine:
+    """Selects the patches with foreground.
+
+    Attributes:
+        foreground: id of the class that is selected; the other of the two is `background`.
+        margin: the part of its sides by which a box is enlarged, in each direction.
+        recall: the part of a label's foreground that boxes must hold for training to use them, 0..1.
+    """
+
+    foreground: int
+    margin: float = BOX_MARGIN
+    recall: float = BOX_RECALL
+
+    @classmethod
+    def of(cls, classes: Classes, margin: float = BOX_MARGIN, recall: float = BOX_RECALL) -> "CoarseToFine":
+        """Return the selection for a binary set.
+
+        Args:
+            classes: of the set, two, one of them foreground.
+            margin: see the class.
+            recall: see the class.
+
+        Raises:
+            InputError: `classes` are not two, one of them foreground.
+        """
+        if len(classes) != 2 or len(classes.foreground) != 1:
+            found = ", ".join(classes.names[k] for k in classes.foreground) or "none"
+            raise InputError(
+                f"--coarse_to_fine needs two classes, one of them foreground; here are {len(classes)} classes with "
+                f"{found} as foreground: leave it out, or name the foreground of a binary set in its description"
+            )
+        return cls(classes.foreground[0], margin, recall)
+
+    @property
+    def background(self) -> int:
+        """The id of the class that is not selected."""
+        return 1 - self.foreground
+
+    def outside(self, logits: Tensor, size: Size) -> Outside:
+        """Return constant scores, those of background."""
+        scores = logits.new_tensor([OUTSIDE if k == self.background else 0.0 for k in range(2)]).view(2, 1, 1)
+        return lambda top, rows: scores
+
+    def patches(
+        self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None
+    ) -> RegionGrids:
+        """Return the patches with predicted foreground; if they miss too much of the label's, those with that."""
+        grids = self.grids(self.predicted(logits), size, patch, min_overlap)
+        if label is None or self.covers(grids, label):
+            return grids
+        return self.grids(self.labelled(label, map_size(logits)), size, patch, min_overlap)
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        """Return where `logits` (1, 2, h, w) predict foreground, (h, w) bool."""
+        return logits[0, self.foreground] > logits[0, self.background]
+
+    def labelled(self, label: Tensor, size: Size) -> Tensor:
+        """Return which cells of a map hold any foreground pixel of a label.
+
+        Args:
+            label: (H, W) uint8 ids.
+            size: (h, w) of the map.
+
+        Returns:
+            (h, w) bool.
+        """
+        return F.adaptive_max_pool2d((label == self.foreground)[None].float(), size)[0] > 0
+
+    def covers(self, grids: RegionGrids, label: Tensor) -> bool:
+        """Return whether `grids` cover at least the part `recall` of the foreground of `label`, (H, W) uint8 ids."""
+        foreground = label == self.foreground
+        inside = sum(int(region.of(foreground).sum()) for region in grids.regions)
+        return inside >= self.recall * int(foreground.sum())
+
+    def grids(self, mask: Tensor, size: Size, patch: int, min_overlap: int = MIN_OVERLAP) -> RegionGrids:
+        """Return the patches of an image that cover its foreground.
+
+        They cover one box around everything; or one box per object, that is per connected part of the mask, joined
+        where boxes overlap, if these take fewer patches.
+
+        Args:
+            mask: coarse foreground of the image, (h, w) bool; an empty one gives no patches.
+            size: of the image, in pixels.
+            patch: side of a patch, in pixels.
+            min_overlap: pixels that neighbouring patches share at least.
+        """
+        spans = _objects(mask, size)
+        if not spans:
+            return RegionGrids(size, ())
+        least = min(patch, size[0]), min(patch, size[1])
+        apart = _joined([_enlarged(box, size, least, self.margin) for box in spans])
+        whole = _enlarged(around(spans), size, least, self.margin)
+        choices = (RegionGrids.cover(size, boxes, patch, min_overlap) for boxes in ([whole], apart))
+        return min(choices, key=len)  # the first of equal ones
+
+
+def _objects(mask: Tensor, size: Size) -> list[Box]:
+    """Return a box for each connected part of `mask` (h, w), diagonals included: the pixels that its cells touch."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.cpu().numpy().astype(np.uint8), connectivity=8)
+    boxes = []
+    for left, top, width, height, _ in stats[1:].tolist():
+        first_row, rows = _pixels(top, height, mask.shape[0], size[0])
+        first_column, columns = _pixels(left, width, mask.shape[1], size[1])
+        boxes.append(Box(first_row, first_column, rows, columns))
+    return boxes
+
+
+def _pixels(first: int, count: int, cells: int, side: int) -> tuple[int, int]:
+    """Return the first pixel that `count` cells from `first` on touch, and the number of pixels that they touch.
+
+    There are `cells` cells along an axis of `side` pixels.
+    """
+    start = first * side // cells
+    return start, -(-(first + count) * side // cells) - start
+
+
+def _enlarged(box: Box, size: Size, least: Size, margin: float) -> Box:
+    """Return `box` with a margin all around, at least as large as `least`, within an image of `size`."""
+    spans = []
+    for first, length, side, shortest in zip(box[:2], box[2:], size, least, strict=True):
+        start, end = max(0, first - round(margin * length)), min(side, first + length + round(margin * length))
+        if end - start < shortest:
+            start = min(max(0, (start + end - shortest) // 2), side - shortest)
+            end = start + shortest
+        spans.append((start, end - start))
+    return Box(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    """Return whether two boxes share a pixel."""
+    return all(a[k] < b[k] + b[k + 2] and b[k] < a[k] + a[k + 2] for k in (0, 1))
+
+
+def _joined(boxes: Sequence[Box]) -> list[Box]:
+    """Return boxes that do not overlap, sorted: overlapping ones are replaced by the box around them, again and again.
+
+    The order of `boxes` does not matter.
+    """
+    apart: list[Box] = []
+    for box in boxes:
+        while others := [other for other in apart if _overlap(box, other)]:
+            apart = [other for other in apart if other not in others]
+            box = around([box, *others])
+        apart.append(box)
+    return sorted(apart)

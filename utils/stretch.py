@@ -1,0 +1,87 @@
+"""The conversion of stored values to 8-bit RGB: the bands that are shown, and the values that become 0 and 255."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.errors import InputError
+
+Limits = list[tuple[float, float]]
+"""For each band, the values that become 0 and 255."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A linear conversion of stored values to 0..255.
+
+    Attributes:
+        low: becomes 0; a percentile of each band, or a value.
+        high: becomes 255; a percentile of each band, or a value.
+        per_cent: whether `low` and `high` are percentiles.
+    """
+
+    low: float = 2.0
+    high: float = 98.0
+    per_cent: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> "Stretch":
+        """Parse `2%,98%` or `0,10000`. Raises InputError for any other text."""
+        parts = [part.strip() for part in text.split(",")]
+        per_cent = all(part.endswith("%") for part in parts)
+        try:
+            low, high = (float(part.removesuffix("%") if per_cent else part) for part in parts)
+        except ValueError:
+            low = high = 0.0
+        if not low < high or (per_cent and not (low >= 0 and high <= 100)):
+            raise InputError(f"--stretch {text}: give two rising percentiles (2%,98%) or two rising values (0,10000)")
+        return cls(low, high, per_cent)
+
+    def __str__(self) -> str:
+        """Return the text from which `parse` makes this conversion."""
+        sign = "%" if self.per_cent else ""
+        return f"{self.low:.17g}{sign},{self.high:.17g}{sign}"
+
+    def limits(self, planes: np.ndarray, valid: np.ndarray | None = None) -> Limits:
+        """Return the values that become 0 and 255 in each plane.
+
+        Args:
+            planes: stored values, (C, H, W). Percentiles are those of finite values.
+            valid: which pixels have data, (H, W) bool; None if all have.
+        """
+        if not self.per_cent:
+            return [(self.low, self.high)] * len(planes)
+        return [self._percentiles(plane if valid is None else plane[valid]) for plane in planes]
+
+    def _percentiles(self, values: np.ndarray) -> tuple[float, float]:
+        values = values[np.isfinite(values)]
+        if not values.size:
+            return 0.0, 1.0
+        low, high = np.percentile(values, (self.low, self.high)).tolist()
+        return low, high if high > low else low + 1
+
+    def apply(self, planes: np.ndarray, limits: Limits) -> np.ndarray:
+        """Convert stored values.
+
+        Args:
+            planes: (C, H, W).
+            limits: by `limits`.
+
+        Returns:
+            (C, H, W) uint8: linear between the limits, clipped beyond them; a value that is not finite becomes 0.
+        """
+        found = np.empty(planes.shape, np.uint8)
+        for plane, (low, high), target in zip(planes, limits, found, strict=True):
+            with np.errstate(all="ignore"):  # numbers that nobody meant may overflow
+                scaled = (plane.astype(np.float32) - low) * np.float32(255 / (high - low))
+            target[...] = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round()
+        return found
+
+
+def parse_bands(text: str) -> tuple[int, int, int]:
+    """Parse `3,2,1` as (3, 2, 1), one number as three times the same. Raises InputError for any other text."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
+        raise InputError(f"--bands {text}: give three band numbers from 1, as in 3,2,1, or a single one")
+    red, green, blue = map(int, parts if len(parts) == 3 else 3 * parts)
+    return red, green, blue
