@@ -13,8 +13,8 @@ import pytest
 from scripts.write_options import OUTPUT, page, parser_of, subcommands
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-SHELL = {"export", "source", "pip", "ls", "tensorboard", "for", "done"}
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+SHELL = {"export", "source", "pip", "ls", "mkdir", "cp", "tensorboard", "for", "done", "nvidia-smi"}
 """First words of documented commands that are not commands of this project."""
 NOT_A_PATH = re.compile(r"[^\w./-]")
 
@@ -128,7 +128,7 @@ def test_commands_in_the_text_exist_and_have_their_options(document):
 
 def test_options_in_the_text_exist(document):
     commands = [cached_parser(module) for module in ("train_deep_globe", "predict", "dataset.synthetic")]
-    commands += [cached_parser(f"benchmarks.{name}") for name in ("speed", "growth")]
+    commands += [cached_parser(f"benchmarks.{name}") for name in ("speed", "growth", "cost", "compare", "released_weights")]
     known = {option for parser in commands for option in parser._option_string_actions}
     if document == OUTPUT:  # generated from the parsers; test_options_page_is_current compares it
         return
@@ -155,7 +155,7 @@ def test_links_and_images_exist(document):
 
 def test_every_document_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not [path.name for path in PAGES[1:] if f"docs/{path.name}" not in readme]
+    assert not [path.name for path in PAGES[1:] if str(path.relative_to(ROOT)) not in readme]
 
 
 def test_paths_in_the_text_exist(document):
