@@ -14,7 +14,7 @@ from scripts.write_options import OUTPUT, page, parser_of, subcommands
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-SHELL = {"export", "source", "pip", "ls", "mkdir", "cp", "tensorboard", "for", "done", "nvidia-smi"}
+SHELL = {"export", "unset", "source", "pip", "ls", "mkdir", "cp", "tensorboard", "for", "done", "nvidia-smi"}
 """First words of documented commands that are not commands of this project."""
 NOT_A_PATH = re.compile(r"[^\w./-]")
 
