@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.augmentation import Draw
+from dataset.augmentation import LARGEST_SCALE, Draw
 from dataset.image_file import View
 from dataset.pairs import KEPT_BYTES, Item, OpenFiles, PairReader
 from dataset.pictures import shrink
@@ -22,6 +22,7 @@ from dataset.windows import Windows, enlarged
 from utils.classes import Classes
 from utils.resize import shrink_label
 from utils.sources import MemorySource
+from utils.tiling import Size
 
 _STRIP = 64
 """Rows."""
@@ -119,6 +120,15 @@ class SegmentationDataset(Dataset[Sample]):
         """Return how many `images` there are and, with windows, how many samples an epoch takes from them."""
         samples = "" if self.windows is None else f" ({len(self)} samples an epoch, windows of {self.windows.size})"
         return f"{len(self.items)} {images}{samples}"
+
+    def smallest_sample(self, item: Item) -> Size:
+        """Return the least (height, width) that samples of an item have before they are turned, from its headers.
+
+        Without windows and scales that is the image's own size. Raises InputError as `PairReader.size` does.
+        """
+        scale = 1 / LARGEST_SCALE if self.jitter else 1.0
+        height, width = (enlarged(side, scale) for side in self.reader.size(item))
+        return (height, width) if self.windows is None else self.windows.clip((height, width))
 
     def fingerprint(self) -> str:
         """Return a checksum of the image ids, in order, and the numbers of images and windows."""

@@ -3,16 +3,21 @@
 The parts of a tile are a 3 x 3 grid of one seamless scene, row by row, so each tile is read as one image.
 """
 
+import argparse
 import logging
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from dataset.joined import JoinedParts
 from dataset.layout import TEST, TRAIN, VAL, SplitChoice, listed, lists_in, natural, shortened
-from dataset.pairs import Item
+from dataset.pairs import Item, PairReader
 from utils.classes import Classes
-from utils.errors import InputError
+from utils.errors import InputError, exit_code
+from utils.files import replacing
 
 DUBAI = Classes(
     names=("building", "land", "road", "vegetation", "water"),
@@ -118,3 +123,40 @@ def _parts(tile: Path, folder: str, suffix: str) -> JoinedParts:
     return JoinedParts(
         tuple(tuple(tile / folder / f"image_part_{number:03d}.{suffix}" for number in row) for row in names)
     )
+
+
+def write_scenes(root: Path, output: Path, ids: Sequence[str]) -> None:
+    """Write scenes as ID.png, for `predict.py`, which takes files.
+
+    Args:
+        root: the published set.
+        output: folder to write to.
+        ids: the scenes; none for all.
+
+    Raises:
+        InputError: a scene is not there, a part cannot be used, or a file cannot be written.
+    """
+    tiles = _find_tiles(root)
+    unknown = [id_ for id_ in ids if id_ not in tiles]
+    if unknown:
+        raise InputError(f"{root} has no {shortened(unknown)}; choose from {', '.join(tiles)}")
+    reader = PairReader(DUBAI)
+    for item in _join(tiles, ids or list(tiles)):
+        pixels, _ = reader.read(item._replace(label=None))
+        with replacing(output / f"{item.id}.png") as part:
+            Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(part, format="PNG")
+        print(f"Written: {output / item.id}.png, {pixels.shape[2]} x {pixels.shape[1]} pixels")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, or 2 if the input is at fault."""
+    parser = argparse.ArgumentParser(prog="python -m dataset.dubai", description="Write whole scenes of Dubai as PNG.")
+    parser.add_argument("root", type=Path, help="folder of the published set")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="scenes, such as tile7 (default: all)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for ID.png")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: write_scenes(options.root, options.output, options.ids))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -234,7 +234,8 @@ def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
         with strict_pillow(), Image.open(file) as image:
             mode, format_, size = image.mode, image.format or "", (image.height, image.width)
             raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
-            orientation = read_orientation(image)
+            # to find EXIF in a PNG Pillow decodes the pixels before it
+            orientation = read_orientation(image) if format_ != "PNG" or _png_may_be_turned(path) else 1
     except UnidentifiedImageError:
         # GDAL reads some of what Pillow does not know; of a broken picture it would make up the rest
         if head.startswith(_PICTURE_MAGIC) or not raster.installed():
@@ -256,6 +257,18 @@ def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
     elif "16" in raw and "BGR;16" not in raw:  # Pillow keeps the high bytes alone
         decoder, why = RASTERIO, f"{format_} of 16 bits"
     return FileInfo(path, format_, size, bands, dtype, (decoder,), int(top), orientation, palette=mode == "P", why=why)
+
+
+def _png_may_be_turned(path: Path) -> bool:
+    """Return whether a PNG has a chunk that can hold an orientation, from the heads of its chunks alone."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and file.read(3) in (b"Raw", b"XML")):
+                return True
+            file.seek(length + 4 - (3 if kind in (b"tEXt", b"zTXt", b"iTXt") else 0), 1)
+    return False
 
 
 def read_orientation(image: Image.Image) -> int:

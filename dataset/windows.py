@@ -21,6 +21,10 @@ class Windows:
         """Return whether an image of size `image` is cut."""
         return max(image) > self.size
 
+    def clip(self, image: Size) -> Size:
+        """Return the size of the windows of an image of size `image`; its own where it is not cut."""
+        return min(self.size, image[0]), min(self.size, image[1])
+
     def place(self, image: Size, position: tuple[float, float], scale: float = 1.0) -> tuple[Box, Size]:
         """Place one window.
 

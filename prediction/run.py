@@ -178,7 +178,7 @@ class PredictionRun:
             paths = output_paths(
                 self.results.folder,
                 name,
-                raster=bool(reference.keywords) or info.decoder == RASTERIO,
+                raster=bool(reference.keywords) or info.decoders == (RASTERIO,),
                 overlay=self.results.overlay,
                 probabilities=self.results.probabilities,
             )

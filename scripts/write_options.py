@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "[Prediction](prediction.md) explains results and formats.",
     "dataset.describe": "Writes the JSON file of [your own images](data.md#your-own-images).",
     "dataset.synthetic": "Generates a land-cover set in [DeepGlobe's layout](data.md#deepglobe).",
+    "dataset.dubai": "Joins the parts of [Dubai](data.md#dubai) to whole pictures, for prediction.",
     "models.checkpoint": "Converts to [released checkpoints](evaluation.md#the-released-checkpoints).",
 }
 """Modules of the commands, and what the page says about each."""

@@ -10,7 +10,7 @@ from files import WHERE, write_raster
 from PIL import Image
 
 import train_deep_globe
-from dataset.dubai import DUBAI
+from dataset.dubai import DUBAI, main
 from dataset.joined import JoinedParts, Layout
 from dataset.layout import SplitChoice
 from dataset.pairs import Item, PairReader
@@ -122,6 +122,14 @@ def test_parts_may_be_rasters(tmp_path: Path) -> None:
     found, label = PairReader(DUBAI).read(item, Box(3, 10, 9, 12))
     np.testing.assert_array_equal(found, values[:, 3:12, 10:22])
     assert label is None
+
+
+def test_scenes_are_written_as_pictures_for_prediction(tmp_path: Path, capsys) -> None:
+    pixels, _ = write_tile(tmp_path / "set", 3)
+    assert main([str(tmp_path / "set"), "tile3", "--output", str(tmp_path / "scenes")]) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "scenes" / "tile3.png")), pixels.transpose(1, 2, 0))
+    assert main([str(tmp_path / "set"), "tile4", "--output", str(tmp_path / "scenes")]) == 2
+    assert "has no tile4; choose from tile3" in capsys.readouterr().err
 
 
 # splits

@@ -145,7 +145,7 @@ def test_a_script_ends_with_the_exit_code_of_what_it_runs(tmp_path: Path) -> Non
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 7\n')
     python.chmod(0o755)
-    others = [(f"train_{name}.sh", stage) for name in ("inria", "isic") for stage in ("1", "2", "3", "eval")]
+    others = [(f"train_{name}.sh", stage) for name in ("inria", "isic", "dubai") for stage in ("1", "2", "3", "eval")]
     for script, *stage in (*((script,) for script in SCRIPTS), *others):
         done = run([str(ROOT / script), *stage, "--batch_size=3", "a b"], tmp_path, PYTHON=str(python))
         assert done.returncode == 7
@@ -170,3 +170,16 @@ def test_a_script_with_its_stage_as_argument_passes_what_that_stage_needs(tmp_pa
         refused = run([str(ROOT / script), *arguments], tmp_path, **echo)
         assert refused.returncode == 2
         assert "STAGE is 1, 2, 3 or eval" in refused.stderr
+
+
+def test_the_dubai_script_trains_on_windows_and_evaluates_whole_scenes(tmp_path: Path) -> None:
+    (tmp_path / "data.json").touch()
+    echo = {"PYTHON": "/bin/echo", "DATA_PATH": "data.json"}
+    for stage in ("1", "2", "3", "eval"):
+        words = run_script("train_dubai.sh", stage, "--windows=3", folder=tmp_path, **echo).split()
+        assert words[1:3] == ["--dataset", "dubai"]
+        assert words[words.index("--mode") + 1] == stage.replace("eval", "3")
+        assert ("--augment" in words, "--window" in words) == (stage != "eval",) * 2
+        assert ("--size_p" in words) == (stage == "1")  # later stages take it from the checkpoint
+        assert words[-1] == "--windows=3"
+    assert run([str(ROOT / "train_dubai.sh")], tmp_path, **echo).returncode == 2

@@ -20,8 +20,10 @@ from dataset.base import Item, SegmentationDataset
 from dataset.loader import SampleLoader
 from dataset.pairs import OpenFiles
 from dataset.windows import Windows
+from training import limits
 from utils.classes import Classes
 from utils.errors import InputError
+from utils.settings import Settings
 from utils.tiling import Box
 
 CLASSES = Classes.generic(5)
@@ -112,6 +114,25 @@ def test_scaled_windows_have_the_size_of_others(tmp_path: Path) -> None:
     samples = [data[epoch, 0] for epoch in range(10)]
     assert {tuple(sample.image.shape) for sample in samples} == {(3, 48, 48)}
     assert {tuple(sample.label.shape) for sample in samples} == {(48, 48)}
+
+
+@pytest.mark.parametrize("more", [{}, {"jitter": True}, {"windows": None}, {"windows": None, "jitter": True}])
+def test_no_sample_is_smaller_than_the_headers_say(tmp_path: Path, more: dict) -> None:
+    data = open_windows(write_items(tmp_path), **more)
+    for item in data.items:
+        samples = [data[epoch, k] for epoch in range(25) for k in range(len(data)) if data.id(k) == item.id]
+        least = min(data.smallest_sample(item)), max(data.smallest_sample(item))
+        found = [sorted(sample.label.shape) for sample in samples]
+        assert all(low <= side for one in found for low, side in zip(least, one, strict=True))
+        assert min(one[0] for one in found) <= 1.1 * least[0]
+
+
+def test_a_window_too_small_to_train_on_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    items = write_items(tmp_path, ("large",))
+    settings = Settings(size_p=64, sub_batch_size=4, min_overlap=16)
+    limits.check_images(open_windows(items), settings)
+    with pytest.raises(InputError, match=r"large\.png is 32 x 32 pixels, and mode 2 would train on a single patch"):
+        limits.check_images(open_windows(items, windows=Windows(32, 1)), settings)
 
 
 def test_workers_load_what_one_process_loads(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def check_batches(images: int, batch_size: int, size_g: int, *, world: int = 1, 
 
 
 def problem_of(item: Item, size: Size, settings: Settings) -> InputError | None:
-    """Return why mode 2 cannot train the local branch on an image of `size` pixels, None where it can."""
+    """Return why mode 2 cannot train the local branch on an item at `size` pixels, None where it can."""
     grid = PatchGrid.cover(size, settings.size_p, settings.min_overlap)
     alone = len(grid) % settings.sub_batch_size == 1 or settings.sub_batch_size == 1
     if max(grid.patch) > STRIDE or not (alone or settings.selection is not None):
@@ -60,13 +60,13 @@ def problem_of(item: Item, size: Size, settings: Settings) -> InputError | None:
 
 
 def headers(data: SegmentationDataset) -> Iterator[tuple[Item, Size, list[FileInfo]]]:
-    """Yield each item whose image has readable headers, its (height, width) as displayed, and the headers of its files.
+    """Yield each item whose image has readable headers, the size of its smallest sample, and the headers of its files.
 
     The others are reported when they are read.
     """
     for item in data.items:
         try:
-            yield item, data.reader.size(item), [probe(pair.image) for pair in item.pairs()]
+            yield item, data.smallest_sample(item), [probe(pair.image) for pair in item.pairs()]
         except InputError:
             continue
 
