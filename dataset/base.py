@@ -7,9 +7,6 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,9 +21,6 @@ from utils.resize import shrink_label
 from utils.sources import MemorySource
 from utils.tiling import Size
 
-_STRIP = 64
-"""Rows."""
-
 
 class Sample(NamedTuple):
     """A decoded image with its label, and both as the global branch sees them.
@@ -39,21 +33,6 @@ class Sample(NamedTuple):
     label: Tensor | None  # (H, W)
     global_image: Tensor  # (3, size_g, size_g)
     global_label: Tensor | None  # (size_g // 4, size_g // 4)
-
-
-def image_tensor(image: Image.Image) -> Tensor:
-    """(3, H, W) uint8 of an RGB image."""
-    planes = np.empty((3, image.height, image.width), np.uint8)
-    # numpy gets Pillow's pixels by way of copies: of strips they stay small, and in the processor's cache
-    for top in range(0, image.height, _STRIP):
-        rows = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
-        planes[:, top : top + _STRIP] = np.asarray(rows).transpose(2, 0, 1)
-    return torch.from_numpy(planes)
-
-
-def shrink_image(image: Image.Image, size_g: int) -> Image.Image:
-    """The whole image at size_g x size_g, bilinear and antialiased."""
-    return image.resize((size_g, size_g), Image.Resampling.BILINEAR)
 
 
 class SegmentationDataset(Dataset[Sample]):

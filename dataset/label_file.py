@@ -157,10 +157,10 @@ class LabelFile:
         foreign = False
         for values, valid in self._values.strips():
             present = slice(None) if valid is None else valid
-            foreign = foreign or bool((colors.ids(values)[present] == UNKNOWN).any())
             equal = (values == values[:1]).all(0)[present].all()
             if not equal or (greys.ids(values)[present] == UNKNOWN).any():
                 return colors
+            foreign = foreign or bool((colors.ids(values)[present] == UNKNOWN).any())
         return greys if foreign else colors
 
     def _decide_palette(self) -> Greys | Colors:

@@ -158,10 +158,10 @@ class PairReader:
         Raises:
             InputError: a file cannot be used, as `open_image` and `open_label` say, naming it.
         """
-        box = box or self.whole(item)
         pairs = item.pairs()
         if not isinstance(item.image, JoinedParts):
             return self.read_files(pairs[0], box)
+        box = box or self.whole(item)
         pixels = torch.empty((3, box.height, box.width), dtype=torch.uint8)
         ids = None if item.label is None else torch.empty((box.height, box.width), dtype=torch.uint8)
         columns = len(item.image.rows[0])

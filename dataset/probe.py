@@ -28,6 +28,7 @@ PILLOW, OPENCV, RASTERIO = "pillow", "opencv", "rasterio"
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JP2_MAGIC = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PICTURE_MAGIC = (b"\x89PNG", b"\xff\xd8", b"BM", b"GIF8", b"RIFF")
 _GEO_BOXES = (b"\xb1\x4b\xf8\xbd\x08\x3d\x4b\x43\xa5\xae\x8c\xd7\xd5\xa6\xce\x03", b"gml.data")
 """Of JPEG 2000: GeoJP2's UUID, and the label of GML."""
@@ -229,13 +230,13 @@ def _probe_jp2(path: Path, file: BinaryIO) -> FileInfo | None:
 def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
     """Return what Pillow's header says, mended where Pillow shows less than the file holds; None if it knows none."""
     head = file.read(4096)
+    may_be_turned = not head.startswith(_PNG_MAGIC) or _png_may_be_turned(file)
     try:
         file.seek(0)
         with strict_pillow(), Image.open(file) as image:
             mode, format_, size = image.mode, image.format or "", (image.height, image.width)
             raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
-            # to find EXIF in a PNG Pillow decodes the pixels before it
-            orientation = read_orientation(image) if format_ != "PNG" or _png_may_be_turned(path) else 1
+            orientation = read_orientation(image) if may_be_turned else 1
     except UnidentifiedImageError:
         # GDAL reads some of what Pillow does not know; of a broken picture it would make up the rest
         if head.startswith(_PICTURE_MAGIC) or not raster.installed():
@@ -259,16 +260,21 @@ def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
     return FileInfo(path, format_, size, bands, dtype, (decoder,), int(top), orientation, palette=mode == "P", why=why)
 
 
-def _png_may_be_turned(path: Path) -> bool:
-    """Return whether a PNG has a chunk that can hold an orientation, from the heads of its chunks alone."""
-    with path.open("rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and file.read(3) in (b"Raw", b"XML")):
-                return True
-            file.seek(length + 4 - (3 if kind in (b"tEXt", b"zTXt", b"iTXt") else 0), 1)
-    return False
+def _png_may_be_turned(file: BinaryIO) -> bool:
+    """Return whether a PNG has a chunk that can hold an orientation, from the heads of its chunks alone.
+
+    To find one, Pillow decodes the pixels before it.
+    """
+    end = len(_PNG_MAGIC)
+    while True:
+        file.seek(end)
+        head = file.read(11)  # length and kind of a chunk, and the first letters of a text's key
+        if len(head) < 8:
+            return False
+        length, kind = struct.unpack(">I4s", head[:8])
+        if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and head[8:] in (b"Raw", b"XML")):
+            return True
+        end += length + 12
 
 
 def read_orientation(image: Image.Image) -> int:

@@ -47,7 +47,6 @@ class ImagePatches:
         self.grid: Patches = self.all
         self.boxes = self.grid.boxes()
         self.outside: Outside | None = None
-        self._selecting_label: Tensor | None = None
 
     @property
     def size(self) -> Size:
@@ -63,11 +62,13 @@ class ImagePatches:
         Returns:
             Whether any patch is left.
         """
-        selection = self.settings.selection
+        return self._select(logits, None)
+
+    def _select(self, logits: Tensor, label: Tensor | None) -> bool:
+        """Select patches as `select_patches` does; in training, the image's `label` (H, W) may replace the logits."""
+        settings, selection = self.settings, self.settings.selection
         if selection is not None:
-            self.grid = selection.patches(
-                logits, self.size, self.settings.size_p, self.settings.min_overlap, self._selecting_label
-            )
+            self.grid = selection.patches(logits, self.size, settings.size_p, settings.min_overlap, label)
             self.boxes = self.grid.boxes()
             self.outside = selection.outside(logits, self.size)
         return bool(self.boxes)
@@ -108,7 +109,11 @@ class TrainingPatches(ImagePatches):
     def __init__(self, sample: Sample, settings: Settings) -> None:
         """Cut the image of `sample`. Raises ValueError if the sample has no label."""
         super().__init__(MemorySource(sample.image), settings)
-        self.label = self._selecting_label = settings.to_device(required(sample.label, "label"))
+        self.label = settings.to_device(required(sample.label, "label"))
+
+    def select_patches(self, logits: Tensor) -> bool:
+        """Keep only the patches that the settings select, by the logits or by the label; see the base class."""
+        return self._select(logits, self.label)
 
     def targets(self, patches: slice, logits: Tensor) -> Tensor:
         """Return the labels of some patches at the size of their logits: cropped first, then shrunk.

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from dataset.options import bands, stretch
 from models.backbone import BACKBONES
 from prediction.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
 from utils.arguments import (
@@ -26,7 +25,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="predict.py", description="Segment images of any kind and size with trained weights.")
     _add_files(parser)
     _add_results(parser)
-    add_view(parser.group("reading"), bands, stretch)
+    add_view(parser.group("reading"))
     _add_network(parser)
     add_coarse_to_fine(parser.group("coarse to fine"))
     add_refine_share(parser.group("uncertain patches"))

@@ -118,7 +118,7 @@ class Outputs:
         return writer
 
     def emit(self, top: int, rows: Rows) -> None:
-        """Add rows from `top`; see `utils.scenes.Emit`."""
+        """Add rows from `top`; see `prediction.scenes.Emit`."""
         if (valid := self.source.valid(Box(top, 0, *rows.ids.shape))) is not None:
             missing = ~valid
             rows.ids[missing] = IGNORED

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset.base import Sample, image_tensor, shrink_image
+from dataset.base import Sample
 from engine.predictor import Predictor
 from models import checkpoint
 from models.glnet import GLNet
@@ -31,6 +31,16 @@ SIDE = 64
 """Of the shrunk image and of a patch."""
 
 MIN_OVERLAP = 16
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB image, by Pillow and numpy alone."""
+    return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+
+
+def shrink_image(image: Image.Image, size_g: int) -> Image.Image:
+    """The whole image at size_g x size_g, bilinear and antialiased."""
+    return image.resize((size_g, size_g), Image.Resampling.BILINEAR)
 
 
 def build_settings(**changes) -> Settings:

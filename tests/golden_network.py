@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from builders import image_tensor, shrink_image
 from PIL import Image
 from torch import Tensor
 
-from dataset.base import Sample, image_tensor, shrink_image
+from dataset.base import Sample
 from models import checkpoint
 from models.checkpoint import Checkpoint
 from models.glnet import GLNet

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from builders import image_tensor, shrink_image
 from pictures import random_image
 from PIL import Image
 
-from dataset.base import image_tensor, shrink_image
 from dataset.image_file import View, open_image
 from dataset.pictures import picture, shrink
 from dataset.probe import probe

@@ -14,13 +14,14 @@ from builders import (
     build_sample,
     build_settings,
     forward_into,
+    image_tensor,
+    shrink_image,
     write_released_checkpoint,
 )
 from pictures import PIXEL, SIZE, Whole, random_image, run, save, write_checkpoint, write_raster
 from PIL import Image
 
 import predict
-from dataset.base import image_tensor, shrink_image
 from dataset.label_file import read_label
 from engine.predictor import Predictor
 from predict import Segmenter

@@ -19,7 +19,7 @@ from utils.classes import Classes
 from utils.errors import InputError
 from utils.files import write_json
 from utils.metrics import ConfusionMatrix, Scores
-from utils.stages import PREDICTIONS
+from utils.stages import PREDICTIONS, STAGES
 from utils.visualize import legend, shrink_for_display
 
 LONGEST_PICTURE = 1024
@@ -36,7 +36,7 @@ Matrices = Mapping[str, Scores]
 
 def headline(matrices: Container[str]) -> str:
     """Return the prediction that a mode is judged by: the ensemble if there is one, else (mode 1) the global one."""
-    return "ensemble" if "ensemble" in matrices else "global"
+    return next(stage.headline for stage in reversed(STAGES.values()) if stage.headline in matrices)
 
 
 def _one_line(iou: np.ndarray) -> str:

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from dataset.augmentation import LARGEST_SCALE
-from dataset.options import bands, stretch
 from dataset.registry import NAMES
 from models.backbone import BACKBONES
 from utils.arguments import (
@@ -134,7 +133,7 @@ def _add_data(parser: Parser) -> None:
         metavar="ID",
         help="dubai: validate on this scene alone, such as tile3, and train on all others",
     )
-    add_view(add, bands, stretch)
+    add_view(add)
 
 
 def _add_files(parser: Parser) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from utils.errors import InputError
 from utils.selection import MOST_MARGIN
 from utils.settings import RECORDED
+from utils.stretch import Stretch, parse_bands
 
 AddOption = Callable[..., argparse.Action]
 """Adds an option to a group; takes the arguments of `add_argument`, and `on_resume`."""
@@ -105,8 +106,24 @@ def add_geometry(add: AddOption, size_p_of_data_set: str = "") -> None:
     add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
 
 
-def add_view(add: AddOption, bands: Callable[[str], str], stretch: Callable[[str], str]) -> None:
-    """Add the options that say how files become 8-bit RGB; `bands` and `stretch` parse and spell their values."""
+def bands(text: str) -> str:
+    """Return `--bands` as three numbers, `3,2,1`, if it names bands."""
+    try:
+        return ",".join(map(str, parse_bands(text)))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--bands ")) from None
+
+
+def stretch(text: str) -> str:
+    """Return `--stretch` as it is recorded, `2%,98%` or `0,10000`, if it is one."""
+    try:
+        return str(Stretch.parse(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--stretch ")) from None
+
+
+def add_view(add: AddOption) -> None:
+    """Add the options that say how files become 8-bit RGB."""
     add(
         "--bands",
         type=bands,
