@@ -35,6 +35,8 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
             logits_g, context = model.global_(global_inputs([sample], settings))
         if not select_training_patches(image, logits_g, metrics):
             continue
+        if not settings.share_maps:
+            context = context.withheld()
         taps = model.ensemble.global_taps(context.ps3)  # (1, 9 * n_class, size_g / 4, size_g / 4)
         leaf = taps.detach().requires_grad_()  # gathers the gradients of all sub-batches
         found = {name: image.ids() for name in metrics.matrices}
@@ -124,15 +126,17 @@ def infer(
     )
     if not requested or (selects and not image.select_patches(required(maps.logits, "logits"))):
         return maps.logits
-    context = required(maps.context, "context")
+    context, taps = required(maps.context, "context"), maps.taps
+    if not image.settings.share_maps:
+        context, taps = context.withheld(), None if taps is None else torch.zeros_like(taps)
     canvases = patch_canvases(image, sinks, means)
     for patches, x_p in image:
         found = network.local_maps(x_p, context, image.grid, patches, requested)
         if "local" in found:
             canvases["local"].add(found["local"], patches)
         if "ensemble" in found:
-            taps = required(maps.taps, "taps")
-            canvases["ensemble"].add(network.ensemble_logits(found["ensemble"], taps, image.grid, patches), patches)
+            logits = network.ensemble_logits(found["ensemble"], required(taps, "taps"), image.grid, patches)
+            canvases["ensemble"].add(logits, patches)
     return maps.logits
 
 

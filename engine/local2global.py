@@ -103,14 +103,17 @@ def _local_maps(
         The merged local maps, (B, C, H, W) each, 0 for images without patches; and for each image the local ps3 of
         each sub-batch, (n, 512, h / 4, w / 4), on the host.
     """
+    settings = images[0].settings
     mosaic: Mosaic | None = None
     kept: list[list[Tensor]] = []
     for i, (x, image) in enumerate(zip(inputs.split(1), images, strict=True)):
         kept.append([])
         context = model.global_.context(x)
-        selects = image.settings.selection is not None
+        selects = settings.selection is not None
         if selects and not select_training_patches(image, model.global_.logits_of(context), metrics):
             continue
+        if not settings.share_maps:
+            context = context.withheld()
         mosaic = mosaic or Mosaic(len(images), context)
         ids = image.ids()
         canvas = image.canvas(ids)
@@ -145,6 +148,8 @@ def infer(
     if selects and not image.select_patches(required(maps.logits, "logits")):
         return maps.logits
     context = required(maps.context, "context")
+    if not image.settings.share_maps:
+        context = context.withheld()
     mosaic = Mosaic(1, context)
     kept: list[tuple[slice, dict[str, Tensor]]] = []
     for patches, x_p in image:

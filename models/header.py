@@ -21,8 +21,8 @@ class Header:
     Attributes:
         stage: that trained it last, 1, 2 or 3; or, in an evaluation, the mode.
         classes: of its predictions.
-        backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, bands, stretch: the options of
-            these names; see `utils.settings.RECORDED`.
+        backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, share_maps, bands, stretch: the
+            options of these names; see `utils.settings.RECORDED`.
     """
 
     stage: int
@@ -34,6 +34,7 @@ class Header:
     normalize: str
     coarse_to_fine: bool = False
     box_margin: float = BOX_MARGIN
+    share_maps: bool = True
     bands: str | None = None
     stretch: str = "2%,98%"
 
@@ -62,6 +63,7 @@ class Header:
             min_overlap=self.min_overlap,
             normalize=self.normalize,
             selection=selection,
+            share_maps=self.share_maps,
             **more,
         )
 
@@ -80,6 +82,8 @@ class Header:
                 raise ValueError(f"{name} {getattr(header, name)}")
         if not isinstance(header.coarse_to_fine, bool) or not 0 <= header.box_margin <= MOST_MARGIN:
             raise ValueError(f"coarse_to_fine {header.coarse_to_fine}, box_margin {header.box_margin}")
+        if not isinstance(header.share_maps, bool):
+            raise ValueError(f"share_maps {header.share_maps}")
         if header.bands is not None:
             parse_bands(header.bands)
         Stretch.parse(header.stretch)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Levels = tuple[Tensor, ...]
@@ -45,6 +46,10 @@ class Pyramid:
         every = zip(*(pyramid.levels for pyramid in (self, *others)), strict=True)
         return Pyramid.of(map(change, *levels) for levels in every)
 
+    def withheld(self) -> "Pyramid":
+        """Return zeros in place of every map: what a fused pyramid reads where no maps are shared."""
+        return self.map(torch.zeros_like)
+
     def visit(self, on_map: OnMap) -> None:
         """Call `on_map` with every map of `levels`, in the order of computation."""
         for depth, levels in enumerate(self.levels):
@@ -61,3 +66,6 @@ class FullPyramid(Pyramid):
     """
 
     ps3: Tensor
+
+    def withheld(self) -> "FullPyramid":
+        return FullPyramid(*super().withheld().levels, torch.zeros_like(self.ps3))

@@ -180,6 +180,12 @@ def _add_network(parser: Parser) -> None:
         help="of pixel values after scaling to [0, 1]: none, 0.5/0.5, or ImageNet's\nmean and deviation "
         f"{recorded_default('normalize')}",
     )
+    add(
+        "--share_maps",
+        action=argparse.BooleanOptionalAction,
+        help="modes 2 and 3: the local branch reads the global branch's maps; --no-share_maps leaves them out, to\n"
+        "measure what they bring (default: the checkpoint's, else on)",
+    )
 
 
 def _add_coarse_to_fine(parser: Parser) -> None:

@@ -27,6 +27,7 @@ RECORDED: dict[str, Any] = {
     "normalize": "none",
     "coarse_to_fine": False,
     "box_margin": BOX_MARGIN,
+    "share_maps": True,
     "bands": None,
     "stretch": "2%,98%",
 }
@@ -76,6 +77,7 @@ class Settings:
         scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
         share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
         selection: selects the patches that the local branch computes; None is all patches.
+        share_maps: whether the local branch, and in stage 2 the ensemble, read the global branch's maps, or zeros.
     """
 
     size_p: int = 508
@@ -89,6 +91,7 @@ class Settings:
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     share: float = 1.0
     selection: PatchSelection | None = None
+    share_maps: bool = True
 
     def to_device(self, x: Tensor) -> Tensor:
         """Return `x` on the device. A copy to CUDA goes through pinned memory, so that the host does not wait."""
