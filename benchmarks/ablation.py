@@ -1,0 +1,436 @@
+"""Trains variants of GLNet, and what a practitioner would take instead, at equal budgets.
+
+    python -m benchmarks.ablation --data dubai --data_path dubai --budget small
+
+Every variant is trained by the command line that users have, with the same data, loss, encoder and number of epochs,
+once for each seed, and evaluated on the validation images. A run that is finished is kept: the same command goes on
+where it stopped, and more seeds are added to what is there. The table is written anew after every run.
+
+What each variant is:
+
+- `global`: the global branch alone. `global, longer`: with the epochs of all three stages.
+- `local`: the local branch alone. No maps are shared, and the regulariser is off.
+- `global to local`: stage 2.
+- `local to global`: stage 3 on a local branch that was trained alone.
+- `both`: GLNet. `both, no regulariser`: GLNet with lambda 0. `both, patches of N`: with another size of patches.
+- `both, parts as images` (dubai): the published parts of each scene are images of their own, in training and in
+  evaluation.
+- `U-Net`, `DeepLabV3+`: of segmentation_models_pytorch, on the same patches, with labels at full resolution.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ablation_data
+from utils.errors import InputError, exit_code
+from utils.files import replacing, write_json
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+BUDGETS = {"small": 1.0, "medium": 4.0}
+"""By which the numbers of epochs are multiplied."""
+
+ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of all variants on one data set, chosen by stage 1 and U-Net alone.
+
+    Attributes:
+        arguments: of training, beside those of `COMMON`.
+        epochs: of the three stages in the smallest budget.
+        parts: whether there is a variant with parts as images.
+        patch: side of a patch, in pixels.
+        other_patch: the same in the variant with other patches.
+    """
+
+    arguments: tuple[str, ...]
+    epochs: tuple[int, int, int]
+    parts: bool
+    patch: int = 128
+    other_patch: int = 64
+
+
+COMMON = (
+    "--backbone=resnet18",
+    "--backbone_weights=none",
+    "--normalize=imagenet",
+    "--size_g=128",
+    "--min_overlap=0",
+    "--sub_batch_size=16",
+    "--loss=ce",
+    "--precision=bf16",
+    "--augment",
+)
+"""Arguments of every training."""
+
+RECIPES = {
+    "dubai": Recipe(
+        arguments=("--window=512", "--windows=4", "--class_weights", "3", "0.5", "2", "2.5", "0.7"),
+        epochs=(100, 12, 12),
+        parts=True,
+    ),
+    "synthetic": Recipe(arguments=(), epochs=(60, 6, 6), parts=False),
+}
+"""By `--data`."""
+
+RATES = {0: 1e-3, 1: 5e-4, 2: 5e-4, 3: 5e-4}
+"""Learning rate by mode; 0 is a network of `benchmarks.baselines`."""
+
+BATCH = {0: 1, 1: 2, 2: 1, 3: 1}
+"""Images in a step, by mode."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Attributes:
+        name: of its files, without the seed.
+        mode: of GLNet; 0 is a network of `benchmarks.baselines`.
+        epochs: how many.
+        options: further arguments.
+        starts: by option, the name of the run whose checkpoint it starts from.
+        data: the folder of its images, below that of the experiment's data.
+    """
+
+    name: str
+    mode: int
+    epochs: int
+    options: tuple[str, ...] = ()
+    starts: tuple[tuple[str, str], ...] = ()
+    data: str = "scenes"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: one prediction of a run."""
+
+    title: str
+    run: str
+    prediction: str
+
+
+def variants(recipe: Recipe) -> list[Variant]:
+    """Return the rows of the table."""
+    parts = [Variant("both, parts as images", "l2g_parts", ENSEMBLE)] if recipe.parts else []
+    return [
+        Variant("global", "global", "global"),
+        Variant("global, longer", "global_longer", "global"),
+        Variant("local", "alone", "local"),
+        Variant("global to local", "g2l", ENSEMBLE),
+        Variant("local to global", "l2g_alone", ENSEMBLE),
+        Variant("both", "l2g", ENSEMBLE),
+        Variant("both, no regulariser", "l2g_free", ENSEMBLE),
+        Variant(f"both, patches of {recipe.other_patch}", "l2g_patches", ENSEMBLE),
+        *parts,
+        Variant("U-Net", "unet", "global"),
+        Variant("DeepLabV3+", "deeplab", "global"),
+    ]
+
+
+def plan(recipe: Recipe, factor: float) -> list[Run]:
+    """Return all runs of one seed, in an order in which each follows those that it starts from."""
+    first, second, third = (max(1, round(factor * epochs)) for epochs in recipe.epochs)
+    patches = (f"--size_p={recipe.other_patch}",)
+    alone = ("--no-share_maps",)
+    start = (("path_g", "global"),)
+
+    def refined(name: str, local: str, options: tuple[str, ...] = ()) -> Run:
+        return Run(name, 3, third, options, (*start, ("path_g2l", local)))
+
+    runs = [
+        Run("global", 1, first),
+        Run("g2l", 2, second, (), start),
+        Run("unet", 0, second + third, ("--model=unet",)),
+        refined("l2g", "g2l"),
+        Run("alone", 2, second, (*alone, "--lamb_fmreg=0"), start),
+        refined("l2g_alone", "alone", alone),
+        Run("g2l_free", 2, second, ("--lamb_fmreg=0",), start),
+        Run("deeplab", 0, second + third, ("--model=deeplab",)),
+        refined("l2g_free", "g2l_free"),
+        Run("global_longer", 1, first + second + third),
+        Run("g2l_patches", 2, second, patches, start),
+        refined("l2g_patches", "g2l_patches", patches),
+    ]
+    if recipe.parts:
+        runs += [
+            Run("global_parts", 1, first, (), (), "parts"),
+            Run("g2l_parts", 2, second, (), (("path_g", "global_parts"),), "parts"),
+            Run("l2g_parts", 3, third, (), (("path_g", "global_parts"), ("path_g2l", "g2l_parts")), "parts"),
+        ]
+    return runs
+
+
+class Experiment:
+    """All runs of one data set, their files and their results.
+
+    Attributes:
+        data: a key of `RECIPES`.
+        folder: for data, checkpoints and logs.
+        runs: of one seed, by name.
+        seeds: how often everything is trained.
+        threads: of each process.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.data: str = options.data
+        self.recipe = RECIPES[options.data]
+        self.folder: Path = options.folder.resolve() / options.data
+        self.runs = {run.name: run for run in plan(self.recipe, BUDGETS[options.budget])}
+        self.seeds: list[int] = options.seeds
+        self.threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+
+    def result(self, run: Run, seed: int) -> Path:
+        """Return the JSON file that a finished run leaves."""
+        return self.folder / "results" / f"{run.name}_{seed}.json"
+
+    def commands(self, run: Run, seed: int) -> list[list[str]]:
+        """Return the commands of a run: training, and evaluation if the training does not evaluate by itself."""
+        name = f"{run.name}_{seed}"
+        places = [
+            "--dataset=folder",
+            f"--data_path={self.folder / 'data' / run.data}",
+            f"--model_path={self.folder / 'models'}",
+            f"--log_path={self.folder / 'runs'}",
+            "--num_workers=0",
+        ]
+        sizes = [] if any(one.startswith("--size_p") for one in run.options) else [f"--size_p={self.recipe.patch}"]
+        training = [*places, *COMMON, *sizes, *self.recipe.arguments, *run.options, f"--seed={seed}"]
+        training += [f"--num_epochs={run.epochs}", f"--lr={RATES[run.mode]}", f"--batch_size={BATCH[run.mode]}"]
+        if run.mode == 0:
+            return [[sys.executable, "-m", "benchmarks.baselines", f"--task_name={name}", *training]]
+        program = [sys.executable, str(ROOT / "train_deep_globe.py"), f"--mode={run.mode}"]
+        starts = [f"--{option}={other}_{seed}.pth" for option, other in run.starts]
+        return [
+            [*program, f"--task_name={name}", "--resume=auto", *starts, *training],
+            [*program, *self.evaluation(run, seed), *places],
+        ]
+
+    def evaluation(self, run: Run, seed: int) -> list[str]:
+        """Return the arguments that evaluate a run of GLNet, without those of the data."""
+        reads = {1: "path_g", 2: "path_g2l", 3: "path_l2g"}[run.mode]
+        name = f"{run.name}_{seed}"
+        return ["--evaluation", f"--task_name=eval_{name}", f"--{reads}={name}.pth", "--precision=bf16"]
+
+    def execute(self, run: Run, seed: int) -> None:
+        """Train and evaluate; write the result. InputError, naming its log, if a command fails."""
+        log = self.folder / "logs" / f"{run.name}_{seed}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive"}
+        used = []
+        for command in self.commands(run, seed):
+            with log.open("a") as output:
+                process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise InputError(f"{run.name}, seed {seed}, failed with exit code {process.returncode}; see {log}")
+            used.append({"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024})
+        record = json.loads((self.folder / "runs" / f"eval_{run.name}_{seed}.json").read_text())
+        training = {"training_seconds": used[0]["cpu_seconds"], "training_peak_mb": used[0]["peak_mb"]}
+        write_json(self.result(run, seed), {**record, **training})
+
+    def chain(self, run: Run) -> set[str]:
+        """Return the names of a run and of all runs that it starts from."""
+        return {run.name}.union(*(self.chain(self.runs[other]) for _, other in run.starts))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the result of each variant and seed that is finished."""
+        found = []
+        for variant in variants(self.recipe):
+            for seed in self.seeds:
+                path = self.result(self.runs[variant.run], seed)
+                if not path.exists():
+                    continue
+                record = json.loads(path.read_text())
+                chain = [self.result(self.runs[name], seed) for name in self.chain(self.runs[variant.run])]
+                spent = sum(json.loads(one.read_text())["training_seconds"] for one in chain)
+                found.append(
+                    {
+                        "variant": variant.title,
+                        "seed": seed,
+                        "classes": record["classes"],
+                        "mIoU": record[variant.prediction]["mIoU"],
+                        "iou": [value or 0.0 for value in record[variant.prediction]["iou"]],
+                        "training_seconds": spent,
+                        "training_peak_mb": record["training_peak_mb"],
+                        "seconds_per_image": record["seconds_per_image"],
+                        "peak_memory_mb": record["peak_memory_mb"],
+                    }
+                )
+        return found
+
+    def write(self, output: Path) -> None:
+        """Write JSON and table of all finished runs."""
+        records = self.records()
+        if not records:
+            return
+        rows = [mean_of([one for one in records if one["variant"] == title]) for title in titles(records)]
+        command = " ".join(["python -m benchmarks.ablation", *sys.argv[1:]])
+        target = output / f"ablation_{self.data}.json"
+        classes = records[0]["classes"]
+        runs = [{key: value for key, value in one.items() if key != "classes"} for one in records]
+        write_json(target, {"command": command, "classes": classes, "rows": rows, "runs": runs})
+        with replacing(target.with_suffix(".md")) as part:
+            part.write_text(as_markdown(rows, classes, command), encoding="utf-8")
+
+
+def titles(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the variants of `records`, each once, in their order."""
+    return list(dict.fromkeys(record["variant"] for record in records))
+
+
+def mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return one row: means over the seeds of one variant, and the sample deviation of its mIoU (None for one seed)."""
+    scores = [record["mIoU"] for record in records]
+    measured = ("training_seconds", "training_peak_mb", "seconds_per_image", "peak_memory_mb")
+    return {
+        "variant": records[0]["variant"],
+        "seeds": len(records),
+        "mIoU": statistics.mean(scores),
+        "spread": statistics.stdev(scores) if len(scores) > 1 else None,
+        "iou": [statistics.mean(values) for values in zip(*(record["iou"] for record in records), strict=True)],
+        **{key: statistics.mean(record[key] for record in records) for key in measured},
+    }
+
+
+def as_markdown(rows: Sequence[dict[str, Any]], classes: Sequence[str], command: str) -> str:
+    """Return the table, with the command that made it."""
+    heads = ["variant", "seeds", "mIoU, %", *classes, "training, CPU min", "training, MB", "evaluation, MB"]
+    lines = [f"`{command}`", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
+        spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
+        cells = [row["variant"], str(row["seeds"]), f"{100 * row['mIoU']:.1f}{spread}"]
+        cells += [f"{100 * value:.1f}" for value in row["iou"]]
+        cells += [f"{row['training_seconds'] / 60:.1f}", f"{row['training_peak_mb']:.0f}"]
+        lines.append(f"| {' | '.join([*cells, format(row['peak_memory_mb'], '.0f')])} |")
+    return "\n".join([*lines, ""])
+
+
+class Schedule:
+    """Hands out runs to threads, each after those that it starts from.
+
+    Attributes:
+        waiting: runs and seeds that nobody has taken, in order.
+        done: names and seeds of finished runs.
+        failed: the first error; nothing more is handed out after it.
+    """
+
+    def __init__(self, experiment: Experiment, deadline: float | None) -> None:
+        every = [(run, seed) for seed in experiment.seeds for run in experiment.runs.values()]
+        self.experiment = experiment
+        self.deadline = deadline
+        self.waiting = [(run, seed) for run, seed in every if not experiment.result(run, seed).exists()]
+        self.done = {(run.name, seed) for run, seed in every if (run, seed) not in self.waiting}
+        self.failed: BaseException | None = None
+        self.changed = threading.Condition()
+
+    def take(self) -> tuple[Run, int] | None:
+        """Wait for the next run whose starts are done and return it; None if there is none, or the hours are spent."""
+        with self.changed:
+            while self.waiting and self.failed is None:
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    return None
+                for item in self.waiting:
+                    run, seed = item
+                    if all((other, seed) in self.done for _, other in run.starts):
+                        self.waiting.remove(item)
+                        return item
+                self.changed.wait()
+            return None
+
+    def finish(self, run: Run, seed: int, error: BaseException | None) -> None:
+        """Count a run as done, or as failed."""
+        with self.changed:
+            if error is None:
+                self.done.add((run.name, seed))
+            else:
+                self.failed = self.failed or error
+            self.changed.notify_all()
+
+
+def work(options: argparse.Namespace) -> None:
+    """Execute all runs that are not finished, seed by seed, until the budget of hours is spent."""
+    experiment = Experiment(options)
+    ablation_data.prepare(options.data, options.data_path, experiment.folder / "data")
+    deadline = None if options.hours is None else time.monotonic() + 3600 * options.hours
+    schedule = Schedule(experiment, deadline)
+    writing = threading.Lock()
+
+    def worker() -> None:
+        while (item := schedule.take()) is not None:
+            run, seed = item
+            print(f"{time.strftime('%H:%M')} seed {seed}: {run.name}, {run.epochs} epochs", flush=True)
+            error: BaseException | None = None
+            try:
+                experiment.execute(run, seed)
+            except Exception as caught:
+                error = caught
+            schedule.finish(run, seed, error)
+            with writing:
+                experiment.write(options.output)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for future in [pool.submit(worker) for _ in range(options.jobs)]:
+            future.result()
+    if schedule.failed is not None:
+        raise schedule.failed
+    experiment.write(options.output)
+    if schedule.waiting:
+        print(f"The hours are spent; {len(schedule.waiting)} runs are left. The same command goes on.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", choices=tuple(RECIPES), default="synthetic", help="default: %(default)s")
+    parser.add_argument("--data_path", type=Path, metavar="DIR", help="dubai: folder of the published set")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("ablation"),
+        metavar="DIR",
+        help="for data, checkpoints and logs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, metavar="DIR", help="for JSON and table (default: benchmarks/results)"
+    )
+    parser.add_argument(
+        "--budget",
+        choices=tuple(BUDGETS),
+        default="small",
+        help="how long all are trained (default: %(default)s)",
+    )
+    parser.add_argument("--hours", type=float, help="start no run after so many hours; the same command goes on later")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--threads", type=int, help="of each run (default: the cores, shared by the jobs)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, or 2 if the input is at fault."""
+    options = build_parser().parse_args(arguments)
+    return exit_code(lambda: work(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Trains a usual network on patches by GLNet's data path, loss and schedule: python -m benchmarks.baselines --help
+
+The networks are those of the package segmentation_models_pytorch. They see patches of `--size_p` pixels with overlap,
+and nothing of the image around them; scores of overlapping patches are added, as GLNet's are. The result is an
+evaluation's JSON file, in which the prediction is called "global", as there is only one.
+"""
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataset.base import Sample
+from dataset.layout import TRAIN, SplitChoice
+from dataset.loader import BatchPart, EpochSampler, SampleLoader
+from dataset.registry import describe
+from engine.patches import ImagePatches, TrainingPatches
+from training import options as command_line
+from training import setup
+from training.memory import keep_freed_memory, peak_memory_mb
+from training.report import evaluation_record, evaluation_table
+from training.run import WEIGHT_DECAY, poly
+from utils.arguments import Parser
+from utils.distributed import pick_device
+from utils.errors import InputError, exit_code, required
+from utils.files import write_json
+from utils.metrics import StageMetrics
+from utils.precision import autocast
+from utils.settings import Settings
+from utils.sources import MemorySource
+from utils.stages import STAGES
+
+MODELS = {"unet": "Unet", "deeplab": "DeepLabV3Plus"}
+"""The package's names by `--model`."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of `train_deep_globe.py` with `--model`; options that GLNet alone has do nothing."""
+    parser = command_line.build_parser()
+    parser.prog, parser.description = "python -m benchmarks.baselines", (__doc__ or "").splitlines()[0]
+    parser.group("baseline")("--model", choices=tuple(MODELS), default="unet", help="default: %(default)s")
+    return parser
+
+
+def build_network(model: str, backbone: str, n_class: int) -> nn.Module:
+    """Return a network that gives logits (N, n_class, h, w) of (N, 3, h, w). InputError without the package."""
+    try:
+        import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise InputError("benchmarks.baselines needs a package: pip install segmentation-models-pytorch") from error
+    return getattr(smp, MODELS[model])(backbone, encoder_weights=None, classes=n_class)
+
+
+def labels_of(image: TrainingPatches, patches: slice) -> Tensor:
+    """Return the labels of some patches at full resolution, (n, h, w) uint8."""
+    return torch.stack([box.of(image.label) for box in image.boxes[patches]])
+
+
+def train_one_epoch(
+    network: nn.Module,
+    loader: Iterable[list[Sample]],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    settings: Settings,
+    title: str,
+) -> float:
+    """Train on every batch, one optimizer step for each; return the mean loss of a sub-batch of patches."""
+    network.train()
+    total, count = 0.0, 0
+    bar = tqdm(loader, desc=title, unit="batch", dynamic_ncols=True)
+    for batch in bar:
+        optimizer.zero_grad(set_to_none=True)
+        for sample in batch:
+            image = TrainingPatches(sample, settings)
+            for patches, x in image:
+                with autocast(settings.device, settings.precision):
+                    loss = settings.loss(network(x).float(), labels_of(image, patches))
+                loss.backward()
+                total, count = total + float(loss.detach()), count + 1
+        optimizer.step()
+        scheduler.step()
+        bar.set_postfix(loss=f"{total / count:.3f}")
+    return total / max(1, count)
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module, loader: Iterable[list[Sample]], metrics: StageMetrics, settings: Settings
+) -> tuple[int, float]:
+    """Segment every image patch by patch and count it; return the number of images and the seconds for each."""
+    network.eval()
+    images, seconds = 0, 0.0
+    for sample in (sample for batch in tqdm(loader, desc="evaluate", unit="image") for sample in batch):
+        start = time.perf_counter()
+        image = ImagePatches(MemorySource(sample.image), settings)
+        ids = image.ids()
+        canvas = image.canvas(ids)
+        for patches, x in image:
+            with autocast(settings.device, settings.precision):
+                scores = network(x)
+            canvas.add(scores.float(), patches)
+        metrics.update(settings.to_device(required(sample.label, "label")), {"global": ids})
+        seconds += time.perf_counter() - start
+        images += 1
+    return images, seconds / max(1, images)
+
+
+def work(options: Namespace) -> None:
+    """Train and evaluate."""
+    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
+    header = setup.resolve(options, {}, described)
+    device = pick_device(options.device)
+    keep_freed_memory()
+    torch.manual_seed(options.seed)
+    settings = setup.build_settings(options, header, device)
+    train_data = setup.open_data(options, described, TRAIN, header, training=True)
+    val_data = setup.open_data(options, described, options.split, header)
+    network = build_network(options.model, header.backbone, len(header.classes)).to(device)
+    if options.precision != "fp32":
+        network = network.to(memory_format=torch.channels_last)
+    parts = BatchPart(EpochSampler(len(train_data), options.seed), options.batch_size)
+    loader = SampleLoader(train_data, sampler=parts, num_workers=options.num_workers, persistent=True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY)
+    steps = parts.batches * options.num_epochs
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: poly(t, steps))
+    log = options.log_path / f"{options.task_name}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    for epoch in range(options.num_epochs):
+        parts.set_epoch(epoch)
+        start = time.perf_counter()
+        title = f"epoch {epoch + 1}/{options.num_epochs}"
+        loss = train_one_epoch(network, loader, optimizer, scheduler, settings, title)
+        with log.open("a") as file:
+            file.write(json.dumps({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}) + "\n")
+    loader.close()
+    metrics = StageMetrics(STAGES[1], header.classes)
+    images, seconds = evaluate(network, SampleLoader(val_data), metrics, settings)
+    record = evaluation_record(
+        0,
+        header.classes,
+        metrics.matrices,
+        images=images,
+        seconds_per_image=seconds,
+        peak_memory_mb=peak_memory_mb(device),
+    )
+    print(evaluation_table(record))
+    target: Path = options.log_path / f"eval_{options.task_name}.json"
+    write_json(target, {"model": options.model, **record})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return exit_code(lambda: work(build_parser().parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
