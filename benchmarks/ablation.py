@@ -83,7 +83,7 @@ RECIPES = {
         epochs=(100, 12, 12),
         parts=True,
     ),
-    "synthetic": Recipe(arguments=(), epochs=(60, 6, 6), parts=False),
+    "synthetic": Recipe(arguments=(), epochs=(25, 4, 4), parts=False),
 }
 """By `--data`."""
 
