@@ -79,11 +79,11 @@ COMMON = (
 
 RECIPES = {
     "dubai": Recipe(
-        arguments=("--window=512", "--windows=4", "--class_weights", "3", "0.5", "2", "2.5", "0.7"),
-        epochs=(100, 12, 12),
+        arguments=("--window=512", "--windows=16", "--class_weights", "3", "0.5", "2", "2.5", "0.7"),
+        epochs=(16, 3, 3),
         parts=True,
     ),
-    "synthetic": Recipe(arguments=(), epochs=(25, 4, 4), parts=False),
+    "synthetic": Recipe(arguments=(), epochs=(12, 2, 2), parts=False),
 }
 """By `--data`."""
 
@@ -105,6 +105,7 @@ class Run:
         options: further arguments.
         starts: by option, the name of the run whose checkpoint it starts from.
         data: the folder of its images, below that of the experiment's data.
+        extra: whether it is trained after all others, of all seeds.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Run:
     options: tuple[str, ...] = ()
     starts: tuple[tuple[str, str], ...] = ()
     data: str = "scenes"
+    extra: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,16 +165,16 @@ def plan(recipe: Recipe, factor: float) -> list[Run]:
         Run("deeplab", 0, second + third, ("--model=deeplab",)),
         refined("l2g_free", "g2l_free"),
         Run("global_longer", 1, first + second + third),
-        Run("g2l_patches", 2, second, patches, start),
-        refined("l2g_patches", "g2l_patches", patches),
     ]
+    extra = [Run("g2l_patches", 2, second, patches, start), refined("l2g_patches", "g2l_patches", patches)]
     if recipe.parts:
-        runs += [
-            Run("global_parts", 1, first, (), (), "parts"),
-            Run("g2l_parts", 2, second, (), (("path_g", "global_parts"),), "parts"),
-            Run("l2g_parts", 3, third, (), (("path_g", "global_parts"), ("path_g2l", "g2l_parts")), "parts"),
+        parts = (("path_g", "global_parts"),)
+        extra += [
+            Run("global_parts", 1, first, data="parts"),
+            Run("g2l_parts", 2, second, starts=parts, data="parts"),
+            Run("l2g_parts", 3, third, starts=(*parts, ("path_g2l", "g2l_parts")), data="parts"),
         ]
-    return runs
+    return [*runs, *(replace(run, extra=True) for run in extra)]
 
 
 class Experiment:
@@ -332,6 +334,7 @@ class Schedule:
 
     def __init__(self, experiment: Experiment, deadline: float | None) -> None:
         every = [(run, seed) for seed in experiment.seeds for run in experiment.runs.values()]
+        every.sort(key=lambda item: item[0].extra)
         self.experiment = experiment
         self.deadline = deadline
         self.waiting = [(run, seed) for run, seed in every if not experiment.result(run, seed).exists()]
