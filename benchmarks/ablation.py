@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +50,18 @@ class Recipe:
     """The settings of all variants on one data set, chosen by stage 1 and U-Net alone.
 
     Attributes:
-        arguments: of training, beside those of `COMMON`.
         epochs: of the three stages in the smallest budget.
-        parts: whether there is a variant with parts as images.
+        arguments: of training, beside those of `COMMON`.
+        windows: further arguments of training on whole scenes.
+        parts: by how much more epochs parts of scenes are trained, so that as many patches are read; 0 for no parts.
         patch: side of a patch, in pixels.
         other_patch: the same in the variant with other patches.
     """
 
-    arguments: tuple[str, ...]
     epochs: tuple[int, int, int]
-    parts: bool
+    arguments: tuple[str, ...] = ()
+    windows: tuple[str, ...] = ()
+    parts: float = 0
     patch: int = 128
     other_patch: int = 64
 
@@ -79,11 +81,12 @@ COMMON = (
 
 RECIPES = {
     "dubai": Recipe(
-        arguments=("--window=512", "--windows=16", "--class_weights", "3", "0.5", "2", "2.5", "0.7"),
+        windows=("--window=512", "--windows=16"),
+        arguments=("--class_weights", "3", "0.5", "2", "2.5", "0.7"),
         epochs=(16, 3, 3),
-        parts=True,
+        parts=2.5,
     ),
-    "synthetic": Recipe(arguments=(), epochs=(12, 2, 2), parts=False),
+    "synthetic": Recipe(epochs=(12, 2, 2)),
 }
 """By `--data`."""
 
@@ -170,9 +173,9 @@ def plan(recipe: Recipe, factor: float) -> list[Run]:
     if recipe.parts:
         parts = (("path_g", "global_parts"),)
         extra += [
-            Run("global_parts", 1, first, data="parts"),
-            Run("g2l_parts", 2, second, starts=parts, data="parts"),
-            Run("l2g_parts", 3, third, starts=(*parts, ("path_g2l", "g2l_parts")), data="parts"),
+            Run("global_parts", 1, round(recipe.parts * first), data="parts"),
+            Run("g2l_parts", 2, round(recipe.parts * second), starts=parts, data="parts"),
+            Run("l2g_parts", 3, round(recipe.parts * third), starts=(*parts, ("path_g2l", "g2l_parts")), data="parts"),
         ]
     return [*runs, *(replace(run, extra=True) for run in extra)]
 
@@ -211,7 +214,8 @@ class Experiment:
             "--num_workers=0",
         ]
         sizes = [] if any(one.startswith("--size_p") for one in run.options) else [f"--size_p={self.recipe.patch}"]
-        training = [*places, *COMMON, *sizes, *self.recipe.arguments, *run.options, f"--seed={seed}"]
+        windows = self.recipe.windows if run.data == "scenes" else ()
+        training = [*places, *COMMON, *sizes, *self.recipe.arguments, *windows, *run.options, f"--seed={seed}"]
         training += [f"--num_epochs={run.epochs}", f"--lr={RATES[run.mode]}", f"--batch_size={BATCH[run.mode]}"]
         if run.mode == 0:
             return [[sys.executable, "-m", "benchmarks.baselines", f"--task_name={name}", *training]]
