@@ -70,9 +70,9 @@ COMMON = (
     "--backbone=resnet18",
     "--backbone_weights=none",
     "--normalize=imagenet",
-    "--size_g=128",
+    "--size_g=96",
     "--min_overlap=0",
-    "--sub_batch_size=16",
+    "--sub_batch_size=9",
     "--loss=ce",
     "--precision=bf16",
     "--augment",
@@ -81,7 +81,7 @@ COMMON = (
 
 RECIPES = {
     "dubai": Recipe(
-        windows=("--window=512", "--windows=16"),
+        windows=("--window=384", "--windows=16"),
         arguments=("--class_weights", "3", "0.5", "2", "2.5", "0.7"),
         epochs=(16, 3, 3),
         parts=2.5,

@@ -23,7 +23,7 @@ from utils.resize import shrink_label
 SHRINK = 4
 """Dubai's scenes are read at a quarter of their width and height."""
 
-SIDE = 512
+SIDE = 384
 """Of a made-up scene, in pixels."""
 
 COUNTS = {TRAIN: 48, VAL: 16}
