@@ -83,7 +83,7 @@ RECIPES = {
     "dubai": Recipe(
         windows=("--window=384", "--windows=16"),
         arguments=("--class_weights", "3", "0.5", "2", "2.5", "0.7"),
-        epochs=(16, 3, 3),
+        epochs=(16, 2, 2),
         parts=2.5,
     ),
     "synthetic": Recipe(epochs=(12, 2, 2)),
