@@ -53,6 +53,7 @@ class Recipe:
         epochs: of the three stages in the smallest budget.
         arguments: of training, beside those of `COMMON`.
         windows: further arguments of training on whole scenes.
+        evaluation: arguments of the evaluation on whole scenes.
         parts: by how much more epochs parts of scenes are trained, so that as many patches are read; 0 for no parts.
         patch: side of a patch, in pixels.
         other_patch: the same in the variant with other patches.
@@ -61,6 +62,7 @@ class Recipe:
     epochs: tuple[int, int, int]
     arguments: tuple[str, ...] = ()
     windows: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
     parts: float = 0
     patch: int = 128
     other_patch: int = 64
@@ -82,6 +84,8 @@ COMMON = (
 RECIPES = {
     "dubai": Recipe(
         windows=("--window=384", "--windows=16"),
+        # scenes of 490 to 640 pixels are shrunk as much as windows are: to a quarter
+        evaluation=("--size_g=144",),
         arguments=("--class_weights", "3", "0.5", "2", "2.5", "0.7"),
         epochs=(16, 2, 3),
         parts=2.5,
@@ -206,52 +210,91 @@ class Experiment:
         """Return the JSON file that a finished run leaves."""
         return self.folder / "results" / f"{run.name}_{seed}.json"
 
-    def commands(self, run: Run, seed: int) -> list[list[str]]:
-        """Return the commands of a run: training, and evaluation if the training does not evaluate by itself."""
-        name = f"{run.name}_{seed}"
-        places = [
+    def places(self, run: Run) -> list[str]:
+        """Return the arguments of data and folders."""
+        return [
             "--dataset=folder",
             f"--data_path={self.folder / 'data' / run.data}",
             f"--model_path={self.folder / 'models'}",
             f"--log_path={self.folder / 'runs'}",
             "--num_workers=0",
         ]
-        sizes = [] if any(one.startswith("--size_p") for one in run.options) else [f"--size_p={self.recipe.patch}"]
-        windows = self.recipe.windows if run.data == "scenes" else ()
-        training = [*places, *COMMON, *sizes, *self.recipe.arguments, *windows, *run.options, f"--seed={seed}"]
-        training += [f"--num_epochs={run.epochs}", f"--lr={RATES[run.mode]}", f"--batch_size={BATCH[run.mode]}"]
+
+    def program(self, run: Run) -> list[str]:
+        """Return the beginning of a run's commands."""
         if run.mode == 0:
-            return [[sys.executable, "-m", "benchmarks.baselines", f"--task_name={name}", *training]]
-        program = [sys.executable, str(ROOT / "train_deep_globe.py"), f"--mode={run.mode}"]
-        starts = [f"--{option}={other}_{seed}.pth" for option, other in run.starts]
+            return [sys.executable, "-m", "benchmarks.baselines"]
+        return [sys.executable, str(ROOT / "train_deep_globe.py"), f"--mode={run.mode}", "--resume=auto"]
+
+    def training(self, run: Run, seed: int) -> list[str]:
+        """Return the command that trains."""
+        recipe = self.recipe
+        windows = recipe.windows if run.data == "scenes" else ()
         return [
-            [*program, f"--task_name={name}", "--resume=auto", *starts, *training],
-            [*program, *self.evaluation(run, seed), *places],
+            *self.program(run),
+            f"--task_name={run.name}_{seed}",
+            *(f"--{option}={other}_{seed}.pth" for option, other in run.starts),
+            *self.places(run),
+            *COMMON,
+            f"--size_p={recipe.patch}",
+            *recipe.arguments,
+            *windows,
+            *run.options,
+            f"--seed={seed}",
+            f"--num_epochs={run.epochs}",
+            f"--lr={RATES[run.mode]}",
+            f"--batch_size={BATCH[run.mode]}",
         ]
 
     def evaluation(self, run: Run, seed: int) -> list[str]:
-        """Return the arguments that evaluate a run of GLNet, without those of the data."""
-        reads = {1: "path_g", 2: "path_g2l", 3: "path_l2g"}[run.mode]
+        """Return the command that evaluates."""
+        reads = {0: "path_g", 1: "path_g", 2: "path_g2l", 3: "path_l2g"}[run.mode]
         name = f"{run.name}_{seed}"
-        return ["--evaluation", f"--task_name=eval_{name}", f"--{reads}={name}.pth", "--precision=bf16"]
+        arguments = ["--evaluation", f"--task_name=eval_{name}", f"--{reads}={name}.pth", "--precision=bf16"]
+        if run.mode == 0:  # nothing is recorded in its file
+            arguments += [*COMMON, f"--size_p={self.recipe.patch}", *run.options]
+        elif run.data == "scenes":
+            arguments += self.recipe.evaluation
+        return [*self.program(run), *arguments, *self.places(run)]
 
-    def execute(self, run: Run, seed: int) -> None:
-        """Train and evaluate; write the result. InputError, naming its log, if a command fails."""
+    def execute(self, command: list[str], run: Run, seed: int, threads: int) -> tuple[float, float]:
+        """Run a command; return its seconds of CPU time and its peak memory, in MB.
+
+        Raises:
+            InputError: the command fails; the message names its log.
+        """
         log = self.folder / "logs" / f"{run.name}_{seed}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive"}
-        used = []
-        for command in self.commands(run, seed):
-            with log.open("a") as output:
-                process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
-                _, status, usage = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise InputError(f"{run.name}, seed {seed}, failed with exit code {process.returncode}; see {log}")
-            used.append({"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024})
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+        with log.open("a") as output:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise InputError(f"{run.name}, seed {seed}, failed with exit code {process.returncode}; see {log}")
+        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+    def train(self, run: Run, seed: int) -> None:
+        """Train and evaluate, and write the result."""
+        seconds, peak_mb = self.execute(self.training(run, seed), run, seed, self.threads)
+        self.evaluate(run, seed, self.threads, {"training_seconds": seconds, "training_peak_mb": peak_mb})
+
+    def evaluate(self, run: Run, seed: int, threads: int, training: dict[str, float]) -> None:
+        """Evaluate, and write the result with what its training took."""
+        self.execute(self.evaluation(run, seed), run, seed, threads)
         record = json.loads((self.folder / "runs" / f"eval_{run.name}_{seed}.json").read_text())
-        training = {"training_seconds": used[0]["cpu_seconds"], "training_peak_mb": used[0]["peak_mb"]}
         write_json(self.result(run, seed), {**record, **training})
+
+    def evaluate_again(self) -> None:
+        """Evaluate all finished runs again, one at a time."""
+        for seed in self.seeds:
+            for run in self.runs.values():
+                path = self.result(run, seed)
+                if path.exists():
+                    print(f"{time.strftime('%H:%M')} seed {seed}: {run.name}", flush=True)
+                    old = json.loads(path.read_text())
+                    training = {name: old[name] for name in ("training_seconds", "training_peak_mb")}
+                    self.evaluate(run, seed, os.cpu_count() or 1, training)
 
     def chain(self, run: Run) -> set[str]:
         """Return the names of a run and of all runs that it starts from."""
@@ -319,14 +362,24 @@ def mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def as_markdown(rows: Sequence[dict[str, Any]], classes: Sequence[str], command: str) -> str:
     """Return the table, with the command that made it."""
-    heads = ["variant", "seeds", "mIoU, %", *classes, "training, CPU min", "training, MB", "evaluation, MB"]
+    heads = [
+        "variant",
+        "seeds",
+        "mIoU, %",
+        *classes,
+        "training, CPU min",
+        "training, MB",
+        "s per image",
+        "evaluation, MB",
+    ]
     lines = [f"`{command}`", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
         spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
         cells = [row["variant"], str(row["seeds"]), f"{100 * row['mIoU']:.1f}{spread}"]
         cells += [f"{100 * value:.1f}" for value in row["iou"]]
         cells += [f"{row['training_seconds'] / 60:.1f}", f"{row['training_peak_mb']:.0f}"]
-        lines.append(f"| {' | '.join([*cells, format(row['peak_memory_mb'], '.0f')])} |")
+        cells += [f"{row['seconds_per_image']:.2f}", f"{row['peak_memory_mb']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
@@ -377,6 +430,10 @@ def work(options: argparse.Namespace) -> None:
     """Execute all runs that are not finished, seed by seed, until the budget of hours is spent."""
     experiment = Experiment(options)
     ablation_data.prepare(options.data, options.data_path, experiment.folder / "data")
+    if options.evaluate_again:
+        experiment.evaluate_again()
+        experiment.write(options.output)
+        return
     deadline = None if options.hours is None else time.monotonic() + 3600 * options.hours
     schedule = Schedule(experiment, deadline)
     writing = threading.Lock()
@@ -387,7 +444,7 @@ def work(options: argparse.Namespace) -> None:
             print(f"{time.strftime('%H:%M')} seed {seed}: {run.name}, {run.epochs} epochs", flush=True)
             error: BaseException | None = None
             try:
-                experiment.execute(run, seed)
+                experiment.train(run, seed)
             except Exception as caught:
                 error = caught
             schedule.finish(run, seed, error)
@@ -431,6 +488,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--hours", type=float, help="start no run after so many hours; the same command goes on later")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument(
+        "--evaluate_again",
+        action="store_true",
+        help="train nothing; evaluate what is finished again, one run at a time, so that their seconds compare",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--threads", type=int, help="of each run (default: the cores, shared by the jobs)")
     return parser

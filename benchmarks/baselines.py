@@ -10,7 +10,6 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,9 @@ from tqdm import tqdm
 from dataset.base import Sample
 from dataset.layout import TRAIN, SplitChoice
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
-from dataset.registry import describe
+from dataset.registry import Description, describe
 from engine.patches import ImagePatches, TrainingPatches
+from models.header import Header
 from training import options as command_line
 from training import setup
 from training.memory import keep_freed_memory, peak_memory_mb
@@ -29,7 +29,7 @@ from training.run import WEIGHT_DECAY, poly
 from utils.arguments import Parser
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code, required
-from utils.files import write_json
+from utils.files import load_torch, save_torch, write_json
 from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.settings import Settings
@@ -111,21 +111,11 @@ def evaluate(
     return images, seconds / max(1, images)
 
 
-def work(options: Namespace) -> None:
-    """Train and evaluate."""
-    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
-    header = setup.resolve(options, {}, described)
-    device = pick_device(options.device)
-    keep_freed_memory()
-    torch.manual_seed(options.seed)
-    settings = setup.build_settings(options, header, device)
-    train_data = setup.open_data(options, described, TRAIN, header, training=True)
-    val_data = setup.open_data(options, described, options.split, header)
-    network = build_network(options.model, header.backbone, len(header.classes)).to(device)
-    if options.precision != "fp32":
-        network = network.to(memory_format=torch.channels_last)
-    parts = BatchPart(EpochSampler(len(train_data), options.seed), options.batch_size)
-    loader = SampleLoader(train_data, sampler=parts, num_workers=options.num_workers, persistent=True)
+def train(network: nn.Module, options: Namespace, header: Header, described: Description, settings: Settings) -> None:
+    """Train with GLNet's optimizer, schedule and samples; write a line of the log after each epoch."""
+    data = setup.open_data(options, described, TRAIN, header, training=True)
+    parts = BatchPart(EpochSampler(len(data), options.seed), options.batch_size)
+    loader = SampleLoader(data, sampler=parts, num_workers=options.num_workers, persistent=True)
     optimizer = torch.optim.Adam(network.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY)
     steps = parts.batches * options.num_epochs
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: poly(t, steps))
@@ -140,8 +130,27 @@ def work(options: Namespace) -> None:
         with log.open("a") as file:
             file.write(json.dumps({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}) + "\n")
     loader.close()
+
+
+def work(options: Namespace) -> None:
+    """Train and save a network, or with `--evaluation` evaluate it."""
+    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
+    header = setup.resolve(options, {}, described)
+    device = pick_device(options.device)
+    keep_freed_memory()
+    torch.manual_seed(options.seed)
+    settings = setup.build_settings(options, header, device)
+    network = build_network(options.model, header.backbone, len(header.classes)).to(device)
+    if options.precision != "fp32":
+        network = network.to(memory_format=torch.channels_last)
+    if not options.evaluation:
+        train(network, options, header, described, settings)
+        save_torch(options.model_path / f"{options.task_name}.pth", network.state_dict())
+        return
+    network.load_state_dict(load_torch(options.model_path / options.path_g))
     metrics = StageMetrics(STAGES[1], header.classes)
-    images, seconds = evaluate(network, SampleLoader(val_data), metrics, settings)
+    data = setup.open_data(options, described, options.split, header)
+    images, seconds = evaluate(network, SampleLoader(data), metrics, settings)
     record = evaluation_record(
         0,
         header.classes,
@@ -151,8 +160,7 @@ def work(options: Namespace) -> None:
         peak_memory_mb=peak_memory_mb(device),
     )
     print(evaluation_table(record))
-    target: Path = options.log_path / f"eval_{options.task_name}.json"
-    write_json(target, {"model": options.model, **record})
+    write_json(options.log_path / f"{options.task_name}.json", {"model": options.model, **record})
 
 
 def main(arguments: list[str] | None = None) -> int:
