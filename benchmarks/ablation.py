@@ -224,7 +224,7 @@ class Experiment:
         """Return the beginning of a run's commands."""
         if run.mode == 0:
             return [sys.executable, "-m", "benchmarks.baselines"]
-        return [sys.executable, str(ROOT / "train_deep_globe.py"), f"--mode={run.mode}", "--resume=auto"]
+        return [sys.executable, str(ROOT / "train_deep_globe.py"), f"--mode={run.mode}"]
 
     def training(self, run: Run, seed: int) -> list[str]:
         """Return the command that trains."""
@@ -233,6 +233,7 @@ class Experiment:
         return [
             *self.program(run),
             f"--task_name={run.name}_{seed}",
+            *(["--resume=auto"] if run.mode else []),
             *(f"--{option}={other}_{seed}.pth" for option, other in run.starts),
             *self.places(run),
             *COMMON,
