@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
 # GLNet on scenes of Dubai: the first argument is the stage, 1, 2, 3 or eval. Further arguments are passed on and win.
 # The settings are for two cores: a small network, trained on windows of four scenes. Stages 2 and 3 take sizes from
-# stage 1's checkpoint.
+# stage 1's checkpoint. In training a window of 1024 pixels is shrunk to 128. The evaluation shrinks whole scenes as
+# much: from 2000 to 2600 pixels to 256.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
 
-windows=(--window 768 --windows 8 --augment --batch_size 4)
+training=(--window 1024 --windows 8 --augment --loss ce --class_weights 3 0.5 2 2.5 0.7)
 case ${1:-} in
-    1) settings=(--backbone resnet18 --size_g 256 --size_p 256 --num_epochs 120 --lr 3e-4 "${windows[@]}") ;;
-    2 | 3) settings=(--num_epochs 30 "${windows[@]}") ;;
+    1)
+        network=(--backbone resnet18 --normalize imagenet --size_g 128 --size_p 256 --min_overlap 32)
+        settings=("${network[@]}" --num_epochs 60 --batch_size 4 --lr 5e-4 "${training[@]}")
+        ;;
+    2) settings=(--num_epochs 10 --batch_size 1 --lr 2e-4 --sub_batch_size 8 "${training[@]}") ;;
+    3) settings=(--num_epochs 10 --batch_size 2 --lr 5e-4 --sub_batch_size 8 "${training[@]}") ;;
+    eval) settings=(--size_g 256) ;;
     *) settings=() ;;
 esac
 glnet dubai "${1:-}" ${settings[@]+"${settings[@]}"} "${@:2}"
