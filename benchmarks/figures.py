@@ -207,7 +207,7 @@ def draw_refine(path: Path, record: Record) -> None:
         record: what `benchmarks.refine` wrote.
     """
     rows = record["rows"]
-    shares = [row["share"] for row in rows]
+    shares = [row["refine_share"] for row in rows]
 
     def curve(axes: "Axes", key: str, label: str | None, scale: float, **keywords: Any) -> None:
         means, spreads = ([scale * (row[part][key] or 0) for row in rows] for part in ("mean", "spread"))

@@ -35,7 +35,9 @@ def ablation() -> dict[str, Any]:
 
 def refine() -> dict[str, Any]:
     keys = ("global", "local", "ensemble", "not_looked_at", "seconds_per_image", "process_seconds_per_image")
-    rows = [{"share": k / 2, "mean": dict.fromkeys(keys, k / 4), "spread": dict.fromkeys(keys)} for k in range(3)]
+    rows = [
+        {"refine_share": k / 2, "mean": dict.fromkeys(keys, k / 4), "spread": dict.fromkeys(keys)} for k in range(3)
+    ]
     return {"command": "made up", "rows": rows}
 
 
