@@ -134,7 +134,7 @@ def as_markdown(record: dict[str, Any]) -> str:
     count = len(record["checkpoints"])
     about = (
         f"Made by `{record['command']}` on {record['date']}, commit {record['commit']}, on {record['device']}: mode "
-        f"{record['mode']}, {record['images']} images of {record['dataset']}, split {record['split']}; "
+        f"{record['mode']}, {record['dataset']}, split {record['split']} (images: {record['images']}); "
         f"{'one checkpoint' if count == 1 else f'mean over {count} checkpoints, ± their standard deviation'}."
     )
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *map(table_row, record["rows"])]

@@ -34,7 +34,7 @@ IMAGE, LABEL = "image", "label"
 """Titles of the first columns; the others are the names of the predictions."""
 
 GAP = 8
-"""Pixels between columns and rows."""
+"""Pixels between columns and rows, and around all of them."""
 
 ZOOM = 4
 """How many times the square of the second row fits into the image's shorter side, unless `--zoom` names another."""
@@ -108,37 +108,37 @@ def draw_strip(columns: Mapping[str, np.ndarray], box: Box, width: int) -> Image
         width: of the strip, in pixels.
     """
     height, across = next(iter(columns.values())).shape[:2]
-    side = (width - GAP * (len(columns) - 1)) // len(columns)
+    side = (width - GAP * (len(columns) + 1)) // len(columns)
     scale = side / across
     rows = max(1, round(height * scale))
     letters = max(10, width // 70)
     font = ImageFont.load_default(size=letters)
-    canvas = Image.new("RGB", (width, rows + 2 * GAP + side + 3 * letters // 2), "white")
+    second, third = rows + 2 * GAP, rows + side + 3 * GAP  # their tops
+    canvas = Image.new("RGB", (width, third + 3 * letters // 2), "white")
     draw = ImageDraw.Draw(canvas)
     for k, (title, picture) in enumerate(columns.items()):
-        left = k * (side + GAP)
+        left = GAP + k * (side + GAP)
         how = Image.Resampling.BICUBIC if title == IMAGE else Image.Resampling.NEAREST
         part = picture[box.top : box.top + box.height, box.left : box.left + box.width]
-        canvas.paste(Image.fromarray(picture).resize((side, rows), how), (left, 0))
-        canvas.paste(Image.fromarray(part).resize((side, side), how), (left, rows + GAP))
-        _draw_frame(draw, [round(scale * edge) for edge in (box.left, box.top, box.width, box.height)], left)
-        draw.text((left + side // 2, rows + 2 * GAP + side), title, fill="black", font=font, anchor="ma")
+        canvas.paste(Image.fromarray(picture).resize((side, rows), how), (left, GAP))
+        canvas.paste(Image.fromarray(part).resize((side, side), how), (left, second))
+        _draw_frame(draw, (left, GAP), [round(scale * edge) for edge in (box.left, box.top, box.width, box.height)])
+        draw.text((left + side // 2, third), title, fill="black", font=font, anchor="ma")
     return canvas
 
 
-def _draw_frame(draw: ImageDraw.ImageDraw, square: Sequence[int], left: int) -> None:
+def _draw_frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], part: Sequence[int]) -> None:
     """Draw a frame of black, white and black, which is seen on any colour, around a part of a picture.
 
     Args:
         draw: of the strip.
-        square: left, top, width and height of the part in its picture, in pixels of the strip.
-        left: of the picture in the strip.
+        corner: left and top of the picture in the strip.
+        part: left, top, width and height of the part in the picture, in pixels of the strip.
     """
-    across, top, width, height = square
-    for outset, color in enumerate(("black", "white", "black")):
-        low, high = 2 * outset + 1, 2 * outset
-        right, bottom = left + across + width + high, top + height + high
-        draw.rectangle((left + across - low, top - low, right, bottom), outline=color, width=2)
+    left, top = corner[0] + part[0], corner[1] + part[1]
+    right, bottom = left + part[2] - 1, top + part[3] - 1
+    for outset, color in ((2, "black"), (4, "white"), (6, "black")):
+        draw.rectangle((left - outset, top - outset, right + outset, bottom + outset), outline=color, width=2)
 
 
 def run(options: argparse.Namespace) -> None:
