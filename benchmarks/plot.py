@@ -109,12 +109,12 @@ def add_title(axes: "Axes", title: str) -> None:
         axes.set_title(title)
 
 
-def set_log_ticks(axes: "Axes", x: Sequence[float] | None = None) -> None:
+def set_log_ticks(axes: "Axes", x: Sequence[float]) -> None:
     """Give a panel two logarithmic axes whose ticks are plain numbers.
 
     Args:
         axes: the panel.
-        x: places of the ticks of the x axis; by default 1, 2 and 5 of every decade.
+        x: places of the ticks of the x axis. Those of the y axis are 1, 2 and 5 of every decade.
     """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -124,8 +124,7 @@ def set_log_ticks(axes: "Axes", x: Sequence[float] | None = None) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    if x is not None:
-        axes.set_xticks(x)
+    axes.set_xticks(x)
 
 
 def label_points(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
