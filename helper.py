@@ -231,6 +231,7 @@ class Evaluation:
         metrics: the scores of each prediction.
         images: how many images were segmented.
         seconds_per_image: mean time to segment and count one image, without decoding.
+        process_seconds_per_image: mean processor time of the same, of all threads of a process together.
         coverage: the part of the images that was computed at full resolution.
         complete: False if the evaluation was stopped before its end.
     """
@@ -238,6 +239,7 @@ class Evaluation:
     metrics: StageMetrics
     images: int
     seconds_per_image: float
+    process_seconds_per_image: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     complete: bool = True
 
@@ -264,10 +266,10 @@ def evaluate(
         should_stop: is called after each image; if it returns True, this process stops.
     """
     settings = predictor.settings
-    seconds, images, stopped, coverage = 0.0, 0, False, Coverage()
+    seconds, process_seconds, images, stopped, coverage = 0.0, 0.0, 0, False, Coverage()
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
-        start = time.perf_counter()
+        start, process_start = time.perf_counter(), time.process_time()
         source = MemorySource(sample.image)
         found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
         coverage += predictor.segment(source, found, global_image=sample.global_image)
@@ -276,20 +278,22 @@ def evaluate(
         if settings.device.type == "cuda":
             torch.cuda.synchronize(settings.device)
         seconds += time.perf_counter() - start
+        process_seconds += time.process_time() - process_start
         images += 1
         bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
         if on_image is not None:
             on_image(sample, {name: prediction.ids for name, prediction in found.items()})
         if stopped := should_stop():
             break
-    parts = ranks.gather((seconds, images, stopped, coverage))
+    parts = ranks.gather((seconds, process_seconds, images, stopped, coverage))
     for counts in metrics.sums():
         ranks.sum_([counts])
-    total = sum(part[1] for part in parts)
+    total = sum(part[2] for part in parts)
     return Evaluation(
         metrics,
         images=total,
         seconds_per_image=sum(part[0] for part in parts) / max(total, 1),
-        coverage=sum((part[3] for part in parts), Coverage()),
-        complete=not any(part[2] for part in parts),
+        process_seconds_per_image=sum(part[1] for part in parts) / max(total, 1),
+        coverage=sum((part[4] for part in parts), Coverage()),
+        complete=not any(part[3] for part in parts),
     )

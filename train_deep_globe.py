@@ -13,11 +13,9 @@ from dataset.check import Problem, check
 from dataset.image_file import View
 from dataset.layout import TRAIN, SplitChoice
 from dataset.registry import Description, describe
-from engine.predictor import Predictor
-from models.restore import restore
 from training import limits, setup
 from training import options as command_line
-from training.evaluation import run_evaluation
+from training.evaluation import prepare_evaluation, run_evaluation
 from training.memory import keep_freed_memory
 from training.run import TrainingPlan, TrainingRun
 from training.state import resume_source
@@ -29,7 +27,6 @@ from utils.precision import set_switches
 from utils.selection import CoarseToFine
 from utils.settings import RECORDED, Settings
 from utils.stages import STAGES
-from utils.turns import TURNS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,18 +137,7 @@ def size_problems(
 
 def evaluate(options: argparse.Namespace, described: Description, ranks: Ranks) -> None:
     """Evaluate one split with the checkpoint that the options name."""
-    stage = STAGES[options.mode]
-    files = setup.read_checkpoints(options)
-    header = setup.resolve(options, files, described)
-    settings = setup.build_settings(options, header, ranks.device)
-    data = setup.open_data(options, described, options.split, header)
-    limits.check_images(data, None)
-    # the prepared network is a copy; the files' tensors and the plain network are freed
-    file = files.pop(stage.reads)
-    model = restore(file, header, files.pop("path_g", None))
-    del file
-    predictor = Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta])
-    del model
+    predictor, header, data = prepare_evaluation(options, described, ranks.device)
     run_evaluation(options, predictor, header, data, options.split not in described.unlabelled, ranks)
 
 

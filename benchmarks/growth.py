@@ -20,19 +20,18 @@ from typing import Any
 
 import torch
 
+from benchmarks.figures import RESULTS, draw_growth
 from benchmarks.memory import COUNTED_PRECISIONS, count_inference
-from benchmarks.plot import Curve, Panel, draw
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from models.backbone import BACKBONES
 from models.glnet import GLNet
-from training.memory import MB, keep_freed_memory, peak_memory_mb
+from training.memory import keep_freed_memory, peak_memory_mb
 from training.records import device_name, git_commit, now
 from utils.errors import exit_code
 from utils.files import replacing, write_json
 from utils.settings import Settings
 from utils.tiling import PatchGrid
 
-RESULTS = Path(__file__).parent / "results"
 COLUMNS = {
     "side": "side, pixels",
     "patches": "patches",
@@ -92,24 +91,6 @@ def table_row(row: dict[str, float]) -> str:
     return f"| {' | '.join(f'{row[name]:.4g}' if row[name] < 1000 else f'{row[name]:.0f}' for name in COLUMNS)} |"
 
 
-def write_plot(path: Path, rows: list[dict[str, float]]) -> None:
-    """Draw the figures of all images as curves: seconds to the left, memory to the right."""
-    sides = [row["side"] for row in rows]
-    per_pixel = rows[0]["seconds"] / sides[0] ** 2
-    seconds = [
-        Curve("measured", [row["seconds"] for row in rows], "#1f6fb4"),
-        Curve("in proportion to the pixels", [per_pixel * side**2 for side in sides], "#888888", dashed=True),
-    ]
-    memory = [
-        Curve("process, on the CPU", [row["process_mb"] for row in rows], "#333333"),
-        Curve("tensors on a (fake) accelerator", [row["device_mb"] for row in rows], "#c8401f"),
-        Curve("tensors on its host", [row["host_mb"] for row in rows], "#2f8f4e"),
-        Curve("image and label, 4 bytes a pixel", [4 * side**2 / MB for side in sides], "#888888", dashed=True),
-    ]
-    panels = [Panel("Seconds for one image", seconds), Panel("Peak memory, MB of 2^20 bytes", memory)]
-    draw(path, "side of the image, pixels (both axes logarithmic)", sides, panels)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -156,7 +137,8 @@ def run(options: argparse.Namespace) -> None:
         "device": device_name(torch.device(options.device)),
         **{name: getattr(options, name) for name in ("mode", "backbone", "size", "sub_batch_size", "precision")},
     }
-    write_json(options.output / "growth.json", {**about, "rows": rows})
+    record = {**about, "rows": rows}
+    write_json(options.output / "growth.json", record)
     head = [
         "# How the cost of inference grows with the image",
         "",
@@ -168,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     with replacing(options.output / "growth.md") as part:
         part.write_text("\n".join([*head, *lines, "", "![Seconds and memory over the image's side](growth.png)", ""]))
-    write_plot(options.output / "growth.png", rows)
+    draw_growth(options.output / "growth.png", record)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from torch import Tensor
 import helper
 from dataset.base import Sample, SegmentationDataset
 from dataset.loader import SampleLoader
+from dataset.registry import Description
 from engine.predictor import Predictor
 from models.header import Header
-from training import records
+from models.restore import restore
+from training import limits, records, setup
 from training.html_report import Report, write_report
 from training.memory import peak_memory_mb
 from training.report import evaluation_record, evaluation_table
@@ -25,8 +27,35 @@ from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_writable, write_json
 from utils.metrics import StageMetrics
-from utils.stages import Stage
+from utils.stages import STAGES, Stage
+from utils.turns import TURNS
 from utils.visualize import save_colors
+
+
+def prepare_evaluation(
+    options: argparse.Namespace, described: Description, device: torch.device
+) -> tuple[Predictor, Header, SegmentationDataset]:
+    """Return the predictor of the checkpoint that the options name, its network's header, and the images.
+
+    Args:
+        options: resolved in place.
+        described: the data set.
+        device: of the network.
+
+    Raises:
+        InputError: a file cannot be used, or options do not fit it.
+    """
+    stage = STAGES[options.mode]
+    files = setup.read_checkpoints(options)
+    header = setup.resolve(options, files, described)
+    settings = setup.build_settings(options, header, device)
+    data = setup.open_data(options, described, options.split, header)
+    limits.check_images(data, None)
+    # the prepared network is a copy; the files' tensors and the plain network are freed
+    file = files.pop(stage.reads)
+    model = restore(file, header, files.pop("path_g", None))
+    del file
+    return Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta]), header, data
 
 
 def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:

@@ -34,7 +34,7 @@ def build_parser() -> Parser:
         description="Train or evaluate GLNet.\nModes: 1 global, 2 global to local, 3 local to global.",
     )
     _add_run(parser)
-    _add_data(parser)
+    add_data(parser)
     _add_files(parser)
     _add_network(parser)
     _add_coarse_to_fine(parser)
@@ -104,7 +104,8 @@ def _add_run(parser: Parser) -> None:
     )
 
 
-def _add_data(parser: Parser) -> None:
+def add_data(parser: Parser) -> None:
+    """Add the options that name a data set, its splits and how its files become pixels."""
     add = parser.group("data")
     add(
         "--dataset",

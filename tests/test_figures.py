@@ -1,0 +1,226 @@
+"""The figures of the benchmarks: what is drawn, what is left out, and what is refused."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import figures
+from benchmarks.curves import read_curves
+from benchmarks.plot import MARKS, drawing, label_points
+from benchmarks.published import PUBLISHED
+from utils.errors import InputError
+from utils.stages import STAGES
+
+CLASSES = ["land", "water"]
+VARIANTS = {"global": (0.3, 0.4), "both": (0.5, None)}
+"""The IoU of water in two runs."""
+
+
+def ablation() -> dict[str, Any]:
+    runs = [
+        {"variant": name, "seed": seed, "mIoU": (0.6 + (iou or 0)) / 2, "iou": [0.6, iou]}
+        for name, ious in VARIANTS.items()
+        for seed, iou in enumerate(ious)
+    ]
+    rows = [{"variant": name, "mIoU": 0.5, "spread": 0.02, "peak_memory_mb": 900 + len(name)} for name in VARIANTS]
+    return {"command": "made up", "classes": CLASSES, "rows": rows, "runs": runs}
+
+
+def refine() -> dict[str, Any]:
+    keys = ("global", "local", "ensemble", "not_looked_at", "seconds_per_image", "process_seconds_per_image")
+    rows = [
+        {"refine_share": k / 2, "mean": dict.fromkeys(keys, k / 4), "spread": dict.fromkeys(keys)} for k in range(3)
+    ]
+    return {"command": "made up", "rows": rows}
+
+
+def write_log(folder: Path, mode: int, scores: list[float | None], started: str = "now") -> Path:
+    """Write the log of a run as training does: a line for each epoch, and the run's record in a folder beside."""
+    log = folder / f"run{mode}.jsonl"
+    log.with_suffix("").mkdir(parents=True, exist_ok=True)
+    (log.with_suffix("") / "run.json").write_text(json.dumps({"options": {"mode": mode, "seed": 7}}))
+    with log.open("a") as lines:
+        for epoch, score in enumerate(scores, start=1):
+            part = {name: {"mIoU": score, "iou": []} for name in STAGES[mode].predictions}
+            lines.write(json.dumps({"started": started, "epoch": epoch, "train": part, "validation": part}) + "\n")
+    return log
+
+
+@pytest.fixture
+def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
+    """The panels of every figure that a test draws, by the figure's name."""
+    pytest.importorskip("matplotlib")
+    found = {}
+
+    @contextmanager
+    def recorded(path: Path, *others, **more) -> Iterator[list]:
+        with drawing(path, *others, **more) as axes:
+            yield axes
+        found[path.stem] = axes
+
+    monkeypatch.setattr(figures, "drawing", recorded)
+    monkeypatch.setattr("benchmarks.plot.DPI", 30)  # saves time
+    return found
+
+
+def points(axes, **properties) -> list[tuple[float, float]]:
+    """Return the points of a panel's lines that have these properties."""
+    lines = [line for line in axes.lines if all(getattr(line, f"get_{k}")() == v for k, v in properties.items())]
+    return [tuple(point) for line in lines for point in line.get_xydata().tolist()]
+
+
+def draw(folder: Path, *more: str) -> int:
+    return figures.main(["--results", str(folder), *more])
+
+
+def write(folder: Path, **files: dict) -> None:
+    for name, record in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(record))
+
+
+def test_missing_results_are_named_with_their_command_and_published_points_are_drawn(
+    tmp_path: Path, panels: dict[str, list], capsys: pytest.CaptureFixture
+) -> None:
+    assert draw(tmp_path) == 0
+    assert list(panels) == ["memory_accuracy"]
+    text = capsys.readouterr().out
+    for name, command in {
+        "ablation": "ablation --data",
+        "refine": "refine --name",
+        "curves": "figures --curves",
+    }.items():
+        for data in figures.DATA:
+            assert f"{name}_{data}.json is missing: python -m benchmarks.{command} {data}" in text
+    assert "growth.json is missing: python -m benchmarks.growth" in text
+
+
+def test_every_result_has_its_figure_also_of_other_data_sets(tmp_path: Path, panels: dict[str, list]) -> None:
+    rows = [{"side": k, "seconds": k, "process_mb": 9, "device_mb": 8, "host_mb": 7} for k in (100, 200)]
+    write(
+        tmp_path, ablation_dubai=ablation(), ablation_mine=ablation(), refine_synthetic=refine(), growth={"rows": rows}
+    )
+    output = tmp_path / "drawn"
+    assert draw(tmp_path, "--output", str(output)) == 0
+    expected = {"iou_per_class_dubai", "iou_per_class_mine", "refine_synthetic", "growth", "memory_accuracy"}
+    assert {path.stem for path in output.iterdir()} == set(panels) == expected
+
+
+def test_hollow_points_are_published_with_both_numbers_and_filled_ones_are_ours(
+    tmp_path: Path, panels: dict[str, list]
+) -> None:
+    write(tmp_path, ablation_dubai=ablation())
+    assert draw(tmp_path) == 0
+    published, ours = panels["memory_accuracy"]
+    known = [(one.memory_mb, one.score) for one in PUBLISHED["deep_globe"].results if one.memory_mb is not None]
+    assert sorted(points(published, fillstyle="none")) == sorted(known)
+    assert sorted(points(published)) == sorted(known)
+    assert points(ours, marker="o", fillstyle="full") == [(906, 50), (904, 50)]
+    assert "gpustat" in published.get_xlabel()
+
+
+def test_a_class_shows_every_seed_and_their_mean_and_counts_zero_where_it_does_not_occur(
+    tmp_path: Path, panels: dict[str, list]
+) -> None:
+    write(tmp_path, ablation_dubai=ablation())
+    assert draw(tmp_path) == 0
+    shown = {axes.get_title(loc="left"): axes for axes in panels["iou_per_class_dubai"]}
+    assert list(shown)[:3] == ["mIoU", *CLASSES]
+    assert points(shown["water"], marker="o") == pytest.approx(np.array([(30, 0), (40, 0), (50, 1), (0, 1)]))
+    assert points(shown["water"], marker="|") == pytest.approx(np.array([(35, 0), (25, 1)]))
+    widths = [bar.get_width() for bar in shown["water"].patches]
+    assert widths == pytest.approx([2 * np.std((30, 40), ddof=1), 2 * np.std((50, 0), ddof=1)])
+
+
+def test_curves_are_those_of_the_last_run_of_the_log(tmp_path: Path) -> None:
+    write_log(tmp_path, 2, [0.9, 0.9, 0.9], "before")
+    found = read_curves(write_log(tmp_path, 2, [0.1, None], "later"))
+    assert (found["stage"], found["seed"], found["epochs"]) == (2, 7, [1, 2])
+    assert found["train"] == found["validation"] == {name: [0.1, None] for name in STAGES[2].predictions}
+
+
+def test_learning_curves_are_drawn_again_without_the_logs(tmp_path: Path, panels: dict[str, list]) -> None:
+    logs = [write_log(tmp_path / "runs", mode, [0.1, 0.2 * mode]) for mode in STAGES]
+    other = write_log(tmp_path / "other", 1, [0.3, 0.4, 0.5])
+    assert draw(tmp_path, "--curves", "mine", *map(str, [*logs, other])) == 0
+    figure = tmp_path / "learning_curves_mine.png"
+    first = figure.read_bytes()
+    for log in (*logs, other):
+        log.unlink()
+    assert draw(tmp_path) == 0
+    assert figure.read_bytes() == first
+    stages = panels["learning_curves_mine"]
+    # the mean over the epochs that both runs of stage 1 have
+    assert points(stages[0], marker="^") == pytest.approx(np.array([(1, 20), (2, 30)]))
+    assert points(stages[2], marker="s") == pytest.approx(np.array([(1, 10), (2, 60)]))
+    assert [len(axes.lines) for axes in stages] == [2, 4, 4]
+
+
+def test_any_two_marks_differ_without_their_colours() -> None:
+    for a, b in combinations(MARKS, 2):
+        assert a.marker != b.marker
+        assert a.linestyle != b.linestyle
+
+
+def test_labels_cover_neither_points_nor_each_other(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    places = [(float(x), float(y), f"point {k}") for k, (x, y) in enumerate(rng.random((12, 2)))]
+    with drawing(tmp_path / "plot.png", (1, 1), (6, 5)) as (axes,):
+        axes.plot([x for x, _, _ in places], [y for _, y, _ in places], "o")
+        label_points(axes, places)
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+        centres = axes.transData.transform([place[:2] for place in places])
+    assert len(boxes) == len(places)
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert not any(box.contains(*centre) for box in boxes for centre in centres)
+
+
+def test_without_matplotlib_one_line_says_so_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert draw(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "matplotlib is missing: pip install matplotlib" in error
+    assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_figure_that_fails_is_not_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ZeroDivisionError), drawing(tmp_path / "plot.png", (1, 1), (3, 3)):
+        raise ZeroDivisionError
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', "nothing"])
+def test_a_file_that_is_no_result_is_refused_by_name(tmp_path: Path, text: str, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "ablation_dubai.json").write_text(text)
+    assert draw(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "ablation_dubai.json" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("spoil", ["record", "lines", "all"])
+def test_a_file_that_is_no_training_log_is_refused_by_name(tmp_path: Path, spoil: str) -> None:
+    log = write_log(tmp_path, 1, [0.1])
+    if spoil == "record":
+        (tmp_path / "run1" / "run.json").unlink()
+    else:
+        log.write_text("" if spoil == "all" else '{"started": 1}\n')
+    with pytest.raises(InputError, match=r"run\.json cannot be read" if spoil == "record" else r"run1\.jsonl is no"):
+        read_curves(log)
+
+
+def test_curves_without_a_log_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert draw(tmp_path, "--curves", "mine") == 2
+    assert "--curves mine names no log" in capsys.readouterr().err
