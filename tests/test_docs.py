@@ -130,7 +130,7 @@ def test_options_in_the_text_exist(document):
     commands = [cached_parser(module) for module in ("train_deep_globe", "predict", "dataset.synthetic")]
     commands += [
         cached_parser(f"benchmarks.{name}")
-        for name in ("speed", "growth", "cost", "compare", "released_weights", "figures", "refine", "strip")
+        for name in ("speed", "growth", "cost", "compare", "released_weights", "figures", "refine", "strip", "ablation")
     ]
     known = {option for parser in commands for option in parser._option_string_actions}
     if document == OUTPUT:  # generated from the parsers; test_options_page_is_current compares it
