@@ -85,6 +85,8 @@ def run_evaluation(
         "dataset": options.dataset,
         "split": options.split,
         "device": settings.device.type,
+        "blend": settings.blend,
+        "upsample": settings.upsample,
         **evaluation_record(
             stage.number,
             header.classes,
@@ -125,6 +127,7 @@ def evaluation_run(
         "network": ", ".join(f"{name} {value}" for name, value in network.items()),
         "precision": options.precision,
         "test-time augmentation": options.tta,
+        "blend, upsample": f"{options.blend}, {options.upsample}",
         **{name: run[name] for name in ("started", "device", "processes", "system", "git_commit", "command")},
         "options": run["options"],
         "versions": run["versions"],

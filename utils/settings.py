@@ -76,6 +76,8 @@ class Settings:
         scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
         share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
         selection: selects the patches that the local branch computes; None is all patches.
+        blend: the weights of a patch's scores, a key of `utils.tiling.BLENDS`.
+        upsample: how logits are enlarged to pixels, one of `utils.canvas.UPSAMPLES`.
     """
 
     size_p: int = 508
@@ -89,6 +91,8 @@ class Settings:
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     share: float = 1.0
     selection: PatchSelection | None = None
+    blend: str = "none"
+    upsample: str = "nearest"
 
     def to_device(self, x: Tensor) -> Tensor:
         """Return `x` on the device. A copy to CUDA goes through pinned memory, so that the host does not wait."""
