@@ -182,4 +182,5 @@ def _read_between(x: Tensor, positions: Tensor, axis: int) -> Tensor:
     high = (low + 1).clamp_(max=x.shape[axis] - 1)
     share = (positions - low).view([-1 if k == axis else 1 for k in range(x.dim())])
     first = x.index_select(axis, low)
-    return first + (x.index_select(axis, high) - first) * share
+    step = x.index_select(axis, high).sub_(first).mul_(share)  # in place: bands of large images are large
+    return first.add_(step)
