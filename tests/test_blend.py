@@ -122,9 +122,9 @@ def test_without_blending_weights_are_counts() -> None:
 
 
 def test_a_patch_hardly_counts_at_a_border_inside_the_image() -> None:
-    """The step of the score at a patch's border is the share of the patch there, of 508 pixels that overlap by 50."""
-    axis = Axis.cover(2448, 508, 50)
-    shares = {blend: float(border_weights(508, blend)[0] / axis.weights(blend)[axis.starts[1]]) for blend in BLENDS}
+    """The step of the score at a patch's border is the patch's share there: of two that overlap by 50 of 508 pixels."""
+    axis = Axis.cover(966, 508, 50)
+    shares = {blend: float(border_weights(508, blend)[0] / axis.weights(blend)[458]) for blend in BLENDS}
     assert shares["none"] == 0.5
     assert shares["linear"] < 0.02
     assert shares["gaussian"] < 0.06

@@ -85,8 +85,9 @@ def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[i
 def border_weights(length: int, blend: str) -> Tensor:
     """Return the weights of the pixels along one side of a patch, (length,) float32, all larger than 0.
 
-    Between two patches that overlap by less than half, `linear` weights divided by their sum change linearly. No weight
-    needs a floor: the smallest of `gaussian` is exp(-8), and one of 0.001, as in MONAI, would leave a step at borders.
+    Between two patches that overlap by less than half, `linear` weights divided by their sum change linearly. As
+    no weight is 0, there is no floor. MONAI's, 0.001, would be reached where patches overlap little: with 50 of 508
+    pixels, a patch's share at its border would be 15 % instead of 6 %.
 
     Args:
         length: of the side, in pixels.
