@@ -78,6 +78,8 @@ def run(options: argparse.Namespace) -> list[str]:
         sub_batch_size=options.sub_batch_size,
         scene_size=options.scene_size,
         refine_share=options.refine_share,
+        blend=options.blend,
+        upsample=options.upsample,
         **{name: getattr(options, name) for name in RECORDED},
     )
     prediction = PredictionRun(segmenter, results, ranks)
@@ -89,6 +91,8 @@ def run(options: argparse.Namespace) -> list[str]:
         "stretch": segmenter.header.stretch,
         "coarse_to_fine": segmenter.header.coarse_to_fine and segmenter.header.stage > 1,
         "refine_share": options.refine_share,
+        "blend": options.blend,
+        "upsample": options.upsample,
     }
     prediction.run(images, about)
     distributed.stop()

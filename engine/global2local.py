@@ -12,7 +12,7 @@ from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import FullPyramid
 from models.sharing import crop_global, crop_pyramid
-from utils.canvas import ScoreCanvas, Sink, enlarge
+from utils.canvas import ScoreCanvas, Sink
 from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.settings import Settings
@@ -48,7 +48,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
             for name, canvas in canvases.items():
                 canvas.add(scores[name], patches)
         torch.autograd.backward(taps, leaf.grad)
-        enlarge(logits_g, image.size, found["global"])
+        image.enlarge(logits_g, found["global"])
         metrics.update(image.label, found)
     return total
 
@@ -69,7 +69,7 @@ def select_training_patches(image: TrainingPatches, logits_g: Tensor, metrics: S
     if image.select_patches(logits_g):
         return True
     ids = image.ids()
-    enlarge(logits_g, image.size, ids)
+    image.enlarge(logits_g, ids)
     metrics.update(image.label, dict.fromkeys(metrics.matrices, ids))
     return False
 

@@ -34,7 +34,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     for sample, scores in zip(batch, logits.detach().split(1), strict=True):
         label = settings.to_device(required(sample.label, "label"))
         prediction = ArgmaxSink(map_size(label), settings.device)
-        enlarge(scores, map_size(label), prediction)
+        enlarge(scores, map_size(label), prediction, upsample=settings.upsample)
         metrics.update(label, {"global": prediction})
     return {settings.loss.term("global"): loss.detach()}
 

@@ -14,7 +14,7 @@ from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import Pyramid
 from models.sharing import Mosaic, crop_pyramid
-from utils.canvas import Sink, enlarge
+from utils.canvas import Sink
 from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.settings import Settings
@@ -83,7 +83,7 @@ def _train_ensemble(
         settings.scaler.scale(term).backward()
         add_terms(total, {settings.loss.term("ensemble"): term})
         canvas.add(logits.detach(), patches)
-    enlarge(logits_g, image.size, found["global"])
+    image.enlarge(logits_g, found["global"])
     metrics.update(image.label, found)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dataset.base import Sample
-from utils.canvas import ArgmaxSink, Outside, ScoreCanvas, Sink
+from utils.canvas import ArgmaxSink, Outside, ScoreCanvas, Sink, enlarge
 from utils.errors import required
 from utils.resize import shrink_label
 from utils.selection import Coverage
@@ -70,7 +70,7 @@ class ImagePatches:
         if selection is not None:
             self.grid = selection.patches(logits, self.size, settings.size_p, settings.min_overlap, label)
             self.boxes = self.grid.boxes()
-            self.outside = selection.outside(logits, self.size)
+            self.outside = selection.outside(logits, self.size, settings.upsample)
         return bool(self.boxes)
 
     def coverage(self) -> Coverage:
@@ -84,7 +84,12 @@ class ImagePatches:
             sink: gets the scores of the image.
             means: whether scores are means over the patches that cover a pixel, or sums.
         """
-        return ScoreCanvas(self.grid, sink, means, self.outside)
+        blend, upsample = self.settings.blend, self.settings.upsample
+        return ScoreCanvas(self.grid, sink, means, self.outside, blend=blend, upsample=upsample)
+
+    def enlarge(self, logits: Tensor, sink: Sink) -> None:
+        """Enlarge the logits of the whole image, (1, n_class, h, w), and send them to a sink."""
+        enlarge(logits, self.size, sink, upsample=self.settings.upsample)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield each sub-batch: a slice of the grid, and its patches as the network's input, (n, 3, h, w)."""

@@ -11,7 +11,7 @@ from engine import global2local, global_only, local2global
 from engine.patches import ImagePatches, OnPatches
 from models.glnet import GLNet
 from models.prepared import Placement, PreparedGLNet
-from utils.canvas import RESULT_ROWS, Sink, enlarge
+from utils.canvas import RESULT_ROWS, Sink
 from utils.precision import PRECISIONS
 from utils.selection import Coverage
 from utils.settings import Settings
@@ -31,7 +31,7 @@ class Predictor:
     Attributes:
         network: the prepared network, on the settings' device.
         stage: the stage whose predictions are made.
-        settings: sizes of patches, normalisation, device, precision.
+        settings: sizes of patches, normalisation, device, precision, how scores are added and enlarged.
         size_g: side of the shrunk image, in pixels.
         turns: scores are averaged over the image turned in these ways.
     """
@@ -132,7 +132,7 @@ class Predictor:
         logits = _INFER[self.stage.number](self.network, x, patches, sinks, means)
         for name, sink in sinks.items():
             if logits is not None and (name == "global" or not patches.boxes):
-                enlarge(logits, patches.size, sink)
+                patches.enlarge(logits, sink)
         return patches.coverage()
 
 

@@ -38,18 +38,23 @@ class Header:
     bands: str | None = None
     stretch: str = "2%,98%"
 
-    def settings(self, *, box_recall: float = BOX_RECALL, refine_share: float = 1.0, **more: Any) -> Settings:
+    def settings(
+        self, *, box_recall: float = BOX_RECALL, refine_share: float = 1.0, blend: str = "none", **more: Any
+    ) -> Settings:
         """Return the settings of this network.
 
         Args:
             box_recall: see `CoarseToFine`; used in training only.
             refine_share: see `UncertainPatches`; not used in training.
+            blend: the weights of a patch's scores; not used in training.
             more: the settings that a file does not record.
 
         Raises:
             InputError: the network is coarse to fine, but its classes are not two, one of them foreground; or patches
-                would be selected twice, or in mode 1, which has none.
+                would be selected twice; or selected or blended in mode 1, which has none.
         """
+        if blend != "none" and self.stage == 1:
+            raise InputError(f"--blend {blend} cannot be used: mode 1 has no patches; leave it out")
         selection: PatchSelection | None = None
         if self.coarse_to_fine:
             selection = CoarseToFine.of(self.classes, self.box_margin, box_recall)
@@ -64,6 +69,7 @@ class Header:
             normalize=self.normalize,
             selection=selection,
             share_maps=self.share_maps,
+            blend=blend,
             **more,
         )
 

@@ -9,6 +9,7 @@ from utils.arguments import (
     add_coarse_to_fine,
     add_geometry,
     add_refine_share,
+    add_smoothing,
     add_view,
     recorded_default,
     whole,
@@ -29,6 +30,7 @@ def build_parser() -> Parser:
     _add_network(parser)
     add_coarse_to_fine(parser.group("coarse to fine"))
     add_refine_share(parser.group("uncertain patches"))
+    add_smoothing(parser.group("seams and edges"))
     return parser
 
 

@@ -63,6 +63,8 @@ class Segmenter:
         sub_batch_size: int = 6,
         scene_size: int = SCENE_SIZE,
         refine_share: float = 1.0,
+        blend: str = "none",
+        upsample: str = "nearest",
         **recorded: Any,
     ) -> "Segmenter":
         """Load a trained network.
@@ -78,6 +80,8 @@ class Segmenter:
             scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side.
             refine_share: the local branch computes only this part of the patches, 0..1, those in which the global
                 prediction is least certain; elsewhere the global prediction stands.
+            blend: `none`, `linear` or `gaussian`: the weights of a patch's scores, by the distance to its borders.
+            upsample: `nearest` or `bilinear`: how logits are enlarged to pixels.
             recorded: values that replace what the file records, by the names of `utils.settings.RECORDED`: `size_g`,
                 `size_p`, `min_overlap`, `backbone`, `normalize`, `coarse_to_fine`, `box_margin`, `bands` (`3,2,1`),
                 `stretch` (`2%,98%` or `0,10000`). None replaces nothing.
@@ -95,7 +99,12 @@ class Segmenter:
         model = restore(file, header, context)
         place = distributed.pick_device(None if device is None else str(device))
         settings = header.settings(
-            refine_share=refine_share, sub_batch_size=sub_batch_size, device=place, precision=precision
+            refine_share=refine_share,
+            blend=blend,
+            upsample=upsample,
+            sub_batch_size=sub_batch_size,
+            device=place,
+            precision=precision,
         )
         predictor = Predictor.prepare(model, STAGES[header.stage], settings, header.size_g, TURNS[tta])
         return cls(predictor, header, scene_size)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dataset.base import Sample
 from engine.predictor import Predictor
 from models import checkpoint
-from models.glnet import GLNet
+from models.glnet import GLNet, Predictions
 from models.header import Header
 from utils.canvas import ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED, Classes
@@ -178,14 +178,18 @@ def segment_scores(model: GLNet, mode: int, sample: Sample, settings: Settings, 
 
 
 @torch.inference_mode()
-def forward_into(model: GLNet, mode: int, sample: Sample, settings: Settings, sinks: dict[str, Sink]) -> None:
-    """The plain reference: `GLNet.forward` on all patches at once, and the released sums over patches."""
-    size = tuple(sample.image.shape[-2:])
-    grid = PatchGrid.cover(size, settings.size_p, settings.min_overlap)
+def forward(model: GLNet, mode: int, sample: Sample, settings: Settings) -> tuple[Predictions, PatchGrid]:
+    """The logits of `GLNet.forward` on all patches at once, and their grid."""
+    grid = PatchGrid.cover(tuple(sample.image.shape[-2:]), settings.size_p, settings.min_overlap)
     patches = settings.to_input(torch.stack([box.of(sample.image) for box in grid.boxes()]))
-    found = model.eval()(settings.to_input(sample.global_image[None]), patches, grid, mode)
+    return model.eval()(settings.to_input(sample.global_image[None]), patches, grid, mode), grid
+
+
+def forward_into(model: GLNet, mode: int, sample: Sample, settings: Settings, sinks: dict[str, Sink]) -> None:
+    """The plain reference: `forward`, and the released sums over patches."""
+    found, grid = forward(model, mode, sample, settings)
     if "global" in sinks:
-        enlarge(found.global_, size, sinks["global"])
+        enlarge(found.global_, grid.image, sinks["global"])
     for name in ("local", "ensemble"):
         if name in sinks:
             ScoreCanvas(grid, sinks[name]).add(getattr(found, name), slice(0, len(grid)))

@@ -114,6 +114,8 @@ def run_evaluation(
         "dataset": options.dataset,
         "split": options.split,
         "device": settings.device.type,
+        "blend": settings.blend,
+        "upsample": settings.upsample,
         **evaluation_record(
             stage.number,
             header.classes,
@@ -154,6 +156,8 @@ def evaluation_run(
         "network": ", ".join(f"{name} {value}" for name, value in network.items()),
         "precision": options.precision,
         "test-time augmentation": options.tta,
+        "blend": options.blend,
+        "upsample": options.upsample,
         **{name: run[name] for name in ("started", "device", "processes", "system", "git_commit", "command")},
         "options": run["options"],
         "versions": run["versions"],

@@ -13,6 +13,7 @@ from utils.arguments import (
     add_coarse_to_fine,
     add_geometry,
     add_refine_share,
+    add_smoothing,
     add_view,
     number,
     recorded_default,
@@ -354,6 +355,7 @@ def _add_evaluation(parser: Parser) -> None:
         "eight turns of it (d4) (default: none)",
     )
     add_refine_share(add)
+    add_smoothing(add)
     add(
         "--save_predictions",
         type=Path,
@@ -377,8 +379,9 @@ def check(options: argparse.Namespace) -> None:
                 f"{does} in mode {stage.number} needs --{name} FILE, the checkpoint of "
                 f"{'that mode' if options.evaluation else f'mode {stage.number - 1}'}, inside --model_path"
             )
-    if options.tta != "none" and not options.evaluation:
-        raise InputError(f"--tta {options.tta} goes with --evaluation")
+    for name, default in (("tta", "none"), ("blend", "none"), ("upsample", "nearest")):
+        if getattr(options, name) != default and not options.evaluation:
+            raise InputError(f"--{name} {getattr(options, name)} goes with --evaluation")
     if options.init_from and (options.evaluation or stage.number > 1):
         other = "evaluation" if options.evaluation else f"mode {stage.number}"
         raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")

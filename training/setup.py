@@ -143,6 +143,8 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
     return header.settings(
         box_recall=options.box_recall,
         refine_share=options.refine_share,
+        blend=options.blend,
+        upsample=options.upsample,
         sub_batch_size=options.sub_batch_size,
         loss=_chosen_loss(options, header.classes, device),
         lamb_fmreg=options.lamb_fmreg,

@@ -5,10 +5,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from utils.canvas import UPSAMPLES
 from utils.errors import InputError
 from utils.selection import MOST_MARGIN
 from utils.settings import RECORDED
 from utils.stretch import Stretch, parse_bands
+from utils.tiling import BLENDS
 
 AddOption = Callable[..., argparse.Action]
 """Adds an option to a group; takes the arguments of `add_argument`, and `on_resume`."""
@@ -165,4 +167,23 @@ def add_refine_share(add: AddOption) -> None:
         on_resume=SILENT,
         help="modes 2 and 3: the local branch computes only this part of the patches, those in which the\n"
         "global prediction is least certain; elsewhere the global prediction stands (default: 1, all)",
+    )
+
+
+def add_smoothing(add: AddOption) -> None:
+    """Add the options that say how scores become pixels, in evaluation and prediction."""
+    add(
+        "--blend",
+        choices=tuple(BLENDS),
+        default="none",
+        on_resume=SILENT,
+        help="modes 2 and 3: weigh the scores of a patch by the distance to its borders, which hides the borders\n"
+        "where patches disagree (default: none, as released)",
+    )
+    add(
+        "--upsample",
+        choices=UPSAMPLES,
+        default="nearest",
+        on_resume=SILENT,
+        help="enlarge logits, a cell of 4 pixels or more each, in blocks or smoothly (default: nearest, as released)",
     )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.tiling import Patches, Size
+from utils.tiling import Patches, Size, map_size
 
 Sink = Callable[[int, Tensor], None]
 """Takes rows that are final, from the top of the image to its bottom: the first row's number, and the rows' scores
@@ -19,6 +19,9 @@ shape that is broadcast to it."""
 
 RESULT_ROWS = 512
 """Rows of a result that are passed on at a time."""
+
+UPSAMPLES = ("nearest", "bilinear")
+"""How logits are enlarged to pixels, by `--upsample`: modes of torch's `interpolate`, with corners not aligned."""
 
 
 class ArgmaxSink:
@@ -47,24 +50,37 @@ class ArgmaxSink:
 
 
 class ScoreCanvas:
-    """Adds the logits of overlapping patches, each enlarged to the patch's size with torch's `nearest`.
+    """Adds the logits of overlapping patches, each enlarged to the patch's size and weighted.
 
     Patches come in their order, which is also the order of additions to each pixel. A row goes to the sink as soon as
     no later patch reaches it, so that only one band, as high as a patch, is held.
     """
 
-    def __init__(self, grid: Patches, sink: Sink, means: bool = False, outside: Outside | None = None) -> None:
+    def __init__(
+        self,
+        grid: Patches,
+        sink: Sink,
+        means: bool = False,
+        outside: Outside | None = None,
+        *,
+        blend: str = "none",
+        upsample: str = "nearest",
+    ) -> None:
         """Start empty.
 
         Args:
             grid: the image's patches.
             sink: gets the scores (n_class, rows, W).
-            means: whether scores are means over the patches that cover a pixel, or sums.
+            means: whether scores are weighted means over the patches that cover a pixel, or weighted sums.
             outside: gives the scores of pixels that no patch covers; None if there are no such pixels.
+            blend: the weights, a key of `utils.tiling.BLENDS`.
+            upsample: one of `UPSAMPLES`.
         """
         self.grid = grid
         self.sink = sink
         self.means, self.outside = means, outside
+        self.blend, self.upsample = blend, upsample
+        self.window: Tensor | None = None  # (patch height, patch width), the weights; None if they are 1
         self.top = 0  # of the band, in the image
         self.band: Tensor | None = None  # (n_class, patch height, W)
 
@@ -78,9 +94,12 @@ class ScoreCanvas:
         boxes = self.grid.boxes()
         if self.band is None:
             self.band = logits.new_zeros(logits.shape[1], self.grid.patch[0], self.grid.image[1])
+            self.window = None if self.blend == "none" else self.grid.window(self.blend).to(logits.device)
         for box, scores in zip(boxes[patches], logits.split(1), strict=True):
             self._finish_rows(self.band, box.top)
-            enlarged = F.interpolate(scores, size=self.grid.patch, mode="nearest")[0]
+            enlarged = F.interpolate(scores, size=self.grid.patch, mode=self.upsample)[0]
+            if self.window is not None:
+                enlarged = enlarged * self.window
             self.band[:, :, box.left : box.left + box.width] += enlarged
         if patches.stop == len(boxes):
             self._finish_rows(self.band, self.grid.image[0])
@@ -97,51 +116,71 @@ class ScoreCanvas:
             self.top += count
 
     def _final(self, rows: Tensor) -> Tensor:
-        """Return the scores of `rows` (n_class, rows, W), which are sums over patches."""
+        """Return the scores of `rows` (n_class, rows, W), which are weighted sums over patches."""
         if not self.means and self.outside is None:
             return rows
-        counts = self.grid.counts(self.top, rows.shape[1]).to(rows.device)
+        weights = self.grid.weights(self.top, rows.shape[1], self.blend).to(rows.device)
         if self.means:
-            rows = rows / counts.clamp(min=1)
+            rows = rows / weights.masked_fill(weights == 0, 1)
         if self.outside is not None:
-            rows = torch.where(counts == 0, self.outside(self.top, rows.shape[1]).to(rows), rows)
+            rows = torch.where(weights == 0, self.outside(self.top, rows.shape[1]).to(rows), rows)
         return rows
 
 
-def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = RESULT_ROWS) -> None:
-    """Enlarge the logits of a whole image with torch's `nearest` and send them to a sink.
+def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = RESULT_ROWS, upsample: str = "nearest") -> None:
+    """Enlarge the logits of a whole image and send them to a sink.
 
     Args:
         logits: (1, n_class, h, w).
         size: of the image, in pixels.
         sink: gets the enlarged logits.
         band: rows that are sent at a time.
+        upsample: one of `UPSAMPLES`.
     """
-    rows = enlarged_rows(logits, size)
+    rows = enlarged_rows(logits, size, upsample)
     for top in range(0, size[0], band):
         sink(top, rows(top, band))
 
 
-def enlarged_rows(logits: Tensor, size: Size) -> Outside:
-    """Return a function that gives rows of a whole image's logits, enlarged with torch's `nearest`.
+def enlarged_rows(logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
+    """Return a function that gives rows of a whole image's logits, enlarged.
 
     Args:
         logits: (1, n_class, h, w).
         size: of the image, in pixels.
+        upsample: one of `UPSAMPLES`.
     """
-    rows = _nearest(logits.shape[-2], size[0]).to(logits.device)
-    columns = _nearest(logits.shape[-1], size[1]).to(logits.device)
+    rows, columns = (
+        _positions(source, target, upsample).to(logits.device)
+        for source, target in zip(map_size(logits), size, strict=True)
+    )
+    read = _read_cells if upsample == "nearest" else _read_between
 
     def give(top: int, count: int) -> Tensor:
-        return logits[0].index_select(1, rows[top : top + count]).index_select(2, columns)
+        return read(read(logits[0], rows[top : top + count], 1), columns, 2)
 
     return give
 
 
-def _nearest(source: int, target: int) -> Tensor:
-    """Return the cell of `source` that torch's `nearest` reads for each cell of `target`, (target,) int64.
+def _positions(source: int, target: int, upsample: str) -> Tensor:
+    """Return what torch reads of `source` cells for each of `target`, (target,) float32; 2.5 is between cells 2 and 3.
 
     The result is computed by torch itself, as torch rounds in float32.
     """
-    cells = torch.arange(source, dtype=torch.float32).view(1, 1, source)
-    return F.interpolate(cells, size=target, mode="nearest").view(target).long()
+    cells = torch.arange(source, dtype=torch.float32).view(1, 1, source, 1)
+    return F.interpolate(cells, size=(target, 1), mode=upsample).view(target)
+
+
+def _read_cells(x: Tensor, positions: Tensor, axis: int) -> Tensor:
+    """Return the cells of `x` at whole `positions` along an axis."""
+    return x.index_select(axis, positions.long())
+
+
+def _read_between(x: Tensor, positions: Tensor, axis: int) -> Tensor:
+    """Return `x` read at `positions` along an axis, linearly between two cells."""
+    low = positions.long()
+    high = (low + 1).clamp_(max=x.shape[axis] - 1)
+    share = (positions - low).view([-1 if k == axis else 1 for k in range(x.dim())])
+    first = x.index_select(axis, low)
+    step = x.index_select(axis, high).sub_(first).mul_(share)  # in place: bands of large images are large
+    return first.add_(step)

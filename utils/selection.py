@@ -85,8 +85,14 @@ class PatchSelection(Protocol):
         """
         ...
 
-    def outside(self, logits: Tensor, size: Size) -> Outside:
-        """Return the scores of pixels that no patch covers, in an image of `size` with these logits."""
+    def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
+        """Return the scores of pixels that no patch covers.
+
+        Args:
+            logits: of the global branch, (1, n_class, h, w).
+            size: of the image, in pixels.
+            upsample: one of `utils.canvas.UPSAMPLES`.
+        """
         ...
 
 
@@ -114,9 +120,9 @@ class UncertainPatches:
         means = torch.stack([box.of(margins).mean() for box in grid.feature_boxes(map_size(margins))])
         return PatchSubset(grid, tuple(sorted(means.argsort(stable=True)[:count].tolist())))
 
-    def outside(self, logits: Tensor, size: Size) -> Outside:
+    def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
         """Return the global prediction's scores."""
-        return enlarged_rows(logits, size)
+        return enlarged_rows(logits, size, upsample)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class CoarseToFine:
         """The id of the class that is not selected."""
         return 1 - self.foreground
 
-    def outside(self, logits: Tensor, size: Size) -> Outside:
+    def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
         """Return constant scores, those of background."""
         scores = logits.new_tensor([OUTSIDE if k == self.background else 0.0 for k in range(2)]).view(2, 1, 1)
         return lambda top, rows: scores

@@ -78,6 +78,8 @@ class Settings:
         share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
         selection: selects the patches that the local branch computes; None is all patches.
         share_maps: whether the local branch, and in stage 2 the ensemble, read the global branch's maps, or zeros.
+        blend: the weights of a patch's scores, a key of `utils.tiling.BLENDS`.
+        upsample: how logits are enlarged to pixels, one of `utils.canvas.UPSAMPLES`.
     """
 
     size_p: int = 508
@@ -92,6 +94,8 @@ class Settings:
     share: float = 1.0
     selection: PatchSelection | None = None
     share_maps: bool = True
+    blend: str = "none"
+    upsample: str = "nearest"
 
     def to_device(self, x: Tensor) -> Tensor:
         """Return `x` on the device. A copy to CUDA goes through pinned memory, so that the host does not wait."""

@@ -1,0 +1,246 @@
+"""Blended patches and enlarged logits: equal to a dense reference, streamed or whole; refused where they do nothing."""
+
+import functools
+import json
+import math
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from builders import (
+    MIN_OVERLAP,
+    SIDE,
+    Scores,
+    build_header,
+    build_sample,
+    build_settings,
+    forward,
+    segment_scores,
+    shared_model,
+)
+from pictures import SIZE, run, write_checkpoint
+from PIL import Image
+from torch import Tensor
+
+import train_deep_globe
+from dataset.base import Sample
+from engine.patches import ImagePatches
+from models.glnet import Predictions
+from training.options import build_parser
+from training.setup import build_settings as build_settings_of
+from utils.canvas import UPSAMPLES, ScoreCanvas, enlarge
+from utils.errors import InputError
+from utils.selection import CoarseToFine, UncertainPatches
+from utils.sources import MemorySource
+from utils.tiling import BLENDS, Axis, Box, Patches, PatchGrid, PatchSubset, RegionGrids, Size, border_weights
+
+CHOICES = list(product(BLENDS, UPSAMPLES))
+SMOOTH = {"blend": "gaussian", "upsample": "bilinear"}
+ARGUMENTS = [f"--{name}={value}" for name, value in SMOOTH.items()]
+
+
+def whole_grid(size: Size) -> PatchGrid:
+    return PatchGrid.cover(size, SIDE, MIN_OVERLAP)
+
+
+GRIDS: dict[str, Patches] = {
+    "odd sides": whole_grid((131, 177)),
+    "one patch": whole_grid((SIDE, SIDE)),
+    "smaller than a patch": whole_grid((37, 51)),
+    "lower than a patch": whole_grid((41, 150)),
+    "uncertain patches": PatchSubset(whole_grid((131, 177)), (0, 3, 4, 7)),
+    "regions": RegionGrids.cover((210, 180), [Box(0, 0, 81, 77), Box(130, 90, 64, 90)], SIDE, MIN_OVERLAP),
+}
+
+
+def reference_window(size: Size, blend: str) -> np.ndarray:
+    """(h, w) float64, from each pixel's distance to the nearest border along both sides."""
+    sides = []
+    for length in size:
+        distance = np.array([min(k + 0.5, length - k - 0.5) for k in range(length)])
+        centre = length / 2 - distance
+        sides.append(
+            {
+                "none": np.ones(length),
+                "linear": distance / (length / 2),
+                "gaussian": np.exp(-((centre / (0.125 * length)) ** 2) / 2),
+            }[blend]
+        )
+    return np.outer(*sides)
+
+
+def dense(grid: Patches, logits: Tensor, blend: str, upsample: str, *, means: bool, outside: Tensor | None) -> Tensor:
+    """The scores (n_class, H, W) float64 by adding every patch to a whole image; `outside` where there is none."""
+    window = torch.from_numpy(reference_window(grid.patch, blend))
+    corners = None if upsample == "nearest" else False
+    total, weights = torch.zeros(logits.shape[1], *grid.image).double(), torch.zeros(grid.image).double()
+    for box, scores in zip(grid.boxes(), logits.double().split(1), strict=True):
+        box.of(total).add_(F.interpolate(scores, size=grid.patch, mode=upsample, align_corners=corners)[0] * window)
+        box.of(weights).add_(window)
+    if means:
+        total /= weights.where(weights > 0, 1.0)
+    return total if outside is None else total.where(weights > 0, outside.double())
+
+
+def streamed(grid: Patches, logits: Tensor, sub_batch: int, **more) -> Tensor:
+    sink = Scores(grid.image)
+    canvas = ScoreCanvas(grid, sink, **more)
+    for patches in grid.sub_batches(sub_batch):
+        canvas.add(logits[patches], patches)
+    return sink.whole()
+
+
+def random_logits(grid: Patches, seed: int = 0) -> Tensor:
+    cells = tuple(-(-side // 4) for side in grid.patch)
+    return torch.randn(len(grid), 3, *cells, generator=torch.Generator().manual_seed(seed))
+
+
+# weights
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("length", [1, 2, 37, 508])
+def test_weights_are_positive_symmetric_and_fall_from_the_middle_to_the_borders(blend: str, length: int) -> None:
+    weights = border_weights(length, blend)
+    torch.testing.assert_close(weights, torch.from_numpy(reference_window((length, 1), blend)[:, 0]).float())
+    torch.testing.assert_close(weights, weights.flip(0))
+    assert weights.min() > 0
+    assert (weights[: length // 2].diff() >= 0).all()
+
+
+def test_without_blending_weights_are_counts() -> None:
+    for grid in GRIDS.values():
+        counts = torch.zeros(grid.image)
+        for box in grid.boxes():
+            box.of(counts).add_(1)
+        assert torch.equal(grid.weights(0, grid.image[0], "none"), counts)
+        assert torch.equal(grid.counts(3, 20), counts[3:23])
+        assert torch.equal(grid.window("none"), torch.ones(grid.patch))
+
+
+def test_a_patch_hardly_counts_at_a_border_inside_the_image() -> None:
+    """The step of the score at a patch's border is the patch's share there: of two that overlap by 50 of 508 pixels."""
+    axis = Axis.cover(966, 508, 50)
+    shares = {blend: float(border_weights(508, blend)[0] / axis.weights(blend)[458]) for blend in BLENDS}
+    assert shares["none"] == 0.5
+    assert shares["linear"] < 0.02
+    assert shares["gaussian"] < 0.06
+
+
+# canvases
+
+
+@pytest.mark.parametrize("means", [False, True])
+@pytest.mark.parametrize(("blend", "upsample"), CHOICES)
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_canvas_equals_the_dense_reference(name: str, blend: str, upsample: str, means: bool) -> None:
+    grid = GRIDS[name]
+    logits, other = random_logits(grid), torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    outside = UncertainPatches(0.5).outside(other, grid.image, upsample)
+    corners = None if upsample == "nearest" else False
+    elsewhere = F.interpolate(other, size=grid.image, mode=upsample, align_corners=corners)[0]
+    expected = dense(grid, logits, blend, upsample, means=means, outside=elsewhere)
+    found = streamed(grid, logits, 3, means=means, outside=outside, blend=blend, upsample=upsample)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("blend", "upsample"), CHOICES)
+@pytest.mark.parametrize("name", ["odd sides", "uncertain patches", "regions"])
+def test_how_many_patches_come_at_a_time_changes_no_bit(name: str, blend: str, upsample: str) -> None:
+    grid, options = GRIDS[name], {"means": True, "blend": blend, "upsample": upsample}
+    logits = random_logits(grid)
+    whole = streamed(grid, logits, len(grid), **options)
+    assert torch.equal(streamed(grid, logits, 1, **options), whole)
+
+
+@pytest.mark.parametrize(("blend", "upsample"), CHOICES)
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_constant_score_stays_constant(name: str, blend: str, upsample: str) -> None:
+    grid = GRIDS[name]
+    levels = torch.tensor([-3.0, 0.25, 7.0]).view(3, 1, 1)
+    logits = levels.expand_as(random_logits(grid))
+    outside = CoarseToFine(1).outside(torch.zeros(1, 2, 4, 4), grid.image)(0, 1)[:1].expand(3, 1, 1)
+    found = streamed(grid, logits, 2, means=True, outside=lambda *_: outside, blend=blend, upsample=upsample)
+    expected = torch.where(grid.counts(0, grid.image[0]) > 0, levels, outside)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("band", [1, 7, 512])
+@pytest.mark.parametrize(("cells", "size"), [((16, 16), (100, 131)), ((127, 127), (306, 2448)), ((31, 31), (1, 20))])
+def test_enlarging_by_bands_equals_bilinear_of_the_whole(cells: Size, size: Size, band: int) -> None:
+    logits = torch.randn(1, 2, *cells, generator=torch.Generator().manual_seed(0))
+    sink, whole = Scores(size), Scores(size)
+    enlarge(logits, size, sink, band, "bilinear")
+    enlarge(logits, size, whole, size[0], "bilinear")
+    assert torch.equal(sink.whole(), whole.whole())
+    expected = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(sink.whole(), expected, rtol=1e-4, atol=1e-4)
+
+
+# the predictor
+
+
+@functools.cache
+def plain_network(mode: int) -> tuple[Sample, Predictions]:
+    """An image of odd sides and the plain network's logits of it, in mode 2 or 3."""
+    sample = build_sample((101, 131))
+    return sample, forward(shared_model(), mode, sample, build_settings())[0]
+
+
+@pytest.mark.parametrize(("mode", "share"), [(2, 1.0), (2, 0.4), (3, 1.0)])
+def test_predictions_are_the_dense_reference_of_the_plain_network(mode: int, share: float) -> None:
+    """In mode 2 a patch has the same logits whichever others are computed."""
+    sample, found = plain_network(mode)
+    settings = build_settings(selection=UncertainPatches(share), **SMOOTH)
+    patches = ImagePatches(MemorySource(sample.image), settings)
+    patches.select_patches(found.global_)
+    kept = [patches.all.boxes().index(box) for box in patches.grid.boxes()]
+    assert len(kept) == math.ceil(share * len(patches.all))
+    outside = F.interpolate(found.global_, size=patches.size, mode="bilinear", align_corners=False)[0]
+    scores = segment_scores(shared_model(), mode, sample, settings, means=True)
+    torch.testing.assert_close(scores["global"], outside, rtol=1e-3, atol=1e-3)
+    for name in ("local", "ensemble"):
+        logits = getattr(found, name)[kept]
+        expected = dense(patches.grid, logits, **SMOOTH, means=True, outside=outside).float()
+        torch.testing.assert_close(scores[name], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_in_mode_1_scores_are_torch_s_bilinear_map() -> None:
+    sample, found = plain_network(2)
+    scores = segment_scores(shared_model(), 1, sample, build_settings(upsample="bilinear"))["global"]
+    expected = F.interpolate(found.global_, size=(101, 131), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
+
+
+# the commands
+
+
+def test_prediction_takes_and_records_the_options(tmp_path: Path) -> None:
+    weights, sample = write_checkpoint(tmp_path / "weights.pth"), build_sample(SIZE)
+    Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    options = [*ARGUMENTS, "--probabilities"]
+    assert run(weights, tmp_path / "a.png", output=tmp_path / "out", options=options) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {name: summary[name] for name in SMOOTH} == SMOOTH
+    found = np.load(tmp_path / "out" / "a_probabilities.npz")["probabilities"]
+    scores = segment_scores(shared_model(), 2, sample, build_settings(**SMOOTH), means=True)["ensemble"]
+    np.testing.assert_allclose(found, scores.softmax(0).permute(1, 2, 0), atol=2e-3)
+
+
+def test_evaluation_takes_the_options() -> None:
+    options = build_parser().parse_args(["--evaluation", *ARGUMENTS])
+    settings = build_settings_of(options, build_header(2), torch.device("cpu"))
+    assert {name: getattr(settings, name) for name in SMOOTH} == SMOOTH
+    default = build_settings_of(build_parser().parse_args([]), build_header(2), torch.device("cpu"))
+    assert (default.blend, default.upsample) == ("none", "nearest")
+
+
+def test_options_that_do_nothing_are_refused(capsys) -> None:
+    with pytest.raises(InputError, match="--blend linear cannot be used: mode 1 has no patches"):
+        build_header(1).settings(blend="linear")
+    for option in ("--blend=linear", "--upsample=bilinear"):
+        assert train_deep_globe.main(["--mode=1", option]) == 2
+        assert f"error: {option.replace('=', ' ')} goes with --evaluation" in capsys.readouterr().err
