@@ -1,5 +1,6 @@
 """The library: a trained network that segments images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dataset.image_file import View, open_image
 from dataset.pictures import picture
 from engine.predictor import Predictor
 from models import checkpoint
+from models.glnet import GLNet
 from models.header import Header
 from models.restore import header_for, restore
 from prediction.scenes import SCENE_SIZE, Rows, segment_scenes
@@ -92,11 +94,7 @@ class Segmenter:
         """
         if unknown := recorded.keys() - RECORDED.keys():
             raise TypeError(f"from_checkpoint() has no keyword {min(unknown)!r}; there are {', '.join(RECORDED)}")
-        file = checkpoint.read(path)
-        header = header_for(file, mode, recorded, released=DEEP_GLOBE)
-        check_sizes(header.size_g, header.size_p, header.min_overlap)
-        context = checkpoint.read_context(file, header.stage, None if path_g is None else Path(path_g))
-        model = restore(file, header, context)
+        model, header = load_network(path, path_g, mode, recorded)
         place = distributed.pick_device(None if device is None else str(device))
         settings = header.settings(
             refine_share=refine_share,
@@ -151,6 +149,30 @@ class Segmenter:
 
         segment_scenes(self.predictor, source, emit, scene_size=self.scene_size)
         return ids
+
+
+def load_network(
+    path: str | Path, path_g: str | Path | None, mode: int | None, given: Mapping[str, Any]
+) -> tuple[GLNet, Header]:
+    """Load a trained network for one mode.
+
+    Args:
+        path: a checkpoint of this project, or a released one.
+        path_g: stage 1's file, which a released file of stage 3 needs beside it.
+        mode: 1, 2 or 3; by default the file's stage. A released file needs it.
+        given: values that replace what the file records, by the names of `utils.settings.RECORDED`.
+
+    Returns:
+        The plain network in evaluation mode, on the CPU, and its header.
+
+    Raises:
+        InputError: a file cannot be used, or values do not fit it.
+    """
+    file = checkpoint.read(path)
+    header = header_for(file, mode, given, released=DEEP_GLOBE)
+    check_sizes(header.size_g, header.size_p, header.min_overlap)
+    context = checkpoint.read_context(file, header.stage, None if path_g is None else Path(path_g))
+    return restore(file, header, context), header
 
 
 def _from_array(image: np.ndarray) -> Image.Image:

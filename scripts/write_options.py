@@ -22,6 +22,7 @@ runs without a checkpoint.
 COMMANDS = {
     "train_deep_globe": "The scripts `./train_*.sh` and `./eval_deep_globe.sh` pass these options on.",
     "predict": "[Prediction](prediction.md) explains results and formats.",
+    "prediction.export": "Writes [files for other runtimes](export.md).",
     "dataset.describe": "Writes the JSON file of [your own images](data.md#your-own-images).",
     "dataset.synthetic": "Generates a land-cover set in [DeepGlobe's layout](data.md#deepglobe).",
     "dataset.dubai": "Joins the parts of [Dubai](data.md#dubai) to whole pictures, for prediction.",

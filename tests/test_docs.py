@@ -65,7 +65,7 @@ def split_commands(line: str) -> list[list[str]]:
 def module_of(name: str) -> str | None:
     """Return the module of a Python script or of a shell script that ends in it; None if the script parses nothing."""
     if name.endswith(".py"):
-        return name.removeprefix("./").removesuffix(".py")
+        return name.removeprefix("./").removesuffix(".py").replace("/", ".")
     return "train_deep_globe" if "common.sh" in (ROOT / name).read_text() else None
 
 

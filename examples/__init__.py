@@ -1,0 +1,1 @@
+"""Programs to copy and change. They read what the project writes, and import nothing of it."""

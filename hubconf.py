@@ -1,0 +1,22 @@
+"""Entry point of `torch.hub`: torch.hub.load(REPOSITORY, "glnet", checkpoint=FILE) gives a `predict.Segmenter`."""
+
+from pathlib import Path
+from typing import Any
+
+from predict import Segmenter
+
+dependencies = ["cv2", "numpy", "PIL", "torch", "torchvision", "tqdm"]
+"""The modules that torch.hub looks for before it loads."""
+
+
+def glnet(checkpoint: str | Path, **options: Any) -> Segmenter:
+    """Load a trained network that segments images of any size.
+
+    Args:
+        checkpoint: a file of this project, or a released one.
+        options: of `Segmenter.from_checkpoint`, such as `device`, `mode` and `precision`.
+
+    Raises:
+        InputError: a file cannot be used, or options do not fit it.
+    """
+    return Segmenter.from_checkpoint(checkpoint, **options)

@@ -1,0 +1,210 @@
+"""Exported parts compute what the network computes; the example segments with them as the project does."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torchvision
+from builders import N_CLASS, build_header, shared_model, write_thin_checkpoint
+from pictures import save
+from PIL import Image
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from examples import segment_onnx
+from models import checkpoint
+from models.glnet import GLNet
+from models.parts import parts_of
+from predict import Segmenter
+from prediction import export
+from utils.classes import Classes
+from utils.errors import InputError, RunError
+from utils.files import new_folder
+
+ROOT = Path(__file__).parents[1]
+
+PARTS = ("global", "local", "refined", "ensemble")
+
+STANDARD = {"Add", "Concat", "Conv", "Div", "MaxPool", "Relu", "Reshape", "Resize", "Shape", "Slice", "Squeeze"}
+"""The operators of the graphs; those but Conv, Relu, MaxPool, Resize, Add and Concat compute sizes."""
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None  # an import of it fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+assert not {"models", "utils", "prediction"} & set(sys.modules)
+"""
+
+
+def export_once(programs: list, file: Path, folder: Path, kind: str) -> None:
+    """Export as the command does; `programs` keeps the traced parts from one call to the next."""
+    trace = export.trace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "trace", lambda parts: programs or programs.extend(trace(parts)) or programs)
+        export.export(file, folder, None, None, kind)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A GLNet whose backbones are smaller than any real one; all that is restored in this module is of its kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.models, "resnet18", lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
+        yield shared_model.__wrapped__()  # one that other tests do not get
+
+
+@pytest.fixture(scope="module")
+def programs() -> list:
+    return []
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def exported(network: GLNet, programs: list, work: Path) -> Path:
+    """The ONNX files of mode 3."""
+    checkpoint.save(work / "mode3.pth", network, build_header(3, normalize="imagenet"))
+    export_once(programs, work / "mode3.pth", work / "mode3", "onnx")
+    return work / "mode3"
+
+
+def folder_of(mode: int, exported: Path, network: GLNet) -> Path:
+    """The export of another mode, whose files are some of mode 3's, beside the checkpoint of that mode."""
+    folder = exported.with_name(f"mode{mode}")
+    if not folder.exists():
+        header = build_header(mode, normalize="imagenet")
+        checkpoint.save(folder.with_suffix(".pth"), network, header)
+        folder.mkdir()
+        for part in parts_of(network, mode):
+            (folder / f"{part.name}.onnx").symlink_to(exported / f"{part.name}.onnx")
+        export.write_json(folder / "glnet.json", export.describe(parts_of(network, mode), header, "onnx"))
+    return folder
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3])
+def test_parts_compute_what_the_network_computes(mode: int, network: GLNet) -> None:
+    with torch.no_grad():
+        expected = export.expected_tensors(network, build_header(mode, size_g=72))
+        parts = parts_of(network, mode)
+        assert [part.name for part in parts] == list(expected)
+        for part in parts:
+            tensors = expected[part.name]
+            for name, found in zip(part.outputs, part(*(tensors[name] for name in part.inputs)), strict=True):
+                torch.testing.assert_close(found, tensors[name], atol=1e-4, rtol=1e-4)
+
+
+def test_an_export_holds_every_part_and_its_description(exported: Path) -> None:
+    assert {path.name for path in exported.iterdir()} == {"glnet.json", *(f"{name}.onnx" for name in PARTS)}
+    assert not list(exported.parent.glob(".*"))
+
+
+def test_graphs_are_of_standard_operators_and_name_no_files_of_the_exporter(exported: Path) -> None:
+    for path in exported.glob("*.onnx"):
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+        assert [(one.domain, one.version) for one in model.opset_import] == [("", export.OPSET)]
+        assert {node.op_type for node in model.graph.node} <= STANDARD
+        model.graph.ClearField("initializer")
+        text = model.SerializeToString()
+        assert str(ROOT).encode() not in text
+        assert b"site-packages" not in text
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3])
+@pytest.mark.parametrize("size", [(150, 100), (40, 70), (30, 20)])
+def test_the_example_segments_as_the_project_does(mode, size, exported, network, tmp_path):
+    folder = folder_of(mode, exported, network)
+    image = save(tmp_path / "a.png", size)
+    expected = Segmenter.from_checkpoint(folder.with_suffix(".pth"), device="cpu").segment(image)
+    found = segment_onnx.segment(segment_onnx.Network(folder), image)
+    assert (found.shape, found.dtype) == (size, np.uint8)
+    assert size == (30, 20) or len(np.unique(expected)) > 1  # not a constant, but for the smallest
+    assert (found == expected).mean() >= 0.999
+
+
+def test_the_example_needs_neither_torch_nor_the_project(exported: Path, tmp_path: Path) -> None:
+    image = save(tmp_path / "a.png", (70, 100))
+    command = [sys.executable, "-I", "-c", WITHOUT_TORCH, segment_onnx.__file__, exported, "a.png", "mask.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    mask = Image.open(tmp_path / "mask.png")
+    assert np.array_equal(mask, segment_onnx.segment(segment_onnx.Network(exported), image))
+    palette = [value for color in Classes.generic(N_CLASS).palette for value in color]
+    assert mask.getpalette()[: len(palette)] == palette
+
+
+def test_the_example_refuses_networks_that_select_patches(exported: Path, tmp_path: Path) -> None:
+    about = json.loads((exported / "glnet.json").read_text())
+    (tmp_path / "glnet.json").write_text(json.dumps({**about, "coarse_to_fine": True}))
+    with pytest.raises(SystemExit, match="coarse to fine"):
+        segment_onnx.Network(tmp_path)
+
+
+def test_programs_of_torch_export_compute_the_same(exported, programs, tmp_path, capsys):
+    export_once(programs, exported.with_suffix(".pth"), tmp_path / "programs", "pt2")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == [f"{name}.pt2" for name in PARTS]
+    assert json.loads((tmp_path / "programs" / "glnet.json").read_text())["opset"] is None
+    compute = programs[0].module()
+    assert compute(torch.rand(3, 3, 33, 40))[0].shape == (3, N_CLASS, 9, 10)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        compute(torch.rand(3, 3, 32, 40))
+
+
+def test_nothing_stays_of_an_export_that_is_off(exported, programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(RunError, match=r"global.pt2: logits differs from the network by 0.0e\+00 of its range"):
+        export_once(programs, exported.with_suffix(".pth"), tmp_path / "programs", "pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_programs_of_images_that_are_too_small_are_refused(tmp_path: Path) -> None:
+    write_thin_checkpoint(tmp_path / "network.pth", 1, size_g=32)
+    with pytest.raises(InputError, match="--format pt2 needs sides of at least 33 pixels; use --format onnx"):
+        export.export(tmp_path / "network.pth", tmp_path / "programs", None, None, "pt2")
+
+
+@pytest.mark.parametrize("name", export.PACKAGES)
+def test_a_missing_package_is_named_with_the_way_to_get_it(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=rf"{name}.*: pip install onnx onnxruntime onnxscript$"):
+        export.export(tmp_path / "missing.pth", tmp_path / "out", None, None, "onnx")
+
+
+@pytest.mark.parametrize(("error", "code"), [(InputError("the file"), 2), (RunError("the file"), 1)])
+def test_the_command_ends_in_one_line(error, code, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(export, "export", fail)
+    monkeypatch.setattr(sys, "argv", ["export", "network.pth", "folder"])
+    assert export.main() == code
+    assert capsys.readouterr().err == "error: the file\n"
+
+
+def test_new_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / ".a.part").mkdir()
+    (tmp_path / ".a.part" / "left").touch()  # by a killed process
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a") as beside:
+        (beside / "half").touch()
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with new_folder(tmp_path / "a") as beside:
+        assert not list(beside.iterdir())
+        assert not (tmp_path / "a").exists()
+        (beside / "whole").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "whole"]
+    with pytest.raises(InputError, match="a exists already; remove it"), new_folder(tmp_path / "a"):
+        raise AssertionError
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").touch()
+    with pytest.raises(InputError, match="a exists already; remove it"), new_folder(tmp_path / "a"):
+        raise AssertionError
