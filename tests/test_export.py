@@ -172,6 +172,12 @@ def test_programs_of_images_that_are_too_small_are_refused(tmp_path: Path) -> No
         export.export(tmp_path / "network.pth", tmp_path / "programs", None, None, "pt2")
 
 
+def test_a_network_without_shared_maps_is_refused(tmp_path: Path) -> None:
+    write_thin_checkpoint(tmp_path / "network.pth", 2, share_maps=False)
+    with pytest.raises(InputError, match=r"network.pth was trained with --no-share_maps.*--mode 1"):
+        export.export(tmp_path / "network.pth", tmp_path / "programs", None, None, "pt2")
+
+
 @pytest.mark.parametrize("name", export.PACKAGES)
 def test_a_missing_package_is_named_with_the_way_to_get_it(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
