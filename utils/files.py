@@ -53,8 +53,11 @@ def check_writable(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the unfinished files that killed processes left beside `path`; see `replacing`."""
-    for left in path.parent.glob(f".{path.stem}.*.part{path.suffix}"):
+    """Remove the unfinished files that killed processes left beside `path`; see `replacing`.
+
+    Libraries add suffixes of their own to the names of temporary files.
+    """
+    for left in path.parent.glob(f".{path.stem}.*.part{path.suffix}*"):
         with suppress(OSError):
             left.unlink()
 
