@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> list[str]:
         probabilities=options.probabilities,
         colors=options.colors,
         polygons=PolygonOptions(options.polygons, options.min_area, options.simplify),
+        cog=options.cog,
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)

@@ -55,6 +55,7 @@ def _add_results(parser: Parser) -> None:
     add("--overlay", action="store_true", help="also the colours over the image, with a legend")
     add("--probabilities", action="store_true", help="also the classes' probabilities, as float16 in .npz or .tif")
     add("--colors", action="store_true", help="masks in RGB instead of class ids")
+    add("--cog", action="store_true", help="masks as cloud-optimised GeoTIFFs, with overviews; needs rasterio")
 
 
 def _add_polygons(parser: Parser) -> None:

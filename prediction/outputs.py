@@ -12,10 +12,10 @@ from PIL import Image
 
 from dataset.georeference import Georeference, GroundAreas
 from dataset.pictures import shrink
-from dataset.raster_writer import RasterWriter
+from dataset.raster_writer import CogWriter, RasterWriter
 from prediction.areas import Areas
 from prediction.overlay import SampledIds, draw_overlay, overlay_size
-from prediction.polygons import PolygonOptions, PolygonWriter
+from prediction.polygons import PolygonOptions, PolygonWriter, require_packages
 from prediction.scenes import Rows
 from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
@@ -28,7 +28,7 @@ from utils.visualize import NO_CLASS, colorize
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Which results each image gives.
+    """Which results each image gives. InputError is raised if a package that they need is missing.
 
     Attributes:
         folder: of the results.
@@ -36,6 +36,7 @@ class OutputOptions:
         overlay, probabilities: whether they are written beside the mask.
         colors: whether the mask is RGB instead of class ids.
         polygons: whether, and how, regions are written as polygons.
+        cog: whether the mask is a cloud-optimised GeoTIFF.
     """
 
     folder: Path
@@ -44,6 +45,11 @@ class OutputOptions:
     probabilities: bool = False
     colors: bool = False
     polygons: PolygonOptions = field(default_factory=PolygonOptions)
+    cog: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cog:
+            require_packages("--cog", ("rasterio",))
 
 
 def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, Path]:
@@ -55,7 +61,7 @@ def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, P
         raster: whether results are GeoTIFFs.
     """
     folder = options.folder
-    paths = {"mask": folder / f"{name}_mask.{'tif' if raster else 'png'}"}
+    paths = {"mask": folder / f"{name}_mask.{'tif' if raster or options.cog else 'png'}"}
     if options.overlay:
         paths["overlay"] = folder / f"{name}_overlay.png"
     if options.probabilities:
@@ -124,7 +130,8 @@ class Outputs:
         palette = [*self.classes.palette, *[NO_CLASS] * (256 - len(self.classes))]
         if path.suffix != ".tif":
             return PngWriter(path, self.source.size, None if self.options.colors else palette)
-        writer = RasterWriter(
+        kind = CogWriter if self.options.cog else RasterWriter
+        writer = kind(
             path,
             self.source.size,
             "uint8",

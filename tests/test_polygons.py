@@ -213,7 +213,7 @@ def test_a_run_that_stops_leaves_no_layer_and_the_next_removes_what_a_killed_one
     out.mkdir()
     for name in (f".a.1.part.{kind}", f".a.1.part.{kind}-journal", ".a.1.part.geojson.gpkg"):
         (out / name).touch()
-    options = ["--polygons", kind]
+    options = ["--polygons", kind, "--cog"]
     with monkeypatch.context() as patch:
         patch.setattr("prediction.polygons.PolygonWriter.write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(checkpoint, image, output=out, options=options) == 130
