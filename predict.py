@@ -14,7 +14,7 @@ import sys
 
 from prediction import options as command_line
 from prediction.outputs import OutputOptions
-from prediction.polygons import PolygonOptions
+from prediction.polygon_options import PolygonOptions
 from prediction.run import PredictionRun, find_images
 from prediction.segmenter import Segmenter
 from utils import distributed

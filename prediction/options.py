@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from models.backbone import BACKBONES
-from prediction.polygons import DRIVERS, Quantity
+from prediction.polygon_options import DRIVERS, Quantity
 from prediction.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
 from utils.arguments import (
     Parser,

@@ -2,10 +2,7 @@
 
 import logging
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +11,10 @@ import numpy as np
 from dataset.failures import writing
 from dataset.georeference import Georeference, GroundAreas, to_map
 from prediction.outlines import part_touching
+from prediction.polygon_options import DRIVERS, PolygonOptions, Quantity
 from prediction.regions import Regions, RegionTracer
 from utils.classes import Classes
-from utils.errors import InputError
 from utils.tiling import Size
-
-DRIVERS = {"gpkg": "GPKG", "geojson": "GeoJSON"}
-"""GDAL's drivers of the formats, which are the suffixes of their files."""
-
-PACKAGES = ("pyogrio", "shapely")
 
 _PENDING_VERTICES = 2**18
 """Regions are written together when they have this number of vertices."""
@@ -31,98 +23,12 @@ _BATCH = 1000
 """Features that are converted to GeoJSON at a time."""
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A length or an area with its unit, `px`, `m` or `m2`."""
-
-    value: float
-    unit: str
-
-    def __str__(self) -> str:
-        return f"{self.value:g}{self.unit}"
-
-    @classmethod
-    def parse(cls, text: str, units: tuple[str, ...]) -> "Quantity":
-        """Read `50px`. Raises InputError, without the option's name, if it is not a number with one of `units`."""
-        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([a-z]\w*)", text.strip())
-        if not match or match[2] not in units:
-            examples = " or ".join(f"50{unit}" for unit in units)
-            raise InputError(f"{text} must be a number with its unit, as in {examples}")
-        return cls(float(match[1]), match[2])
-
-
-@dataclass(frozen=True)
-class PolygonOptions:
-    """How regions become polygons. InputError is raised if options do not fit, or a package or driver is missing.
-
-    Attributes:
-        kind: a key of `DRIVERS`; None for no polygons.
-        min_area: smaller regions are left out.
-        simplify: how far an outline may move.
-    """
-
-    kind: str | None = None
-    min_area: Quantity | None = None
-    simplify: Quantity | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind is None:
-            for name, value in (("min_area", self.min_area), ("simplify", self.simplify)):
-                if value is not None:
-                    raise InputError(f"--{name} {value} needs --polygons {' or '.join(DRIVERS)}")
-            return
-        require_packages(f"--polygons {self.kind}", PACKAGES)
-        for driver in (DRIVERS["gpkg"], DRIVERS[self.kind]):  # features are gathered in a GeoPackage
-            if driver not in _library().list_drivers(write=True):
-                raise InputError(f"--polygons {self.kind} needs GDAL's driver {driver}, which this pyogrio lacks")
-
-    def check(self, image: Path, reference: Georeference, size: Size) -> None:
-        """Raise InputError if an image lacks the georeference that the options need."""
-        crs = reference.keywords.get("crs")
-        if self.kind == "geojson" and crs is not None and not _on_earth(reference, size):
-            raise InputError(
-                f"{image} has a reference system without a place on the Earth, and GeoJSON is in WGS 84; give "
-                "--polygons gpkg",
-                "reference system",
-            )
-        for name, value in (("min_area", self.min_area), ("simplify", self.simplify)):
-            if value is not None and value.unit != "px" and GroundAreas.of(reference, size) is None:
-                raise InputError(
-                    f"{image} does not say where on the ground it lies, which --{name} {value} needs; give pixels, as "
-                    "in 50px",
-                    "no georeference",
-                )
-
-
 def _library() -> ModuleType:
     """Return pyogrio, which then logs nothing: what GDAL complains of is raised as well."""
     import pyogrio
 
     logging.getLogger("pyogrio").setLevel(logging.CRITICAL)
     return pyogrio
-
-
-def require_packages(option: str, packages: tuple[str, ...]) -> None:
-    """Raise InputError, naming the option and the package, if one of `packages` is not installed."""
-    for package in packages:
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise InputError(
-                f"{option} needs the package {package}, which is not installed: pip install {' '.join(packages)}"
-            ) from error
-
-
-def _on_earth(reference: Georeference, size: Size) -> bool:
-    """Return whether the middle of an image has a longitude and a latitude."""
-    from rasterio.warp import transform
-
-    try:
-        middle = to_map(reference, *(np.array([side / 2]) for side in size))
-        found = transform(reference.keywords["crs"], "EPSG:4326", *(axis.tolist() for axis in middle))
-    except Exception:  # PROJ raises many kinds
-        return False
-    return bool(np.isfinite(found).all())
 
 
 class PolygonWriter:
@@ -167,6 +73,7 @@ class PolygonWriter:
         self._tracer = RegionTracer(size[1], (ground is not None) + probabilities)
         self._rows = 0
         self._pending: list[Regions] = []
+        self._pending_vertices = 0
         self._write([])
 
     def _in_pixels(self, length: Quantity | None) -> float:
@@ -210,14 +117,14 @@ class PolygonWriter:
         if least is not None:
             keep = (regions.pixels if least.unit == "px" else regions.sums[0]) >= least.value
             regions = regions.select(np.flatnonzero(keep))
-        if not len(regions.ids):
-            return
-        self._pending.append(regions)
-        if sum(len(one.rings.vertices) for one in self._pending) >= _PENDING_VERTICES:
+        if len(regions.ids):
+            self._pending.append(regions)
+            self._pending_vertices += len(regions.rings.vertices)
+        if self._pending_vertices >= _PENDING_VERTICES:
             self._flush()
 
     def _flush(self) -> None:
-        regions, self._pending = self._pending, []
+        regions, self._pending, self._pending_vertices = self._pending, [], 0
         if regions:
             self._write(regions)
 
@@ -287,13 +194,6 @@ def count_features(path: Path) -> int | None:
         return int(_library().read_info(str(path), force_feature_count=True)["features"])
     except Exception:  # GDAL's drivers raise many kinds
         return None
-
-
-def lacks_place(reference: Georeference) -> str:
-    """Return what the polygons of an image lack, after the words "the polygons"; "" if they lie on the ground."""
-    if not reference.keywords.keys() & {"transform", "gcps"}:
-        return "are in pixels: the image has no georeference that places them"
-    return "" if reference.keywords.get("crs") is not None else "name no reference system, as the image names none"
 
 
 def _placement(reference: Georeference) -> Callable[[np.ndarray], np.ndarray]:

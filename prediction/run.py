@@ -19,7 +19,8 @@ from dataset.pictures import SUFFIXES
 from dataset.probe import RASTERIO, FileInfo, probe
 from prediction.areas import AreaLog, Areas, summary_record, summary_table
 from prediction.outputs import OutputOptions, Outputs, output_paths
-from prediction.polygons import count_features, lacks_place
+from prediction.polygon_options import lacks_place
+from prediction.polygons import count_features
 from prediction.scenes import patch_count, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
 from utils.distributed import ALONE, Ranks

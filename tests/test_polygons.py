@@ -11,7 +11,8 @@ from pictures import PIXEL, PROJECTED, run, save, write_checkpoint, write_raster
 from PIL import Image
 
 from dataset.georeference import Georeference, GroundAreas
-from prediction.polygons import PolygonOptions, PolygonWriter, Quantity
+from prediction.polygon_options import PolygonOptions, Quantity
+from prediction.polygons import PolygonWriter
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 
