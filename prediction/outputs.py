@@ -103,6 +103,7 @@ class Outputs:
         with ExitStack() as stack:
             for kind, path in self.paths.items():
                 remove_leftovers(path)
+                stack.callback(remove_leftovers, path)  # of a library that failed
                 self._parts[kind] = stack.enter_context(replacing(path))
             for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
                 if kind in self.paths:
@@ -116,9 +117,10 @@ class Outputs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         try:
-            for writer in (*self._writers.values(), self._polygons):
-                if writer is not None:
-                    writer.close()
+            with ExitStack() as closing:  # all are closed, whichever fails
+                for writer in (*self._writers.values(), self._polygons):
+                    if writer is not None:
+                        closing.callback(writer.close)
             if error is None and self._sampled is not None:
                 self._draw_overlay(self._parts["overlay"])
         except BaseException as own:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from builders import N_CLASS
 from pictures import PIXEL, PROJECTED, run, save, write_checkpoint, write_raster
 from PIL import Image
 
 from dataset.georeference import Georeference, GroundAreas
+from prediction.outputs import OutputOptions, Outputs, output_paths
 from prediction.polygon_options import PolygonOptions, Quantity
 from prediction.polygons import PolygonWriter
+from prediction.scenes import Rows
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
+from utils.sources import MemorySource
 
 rasterio = pytest.importorskip("rasterio")
 pyogrio = pytest.importorskip("pyogrio")
@@ -222,6 +226,27 @@ def test_a_run_that_stops_leaves_no_layer_and_the_next_removes_what_a_killed_one
     assert run(checkpoint, image, output=out, options=options) == 0
     left = {".a.1.part.geojson.gpkg"} if kind == "gpkg" else set()
     assert {path.name for path in out.iterdir()} == {"a_mask.tif", f"a.{kind}", "summary.json", *left}
+
+
+@pytest.mark.parametrize(
+    "failing", ["prediction.polygons.PolygonWriter._convert", "dataset.raster_writer.CogWriter._copy"]
+)
+def test_a_result_that_fails_leaves_nothing_of_itself_and_of_others(tmp_path, monkeypatch, failing) -> None:
+    def fail(_: object) -> None:
+        raise InputError("full disk")
+
+    monkeypatch.setattr(failing, fail)
+    options = OutputOptions(tmp_path / "out", polygons=PolygonOptions("geojson"), cog=True)
+    other = tmp_path / "out" / ".a.b.1.part.geojson"  # of an image called a.b
+    other.parent.mkdir()
+    other.touch()
+    image = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    with (
+        pytest.raises(InputError, match="full disk"),
+        Outputs(MemorySource(image), output_paths(options, "a", False), Classes.generic(3), options, PLACE) as outputs,
+    ):
+        outputs.emit(0, Rows(torch.from_numpy(mask_of())))
+    assert list(other.parent.iterdir()) == [other]
 
 
 def test_metres_need_a_georeference_and_geojson_a_place_on_the_earth(checkpoint, tmp_path, capsys) -> None:

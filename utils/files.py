@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -57,9 +58,11 @@ def remove_leftovers(path: Path) -> None:
 
     Libraries add suffixes of their own to the names of temporary files.
     """
-    for left in path.parent.glob(f".{path.stem}.*.part{path.suffix}*"):
-        with suppress(OSError):
-            left.unlink()
+    pattern = re.compile(rf"\.{re.escape(path.stem)}\.\d+\.part{re.escape(path.suffix)}.*")
+    for left in path.parent.glob(".*.part*"):
+        if pattern.fullmatch(left.name):
+            with suppress(OSError):
+                left.unlink()
 
 
 def save_torch(path: Path, content: Any) -> None:
