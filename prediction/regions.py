@@ -13,8 +13,8 @@ import numpy as np
 from prediction.outlines import OutlineTracer, Rings
 from utils.classes import IGNORED
 
-STRIP_PIXELS = 2**18
-"""Pixels of a strip; they take up to about 100 MB where no two neighbours are equal, a tenth of it in plain masks."""
+STRIP_PIXELS = 2**17
+"""Pixels of a strip. Tracing it takes about 90 MB at most, where no two neighbours are equal."""
 
 
 @dataclass
