@@ -13,7 +13,9 @@ import os
 import sys
 
 from prediction import options as command_line
-from prediction.run import OutputOptions, PredictionRun, find_images
+from prediction.outputs import OutputOptions
+from prediction.polygon_options import PolygonOptions
+from prediction.run import PredictionRun, find_images
 from prediction.segmenter import Segmenter
 from utils import distributed
 from utils.diagnosis import diagnose
@@ -65,6 +67,8 @@ def run(options: argparse.Namespace) -> list[str]:
         overlay=options.overlay,
         probabilities=options.probabilities,
         colors=options.colors,
+        polygons=PolygonOptions(options.polygons, options.min_area, options.simplify),
+        cog=options.cog,
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)

@@ -113,7 +113,7 @@ class GroundAreas:
         return np.stack([np.interp(across, self._columns, row) for row in down])
 
 
-def _to_map(reference: Georeference, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def to_map(reference: Georeference, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return x and y in the reference of points, given by continuous pixel coordinates."""
     if "gcps" in reference.keywords:
         from rasterio.transform import GCPTransformer
@@ -132,7 +132,7 @@ def _node_areas(reference: Georeference, rows: np.ndarray, columns: np.ndarray) 
     centre = np.repeat(rows, len(columns)), np.tile(columns, len(rows))
     steps = ((0.0, 0.5), (0.0, -0.5), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.0))
     every = [np.concatenate([axis + step[k] for step in steps]) for k, axis in enumerate(centre)]
-    x, y = _to_map(reference, *every)
+    x, y = to_map(reference, *every)
     found = transform(reference.keywords["crs"], "EPSG:4326", x.tolist(), y.tolist())
     longitude, latitude = (np.radians(np.asarray(axis)).reshape(5, *shape) for axis in found)
     # across the date line, too

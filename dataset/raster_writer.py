@@ -81,3 +81,40 @@ class RasterWriter:
             self._flush(rest)
         with writing(self.path):
             self._file.close()
+
+
+class CogWriter(RasterWriter):
+    """A cloud-optimised GeoTIFF with overviews; to be closed.
+
+    GDAL makes it of a complete file, so the rows are gathered in a plain GeoTIFF beside. An overview's pixel is the
+    most frequent id of those that it stands for; of several bands, which are colours, one of the pixels.
+    """
+
+    def __init__(
+        self, path: Path, size: Size, dtype: str, count: int, georeference: Georeference, nodata: float | None = None
+    ) -> None:
+        self._final, self._height = path, size[0]
+        self._resampling = "mode" if count == 1 else "nearest"
+        super().__init__(path.with_name(f"{path.name}.tif"), size, dtype, count, georeference, nodata)
+
+    def close(self) -> None:
+        """Finish the file, if all rows are there."""
+        try:
+            super().close()
+            if self._top == self._height:
+                self._copy()
+        finally:
+            self.path.unlink(missing_ok=True)
+
+    def _copy(self) -> None:
+        import rasterio.shutil
+
+        with writing(self._final):
+            rasterio.shutil.copy(
+                self.path,
+                self._final,
+                driver="COG",
+                compress="deflate",
+                bigtiff="if_safer",
+                overview_resampling=self._resampling,
+            )

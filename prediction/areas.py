@@ -17,7 +17,8 @@ class Areas:
 
     `square_metres` is the mean area of a pixel on the ground, and `areas` those of the classes, in square metres; None
     where the file does not say where on the ground it lies. `not_looked_at` is the part
-    of the image, 0..1, that coarse to fine left out, None where all was looked at.
+    of the image, 0..1, that coarse to fine left out, None where all was looked at. `features` is the number of its
+    polygons, None without a layer.
     """
 
     image: str
@@ -29,6 +30,7 @@ class Areas:
     square_metres: float | None
     not_looked_at: float | None = None
     areas: list[float] | None = None
+    features: int | None = None
 
     def ground(self, k: int) -> float:
         """Return the square metres of class `k`; older records have the area of a pixel alone."""
@@ -82,6 +84,7 @@ def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str
     if any(one.not_looked_at is not None for one in images):
         sizes = [one.height * one.width for one in images]
         left = sum(size * (one.not_looked_at or 0) for size, one in zip(sizes, images, strict=True)) / sum(sizes)
+    features = [one.features for one in images if one.features is not None]
     return {
         **extra,
         "classes": list(classes.names),
@@ -91,6 +94,7 @@ def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str
             "per_cent": [100 * pixels / max(1, sum(total)) for pixels in total],
             "square_metres": metres,
             "not_looked_at": left,
+            "features": sum(features) if features else None,
         },
         "images": [asdict(one) for one in images],
     }
@@ -113,6 +117,8 @@ def summary_table(record: Mapping[str, Any]) -> str:
     ]
     count = len(record["images"])
     title = f"{count} image{'' if count == 1 else 's'}"
+    if total["features"] is not None:
+        title += f", {total['features']} polygons"
     if total["not_looked_at"] is not None:
         title += f", {100 * total['not_looked_at']:.2f} per cent of their pixels not looked at in full resolution"
     return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])

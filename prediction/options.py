@@ -1,8 +1,11 @@
 """The command line of `predict.py`: each option with its type, bounds, default and help."""
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from models.backbone import BACKBONES
+from prediction.polygon_options import DRIVERS, Quantity
 from prediction.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
 from utils.arguments import (
     Parser,
@@ -14,6 +17,7 @@ from utils.arguments import (
     recorded_default,
     whole,
 )
+from utils.errors import InputError
 from utils.precision import PRECISIONS
 from utils.settings import STATISTICS
 from utils.turns import TURNS
@@ -26,6 +30,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="predict.py", description="Segment images of any kind and size with trained weights.")
     _add_files(parser)
     _add_results(parser)
+    _add_polygons(parser)
     add_view(parser.group("reading"))
     _add_network(parser)
     add_coarse_to_fine(parser.group("coarse to fine"))
@@ -52,6 +57,41 @@ def _add_results(parser: Parser) -> None:
     add("--overlay", action="store_true", help="also the colours over the image, with a legend")
     add("--probabilities", action="store_true", help="also the classes' probabilities, as float16 in .npz or .tif")
     add("--colors", action="store_true", help="masks in RGB instead of class ids")
+    add("--cog", action="store_true", help="masks as cloud-optimised GeoTIFFs, with overviews; needs rasterio")
+
+
+def _add_polygons(parser: Parser) -> None:
+    add = parser.group("polygons")
+    add(
+        "--polygons",
+        choices=tuple(DRIVERS),
+        help="also the connected regions of the mask as polygons, in a GeoPackage or in GeoJSON (WGS 84);\n"
+        "needs pyogrio and shapely (default: none)",
+    )
+    add(
+        "--min_area",
+        type=quantity("px", "m2"),
+        metavar="AREA",
+        help="leave out smaller regions, of so many pixels or square metres: 50px, 50m2 (default: none)",
+    )
+    add(
+        "--simplify",
+        type=quantity("px", "m"),
+        metavar="LENGTH",
+        help="move outlines by at most so many pixels or metres to save vertices: 2px, 1.5m (default: none)",
+    )
+
+
+def quantity(*units: str) -> Callable[[str], Quantity]:
+    """Return a type for options: numbers with one of `units`."""
+
+    def parse(text: str) -> Quantity:
+        try:
+            return Quantity.parse(text, units)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
 
 
 def _add_network(parser: Parser) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -11,9 +12,11 @@ from PIL import Image
 
 from dataset.georeference import Georeference, GroundAreas
 from dataset.pictures import shrink
-from dataset.raster_writer import RasterWriter
+from dataset.raster_writer import CogWriter, RasterWriter
 from prediction.areas import Areas
 from prediction.overlay import SampledIds, draw_overlay, overlay_size
+from prediction.polygon_options import PolygonOptions, require_packages
+from prediction.polygons import PolygonWriter
 from prediction.scenes import Rows
 from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
@@ -24,21 +27,48 @@ from utils.tiling import Box
 from utils.visualize import NO_CLASS, colorize
 
 
-def output_paths(folder: Path, name: str, *, raster: bool, overlay: bool, probabilities: bool) -> dict[str, Path]:
-    """Return the paths of the results of an image called `name`, by kind: `mask`, `overlay`, `probabilities`.
+@dataclass(frozen=True)
+class OutputOptions:
+    """Which results each image gives. InputError is raised if a package that they need is missing.
+
+    Attributes:
+        folder: of the results.
+        overwrite: whether results that exist are made anew.
+        overlay, probabilities: whether they are written beside the mask.
+        colors: whether the mask is RGB instead of class ids.
+        polygons: whether, and how, regions are written as polygons.
+        cog: whether the mask is a cloud-optimised GeoTIFF.
+    """
+
+    folder: Path
+    overwrite: bool = False
+    overlay: bool = False
+    probabilities: bool = False
+    colors: bool = False
+    polygons: PolygonOptions = field(default_factory=PolygonOptions)
+    cog: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cog:
+            require_packages("--cog", ("rasterio",))
+
+
+def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, Path]:
+    """Return the paths of an image's results by kind: `mask`, `overlay`, `probabilities`, `polygons`.
 
     Args:
-        folder: of the results.
+        options: which results there are.
         name: of the image, without a suffix.
         raster: whether results are GeoTIFFs.
-        overlay: whether an overlay is written.
-        probabilities: whether probabilities are.
     """
-    paths = {"mask": folder / f"{name}_mask.{'tif' if raster else 'png'}"}
-    if overlay:
+    folder = options.folder
+    paths = {"mask": folder / f"{name}_mask.{'tif' if raster or options.cog else 'png'}"}
+    if options.overlay:
         paths["overlay"] = folder / f"{name}_overlay.png"
-    if probabilities:
+    if options.probabilities:
         paths["probabilities"] = folder / f"{name}_probabilities.{'tif' if raster else 'npz'}"
+    if options.polygons.kind:
+        paths["polygons"] = folder / f"{name}.{options.polygons.kind}"
     return paths
 
 
@@ -46,8 +76,8 @@ class Outputs:
     """A context that writes the results of one source; `emit` takes its rows.
 
     `paths` are those of `output_paths` that are wanted; they are renamed into place when the context ends well, and
-    leave nothing when it does not. `colors`: the mask as RGB instead of ids. `reference` is the source's, for results
-    that are GeoTIFFs. Where the source has no data, ids are 255 and probabilities are not a number.
+    leave nothing when it does not. `reference` is the source's, for GeoTIFFs and polygons. Where the source has no
+    data, ids are 255 and probabilities are not a number.
     """
 
     def __init__(
@@ -55,16 +85,17 @@ class Outputs:
         source: Source,
         paths: Mapping[str, Path],
         classes: Classes,
-        colors: bool,
+        options: OutputOptions,
         reference: Georeference | None = None,
     ) -> None:
-        self.source, self.paths, self.classes, self.colors = source, paths, classes, colors
+        self.source, self.paths, self.classes, self.options = source, paths, classes, options
         self.counts = torch.zeros(256, dtype=torch.int64)
         self._sampled = SampledIds(source.size) if "overlay" in paths else None
         self._reference = reference or Georeference()
         self._ground = GroundAreas.of(self._reference, source.size)
         self._square_metres = np.zeros(256)
         self._writers: dict[str, RowWriter] = {}
+        self._polygons: PolygonWriter | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> "Outputs":
@@ -72,10 +103,13 @@ class Outputs:
         with ExitStack() as stack:
             for kind, path in self.paths.items():
                 remove_leftovers(path)
+                stack.callback(remove_leftovers, path)  # of a library that failed
                 self._parts[kind] = stack.enter_context(replacing(path))
             for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
                 if kind in self.paths:
                     self._writers[kind] = open_writer(self._parts[kind])
+            if "polygons" in self.paths:
+                self._polygons = self._polygon_writer(self._parts["polygons"])
             self._stack = stack.pop_all()
         return self
 
@@ -83,8 +117,10 @@ class Outputs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         try:
-            for writer in self._writers.values():
-                writer.close()
+            with ExitStack() as closing:  # all are closed, whichever fails
+                for writer in (*self._writers.values(), self._polygons):
+                    if writer is not None:
+                        closing.callback(writer.close)
             if error is None and self._sampled is not None:
                 self._draw_overlay(self._parts["overlay"])
         except BaseException as own:
@@ -96,16 +132,17 @@ class Outputs:
     def _mask_writer(self, path: Path) -> RowWriter:
         palette = [*self.classes.palette, *[NO_CLASS] * (256 - len(self.classes))]
         if path.suffix != ".tif":
-            return PngWriter(path, self.source.size, None if self.colors else palette)
-        writer = RasterWriter(
+            return PngWriter(path, self.source.size, None if self.options.colors else palette)
+        kind = CogWriter if self.options.cog else RasterWriter
+        writer = kind(
             path,
             self.source.size,
             "uint8",
-            3 if self.colors else 1,
+            3 if self.options.colors else 1,
             self._reference,
-            IGNORED if self.source.valid(Box(0, 0, 1, 1)) is not None and not self.colors else None,
+            IGNORED if self.source.valid(Box(0, 0, 1, 1)) is not None and not self.options.colors else None,
         )
-        if not self.colors:
+        if not self.options.colors:
             writer.colors(dict(enumerate(palette)))
         return writer
 
@@ -117,6 +154,23 @@ class Outputs:
         writer.describe(self.classes.names)
         return writer
 
+    def _polygon_writer(self, path: Path) -> PolygonWriter:
+        return PolygonWriter(
+            path,
+            self.source.size,
+            self.classes,
+            self.options.polygons,
+            self._reference,
+            self._ground,
+            name=self.paths["polygons"].stem,
+            probabilities=self.options.probabilities,
+        )
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether the rows that `emit` takes must hold probabilities."""
+        return "probabilities" in self.paths or ("polygons" in self.paths and self.options.probabilities)
+
     def emit(self, top: int, rows: Rows) -> None:
         """Add rows from `top`; see `prediction.scenes.Emit`."""
         if (valid := self.source.valid(Box(top, 0, *rows.ids.shape))) is not None:
@@ -125,18 +179,21 @@ class Outputs:
             if rows.probabilities is not None:
                 rows.probabilities[:, missing] = torch.nan
         self.counts += torch.bincount(rows.ids.flatten(), minlength=256)
-        if self._ground is not None:
-            weights = self._ground.rows(top, len(rows.ids)).ravel()
-            self._square_metres += np.bincount(rows.ids.numpy().ravel(), weights, minlength=256)
+        metres = None if self._ground is None else self._ground.rows(top, len(rows.ids))
+        if metres is not None:
+            self._square_metres += np.bincount(rows.ids.numpy().ravel(), metres.ravel(), minlength=256)
         if self._sampled is not None:
             self._sampled(top, rows.ids)
         if "mask" in self._writers:
             ids = rows.ids.numpy()
             self._writers["mask"].write(
-                colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.colors else ids[None]
+                colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.options.colors else ids[None]
             )
         if "probabilities" in self._writers:
             self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
+        if self._polygons is not None:
+            shares = None if rows.probabilities is None else rows.probabilities.numpy()
+            self._polygons.write(rows.ids.numpy(), metres, shares)
 
     def _draw_overlay(self, path: Path) -> None:
         image = shrink(self.source, overlay_size(self.source.size)).permute(1, 2, 0).numpy()
@@ -155,4 +212,5 @@ class Outputs:
             left_out=int(self.counts[n_class:].sum()),
             square_metres=None if self._ground is None else self._square_metres.sum() / self.counts.sum().item(),
             areas=None if self._ground is None else self._square_metres[:n_class].tolist(),
+            features=None if self._polygons is None else self._polygons.features,
         )

@@ -18,7 +18,9 @@ from dataset.layout import shortened
 from dataset.pictures import SUFFIXES
 from dataset.probe import RASTERIO, FileInfo, probe
 from prediction.areas import AreaLog, Areas, summary_record, summary_table
-from prediction.outputs import Outputs, output_paths
+from prediction.outputs import OutputOptions, Outputs, output_paths
+from prediction.polygon_options import lacks_place
+from prediction.polygons import count_features
 from prediction.scenes import patch_count, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
 from utils.distributed import ALONE, Ranks
@@ -30,24 +32,6 @@ WILDCARDS = "*?["
 
 LONGEST_NAME = 255
 """Bytes of a file's name, on every file system that is in use."""
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """Which results each image gives.
-
-    Attributes:
-        folder: of the results.
-        overwrite: whether results that exist are made anew.
-        overlay, probabilities: whether they are written beside the mask.
-        colors: whether the mask is RGB instead of class ids.
-    """
-
-    folder: Path
-    overwrite: bool = False
-    overlay: bool = False
-    probabilities: bool = False
-    colors: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +106,12 @@ def plan_notes(tasks: Sequence[ImageTask], view: View) -> list[str]:
             lost.setdefault(task.reference.lost, []).append(task.image.name)
     for why, names in lost.items():
         lines.append(f"the georeference of {shortened(names)} is not kept: {why}")
+    placeless: dict[str, list[str]] = {}
+    for task in tasks:
+        if "polygons" in task.paths and (lack := lacks_place(task.reference)):
+            placeless.setdefault(lack, []).append(task.image.name)
+    for lack, names in placeless.items():
+        lines.append(f"the polygons of {shortened(names)} {lack}")
     return lines
 
 
@@ -157,7 +147,7 @@ class PredictionRun:
         left = []
         for task in tasks:
             if not task.missing and str(task.image) in known:
-                self.done.append(known[str(task.image)])
+                self.done.append(self._with_features(known[str(task.image)], task))
             else:
                 left.append(task)
         self._segment_all(left, log)
@@ -171,17 +161,13 @@ class PredictionRun:
                 info = probe(image)
                 self.segmenter.view.choose(info)
                 reference = read_georeference(info)
+                self.results.polygons.check(image, reference, info.size)
                 check_name(self.results.folder, name)
             except InputError as error:
                 self._fail(error, self.ranks.main)
                 continue
-            paths = output_paths(
-                self.results.folder,
-                name,
-                raster=bool(reference.keywords) or info.decoders == (RASTERIO,),
-                overlay=self.results.overlay,
-                probabilities=self.results.probabilities,
-            )
+            raster = bool(reference.keywords) or info.decoders == (RASTERIO,)
+            paths = output_paths(self.results, name, raster)
             missing = {k: path for k, path in paths.items() if self.results.overwrite or not path.exists()}
             tasks.append(ImageTask(image, info, reference, paths, missing))
         done = sum(not task.missing for task in tasks)
@@ -233,24 +219,28 @@ class PredictionRun:
                         predictor, source, lambda top, rows: None, scene_size=scene_size, ranks=ranks, folder=parts
                     )
                     return None
-                with Outputs(
-                    source, task.missing, self.segmenter.classes, self.results.colors, task.reference
-                ) as outputs:
+                with Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference) as outputs:
                     coverage = segment_scenes(
                         predictor,
                         source,
                         outputs.emit,
                         scene_size=scene_size,
-                        probabilities="probabilities" in task.missing,
+                        probabilities=outputs.needs_probabilities,
                         on_patches=bar.update,
                         ranks=ranks,
                         folder=parts,
                     )
-                areas = outputs.areas(task.image, task.paths["mask"])
+                areas = self._with_features(outputs.areas(task.image, task.paths["mask"]), task)
                 return replace(areas, not_looked_at=coverage.pixels_not_covered) if predictor.selects_patches else areas
         finally:
             if ranks.main:
                 shutil.rmtree(parts, ignore_errors=True)
+
+    def _with_features(self, areas: Areas, task: ImageTask) -> Areas:
+        """Return `areas` with the number of polygons in a layer of an earlier run, unless it is known."""
+        if areas.features is None and "polygons" in task.paths:
+            return replace(areas, features=count_features(task.paths["polygons"]))
+        return areas
 
     def _conclude(self, tasks: list[ImageTask], about: dict[str, Any], log: AreaLog) -> None:
         """Gather what all processes did; the main one writes the summary. All then know all failures."""

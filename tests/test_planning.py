@@ -10,7 +10,8 @@ from PIL import Image
 
 from dataset import image_file
 from prediction import run as prediction_run
-from prediction.run import OutputOptions, PredictionRun
+from prediction.outputs import OutputOptions
+from prediction.run import PredictionRun
 from prediction.segmenter import Segmenter
 from utils.tiling import Size
 

@@ -53,13 +53,13 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from dataset.image_file import open_image
-from prediction.outputs import Outputs
+from prediction.outputs import OutputOptions, Outputs
 from pictures import PixelPredictor
 from prediction.scenes import segment_scenes
 from utils.classes import Classes
 path = Path(sys.argv[1])
 paths = {"mask": path.with_suffix(".mask.tif")}
-with open_image(path) as source, Outputs(source, paths, Classes.generic(5), False) as outputs:
+with open_image(path) as source, Outputs(source, paths, Classes.generic(5), OutputOptions(path.parent)) as outputs:
     segment_scenes(PixelPredictor(), source, outputs.emit, scene_size=1000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

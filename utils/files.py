@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -76,10 +77,15 @@ def check_writable(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the unfinished files that killed processes left beside `path`; see `replacing`."""
-    for left in path.parent.glob(f".{path.stem}.*.part{path.suffix}"):
-        with suppress(OSError):
-            left.unlink()
+    """Remove the unfinished files that killed processes left beside `path`; see `replacing`.
+
+    Libraries add suffixes of their own to the names of temporary files.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.stem)}\.\d+\.part{re.escape(path.suffix)}.*")
+    for left in path.parent.glob(".*.part*"):
+        if pattern.fullmatch(left.name):
+            with suppress(OSError):
+                left.unlink()
 
 
 def save_torch(path: Path, content: Any) -> None:

@@ -1,0 +1,112 @@
+"""What `--polygons` and its options mean, and what they need: packages, and images that lie somewhere."""
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from dataset.georeference import Georeference, GroundAreas, to_map
+from utils.errors import InputError
+from utils.tiling import Size
+
+DRIVERS = {"gpkg": "GPKG", "geojson": "GeoJSON"}
+"""GDAL's drivers of the formats, which are the suffixes of their files."""
+
+PACKAGES = ("pyogrio", "shapely")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A length or an area with its unit, `px`, `m` or `m2`."""
+
+    value: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.value:g}{self.unit}"
+
+    @classmethod
+    def parse(cls, text: str, units: tuple[str, ...]) -> "Quantity":
+        """Read `50px`. Raises InputError, without the option's name, if it is not a number with one of `units`."""
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([a-z]\w*)", text.strip())
+        if not match or match[2] not in units:
+            examples = " or ".join(f"50{unit}" for unit in units)
+            raise InputError(f"{text} must be a number with its unit, as in {examples}")
+        return cls(float(match[1]), match[2])
+
+
+@dataclass(frozen=True)
+class PolygonOptions:
+    """How regions become polygons. InputError is raised if options do not fit, or a package or driver is missing.
+
+    Attributes:
+        kind: a key of `DRIVERS`; None for no polygons.
+        min_area: smaller regions are left out.
+        simplify: how far an outline may move.
+    """
+
+    kind: str | None = None
+    min_area: Quantity | None = None
+    simplify: Quantity | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            for name, value in (("min_area", self.min_area), ("simplify", self.simplify)):
+                if value is not None:
+                    raise InputError(f"--{name} {value} needs --polygons {' or '.join(DRIVERS)}")
+            return
+        require_packages(f"--polygons {self.kind}", PACKAGES)
+        import pyogrio
+
+        for driver in (DRIVERS["gpkg"], DRIVERS[self.kind]):  # features are gathered in a GeoPackage
+            if driver not in pyogrio.list_drivers(write=True):
+                raise InputError(f"--polygons {self.kind} needs GDAL's driver {driver}, which this pyogrio lacks")
+
+    def check(self, image: Path, reference: Georeference, size: Size) -> None:
+        """Raise InputError if an image lacks the georeference that the options need."""
+        crs = reference.keywords.get("crs")
+        if self.kind == "geojson" and crs is not None and not _on_earth(reference, size):
+            raise InputError(
+                f"{image} has a reference system without a place on the Earth, and GeoJSON is in WGS 84; give "
+                "--polygons gpkg",
+                "reference system",
+            )
+        for name, value in (("min_area", self.min_area), ("simplify", self.simplify)):
+            if value is not None and value.unit != "px" and GroundAreas.of(reference, size) is None:
+                raise InputError(
+                    f"{image} does not say where on the ground it lies, which --{name} {value} needs; give pixels, as "
+                    "in 50px",
+                    "no georeference",
+                )
+
+
+def require_packages(option: str, packages: tuple[str, ...]) -> None:
+    """Raise InputError, naming the option and the package, if one of `packages` is not installed."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise InputError(
+                f"{option} needs the package {package}, which is not installed: pip install {' '.join(packages)}"
+            ) from error
+
+
+def _on_earth(reference: Georeference, size: Size) -> bool:
+    """Return whether the middle of an image has a longitude and a latitude."""
+    from rasterio.warp import transform
+
+    try:
+        middle = to_map(reference, *(np.array([side / 2]) for side in size))
+        found = transform(reference.keywords["crs"], "EPSG:4326", *(axis.tolist() for axis in middle))
+    except Exception:  # PROJ raises many kinds
+        return False
+    return bool(np.isfinite(found).all())
+
+
+def lacks_place(reference: Georeference) -> str:
+    """Return what the polygons of an image lack, after the words "the polygons"; "" if they lie on the ground."""
+    if not reference.keywords.keys() & {"transform", "gcps"}:
+        return "are in pixels: the image has no georeference that places them"
+    return "" if reference.keywords.get("crs") is not None else "name no reference system, as the image names none"

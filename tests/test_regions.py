@@ -1,0 +1,142 @@
+"""Regions traced strip by strip are those of the whole mask: outlines, holes, pixels and sums; memory stays bounded."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from prediction import regions as module
+from prediction.regions import Regions, RegionTracer
+from utils.classes import IGNORED
+
+shapely = pytest.importorskip("shapely")
+features = pytest.importorskip("rasterio.features")
+from prediction.polygons import pixel_polygons  # noqa: E402
+
+Found = list[tuple[int, bytes]]
+
+
+def by_strips(ids: np.ndarray, rows: int, strip_pixels: int, *weights: np.ndarray) -> list[Regions]:
+    """The regions of a mask that is added in parts of some rows, and traced in strips of some pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "STRIP_PIXELS", strip_pixels)
+        tracer = RegionTracer(ids.shape[1], len(weights))
+        parts = [slice(top, top + rows) for top in range(0, len(ids), rows)]
+        found = [one for part in parts for one in tracer.add(ids[part], [weight[part] for weight in weights])]
+        return [one for one in (*found, tracer.finish()) if len(one.ids)]
+
+
+def polygons(found: list[Regions]) -> Found:
+    """Class and normal form of every region."""
+    every = [(int(k), shape) for one in found for k, shape in zip(one.ids, pixel_polygons(one), strict=True)]
+    return sorted((k, shapely.to_wkb(shapely.normalize(shape))) for k, shape in every)
+
+
+def expected(ids: np.ndarray) -> Found:
+    """What GDAL finds in the whole mask."""
+    found = features.shapes(ids, mask=ids != IGNORED, connectivity=4)
+    every = [(int(k), shapely.geometry.shape(shape)) for shape, k in found]
+    return sorted((k, shapely.to_wkb(shapely.normalize(shape))) for k, shape in every)
+
+
+def random_mask(seed: int) -> np.ndarray:
+    """Of any size, noisy or in blocks, with or without pixels that are left out."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, rng.integers(1, 5), rng.integers(1, 30, 2)).astype(np.uint8)
+    ids = np.kron(ids, np.ones(rng.integers(1, 4, 2), np.uint8))
+    ids[rng.random(ids.shape) < rng.choice([0, 0.1, 0.9])] = IGNORED
+    return ids
+
+
+def spiral(side: int) -> np.ndarray:
+    """One region that winds to the middle, one pixel wide, and another between its arms."""
+    ids = np.ones((side, side), np.uint8)
+    row, column, step, turn = 0, 0, side - 1, 0
+    while step > 0:
+        for _ in range(step):
+            ids[row, column] = 0
+            row, column = row + (0, 1, 0, -1)[turn % 4], column + (1, 0, -1, 0)[turn % 4]
+        turn += 1
+        if turn > 2 and turn % 2:
+            step -= 2
+    return ids
+
+
+MASKS = {
+    "pixel": np.zeros((1, 1), np.uint8),
+    "row": np.arange(9, dtype=np.uint8)[None] % 2,
+    "column": np.arange(9, dtype=np.uint8)[:, None] % 2,
+    "checks": (np.indices((12, 13)).sum(0) % 2).astype(np.uint8),
+    "comb": np.kron(np.array([[1, 1, 1], [1, 0, 1]], np.uint8)[:, [0, 1] * 8], np.ones((1, 1), np.uint8)),
+    "holes": np.pad((np.indices((15, 15)).sum(0) % 2).astype(np.uint8), 3),
+    "rings": np.add.outer(np.abs(np.arange(-9, 10)), np.zeros(19)).clip(np.abs(np.arange(-9, 10))).astype(np.uint8) % 2,
+    "spiral": spiral(25),
+    "last id": np.full((4, 5), 254, np.uint8),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("mask", [*MASKS, *range(16)], ids=str)
+def test_regions_of_any_strips_are_those_of_the_whole_mask(mask: str | int, rows: int) -> None:
+    ids = MASKS[mask] if isinstance(mask, str) else random_mask(mask)
+    assert polygons(by_strips(ids, rows, 2 * ids.shape[1])) == expected(ids)
+
+
+@pytest.mark.parametrize("mask", range(6))
+def test_pixels_are_the_polygons_areas_and_weights_are_summed_where_they_lie(mask: int) -> None:
+    ids = random_mask(mask)
+    row, column = np.indices(ids.shape).astype(float)
+    row[ids == IGNORED] = np.nan
+    for one in by_strips(ids, 3, 2 * ids.shape[1], row, column):
+        shapes = pixel_polygons(one)
+        assert shapely.is_valid(shapes).all()
+        assert shapely.area(shapes).tolist() == one.pixels.tolist()
+        # the mean of pixel centres is the polygon's centroid
+        centres = shapely.get_coordinates(shapely.centroid(shapes))
+        np.testing.assert_allclose(one.sums[::-1] / one.pixels + 0.5, centres.T, rtol=1e-9)
+
+
+def test_a_region_over_all_strips_is_one_with_its_holes() -> None:
+    ids = np.zeros((200, 40), np.uint8)
+    ids[3:-3:4, 3:-3:4] = 1
+    (ground,) = (one for one in by_strips(ids, 7, 2 * 40) if 0 in one.ids)
+    (shape,) = pixel_polygons(ground.select(np.flatnonzero(ground.ids == 0)))
+    holes = int((ids == 1).sum())
+    assert len(shape.interiors) == holes
+    assert shape.area == ids.size - holes
+
+
+def peak(height: int) -> int:
+    """Bytes that tracing a mask of small regions takes at most."""
+    tracer = RegionTracer(320)
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    for _ in range(0, height, 64):
+        ids = np.kron(rng.integers(0, 6, (8, 40)), np.ones((8, 8))).astype(np.uint8)
+        ids[0] = IGNORED  # no region is higher
+        for _ in tracer.add(ids):
+            pass
+    tracer.finish()
+    size = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return size
+
+
+def test_memory_does_not_grow_with_the_height_where_regions_end() -> None:
+    peak(64)
+    assert peak(1280) < 1.1 * peak(256)
+
+
+def test_an_open_region_holds_its_vertices_in_8_bytes_each() -> None:
+    tracer = RegionTracer(200)
+    rows = np.zeros((40, 200), np.uint8)
+    rows[1::2, 1::2] = 1
+    sizes = []
+    tracemalloc.start()
+    for _ in range(4):
+        for _ in tracer.add(rows):
+            pass
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    holes = 3 * int(rows.sum())
+    assert sizes[-1] - sizes[0] < 1.3 * holes * (4 * 8 + 8)  # 4 vertices, and their number
