@@ -9,6 +9,9 @@ from utils.errors import InputError
 Limits = list[tuple[float, float]]
 """For each band, the values that become 0 and 255."""
 
+RGB = 3
+"""The number of bands where none are named: red, green and blue, or a grey one three times."""
+
 
 @dataclass(frozen=True)
 class Stretch:
