@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -93,13 +94,13 @@ def be_deterministic() -> None:
 
 def check_data(options: argparse.Namespace, described: Description) -> None:
     """Read every file of every split once and print the report. Raises InputError if anything is wrong."""
-    opened, problems = {}, []
+    opened, problems, view = {}, [], setup.view_options(described)
     for split in described.splits:
         try:
             opened[split] = described.open(split, 4, described.classes_for(options.n_class), seed=options.seed)
             if options.max_pixels:
                 opened[split].max_pixels = options.max_pixels
-            opened[split].view = View.parse(options.bands, options.stretch or RECORDED["stretch"])
+            opened[split].view = View.parse(options.bands or view["bands"], options.stretch or view["stretch"])
         except InputError as error:
             # a data set may lack the splits that training does not need
             if split in (TRAIN, described.validation) or error.kind != "empty split":
@@ -155,6 +156,8 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
         limits.check_batches(
             len(train_data), options.batch_size, header.size_g, world=ranks.world, joint=options.sync_bn
         )
+    header = setup.add_statistics(options, header, train_data, ranks)
+    settings = replace(settings, statistics=header.normalization())
     model = setup.build_training_model(options, header, files, resumed=resumed)
     files.clear()
     setup.place(model, stage, ranks.device)

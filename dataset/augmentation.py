@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as colors
 
 from utils.resize import shrink_label
+from utils.stretch import RGB
 from utils.tiling import Size
 from utils.turns import Turn
 
@@ -43,20 +44,37 @@ class ColorChange(NamedTuple):
         return cls(brightness, contrast, saturation, float(rng.uniform(-LARGEST_HUE, LARGEST_HUE)))
 
     def apply(self, image: Tensor) -> Tensor:
-        """Change an image (3, H, W) uint8, some rows at a time; returns a new one of the same size and type."""
+        """Change an image (bands, H, W) uint8, some rows at a time; returns a new one of the same size and type.
+
+        Saturation and hue are those of red, green and blue: they stay where there is another number of bands.
+        """
         step = max(1, _STRIP_PIXELS // image.shape[2])
-        changed = torch.cat([colors.adjust_brightness(rows, self.brightness) for rows in image.split(step, 1)], 1)
+        changed = torch.cat([_brighten(rows, self.brightness) for rows in image.split(step, 1)], 1)
         # contrast is relative to the mean grey of the whole image
-        greys = [colors.rgb_to_grayscale(rows).sum(dtype=torch.float64) for rows in changed.split(step, 1)]
+        greys = [_grey(rows).sum(dtype=torch.float64) for rows in changed.split(step, 1)]
         mean = float(sum(greys)) / changed[0].numel()
         for rows in changed.split(step, 1):
             rows.copy_(self._recolor(rows, mean))
         return changed
 
     def _recolor(self, rows: Tensor, mean: float) -> Tensor:
-        """Return `rows` (3, h, W) with another contrast around the grey value `mean`, saturation and hue."""
+        """Return `rows` (bands, h, W) with another contrast around the grey value `mean`; RGB also with saturation and
+        hue."""
         contrasted = rows.float().mul_(self.contrast).add_((1 - self.contrast) * mean).round_().clamp_(0, 255)
-        return colors.adjust_hue(colors.adjust_saturation(contrasted.to(torch.uint8), self.saturation), self.hue)
+        changed = contrasted.to(torch.uint8)
+        if len(rows) != RGB:
+            return changed
+        return colors.adjust_hue(colors.adjust_saturation(changed, self.saturation), self.hue)
+
+
+def _brighten(rows: Tensor, factor: float) -> Tensor:
+    """Return `rows` (bands, h, W) uint8 times `factor`; torchvision takes one band or three, so each is an image."""
+    return colors.adjust_brightness(rows[:, None], factor)[:, 0]
+
+
+def _grey(rows: Tensor) -> Tensor:
+    """Return the grey values of `rows` (bands, h, W): of RGB as torchvision has them, else the mean of the bands."""
+    return colors.rgb_to_grayscale(rows) if len(rows) == RGB else rows.float().mean(0, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,7 @@ class Draw:
         """Apply everything but the position.
 
         Args:
-            image: (3, H, W) uint8 RGB.
+            image: (bands, H, W) uint8.
             ids: (H, W) uint8, or None.
             size: (height, width) that the sample has when it is enlarged, before it is turned.
 
@@ -117,7 +135,7 @@ def draw_turn(rng: np.random.Generator) -> tuple[bool, int]:
 
 
 def resize(image: Tensor, ids: Tensor | None, size: Size) -> tuple[Tensor, Tensor | None]:
-    """Resize an image (3, H, W) bilinearly, antialiased, and its ids (H, W) to the nearest pixel."""
+    """Resize an image (bands, H, W) bilinearly, antialiased, and its ids (H, W) to the nearest pixel."""
     if tuple(image.shape[1:]) == size:
         return image, ids
     resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]

@@ -25,20 +25,20 @@ from utils.tiling import Size
 class Sample(NamedTuple):
     """A decoded image with its label, and both as the global branch sees them.
 
-    All tensors are uint8 on the CPU: images RGB 0..255, labels class ids or 255 (left out), None where there are none.
+    All tensors are uint8 on the CPU: images 0..255, labels class ids or 255 (left out), None where there are none.
     """
 
     id: str
-    image: Tensor  # (3, H, W)
+    image: Tensor  # (bands, H, W)
     label: Tensor | None  # (H, W)
-    global_image: Tensor  # (3, size_g, size_g)
+    global_image: Tensor  # (bands, size_g, size_g)
     global_label: Tensor | None  # (size_g // 4, size_g // 4)
 
 
 class SegmentationDataset(Dataset[Sample]):
     """Images, with or without labels, each of its own size.
 
-    Images of more than `max_pixels`, an attribute, are refused, and `view`, another, says which bands are shown and how
+    Images of more than `max_pixels`, an attribute, are refused, and `view`, another, says which bands are read and how
     values of more than 8 bits become 0..255.
     """
 

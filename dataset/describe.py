@@ -3,7 +3,8 @@
     python -m dataset.describe pictures --images '{id}.jpg' --labels '{id}_mask.png'
 
 finds which grey values or colours the labels hold, makes each a class, and writes pictures/dataset.json. Names, and
-what counts in the metric, can be given here or edited there.
+what counts in the metric, can be given here or edited there. Images of other than one or three bands, and of more than
+8 bits, get the entries `bands` and `stretch`.
 """
 
 import argparse
@@ -20,9 +21,12 @@ from dataset.census import Census, Value
 from dataset.folder import find_files
 from dataset.folder_file import NAME, SPLITS, FolderFile
 from dataset.layout import TEST, TRAIN, VAL, hashed_split, lists_in, paired
+from dataset.proposal import MEASURED, headers, propose_view
+from utils.arguments import stretch
 from utils.errors import InputError, exit_code
 from utils.files import write_json
 from utils.metrics import MEASURES
+from utils.stretch import spell_bands
 
 SEEDS = 1000
 """How many seeds are tried to make the parts of a split by hash as large as asked for."""
@@ -128,6 +132,7 @@ def describe(options: argparse.Namespace) -> tuple[str, int]:
     record["measures"] = options.measures or (["jaccard", "accuracy"] if binary else ["accuracy"])
     if "fractions" in record["splits"]:
         record["splits"]["seed"] = best_seed([item.id for item in items], record["splits"]["fractions"])
+    record |= propose_view(headers(items), options.stretch)
     file = FolderFile.from_record(record, output.parent)
     write_json(output, file.to_record())
     return report(file, census, len(items), output), len(census.failures)
@@ -157,6 +162,10 @@ def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
         share = f"{100 * census.no_data / total:.2f} %"
         lines.append(f"{'no data':>15}  {census.no_data:>13}  {share:>8}  {'':>6}  (ignored)")
     lines += [f"Turned for display: {count} images, labels taken {fit}" for fit, count in sorted(census.turned.items())]
+    if file.bands is not None:
+        lines.append(f"Bands: {spell_bands(file.bands)}")
+    if file.stretch is not None:
+        lines.append(f"Stretch of pixels of more than 8 bits: {file.stretch}")
     splits = ", ".join(file.splits.names())
     return "\n".join(
         [*lines, f"Splits: {splits}", f"Written: {output}", f"Next: --dataset folder --data_path {output}"]
@@ -171,6 +180,11 @@ def _value(text: str) -> Value:
         case [red, green, blue]:
             return red, green, blue
     raise argparse.ArgumentTypeError(f"{text} is neither a grey value nor a colour such as 224,224,192")
+
+
+def _stretch(text: str) -> str:
+    """The argument of --stretch: as in training, or `measured`."""
+    return text if text == MEASURED else stretch(text)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -190,6 +204,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--left_out", nargs="*", help="classes that the mIoU leaves out (default: of two classes the first)")
     add("--foreground", nargs="*", help="classes of objects, not background (default: of two classes the second)")
     add("--measures", nargs="*", choices=tuple(MEASURES), help="reported beside IoU (default: by the classes)")
+    add(
+        "--stretch",
+        type=_stretch,
+        metavar=f"LOW,HIGH|{MEASURED}",
+        help="what becomes black and white in images of more than 8 bits: percentiles of each band of each\n"
+        f"image, values, or {MEASURED}: the values between which most of all images lie (default: 2%%,98%%)",
+    )
     add("--val", type=float, default=0.2, help="part of the images for validation (default: %(default)s)")
     add("--test", type=float, default=0.0, help="part of the images for testing (default: %(default)s)")
     add("--lists", type=Path, help=f"folder of {TRAIN}.txt, {VAL}.txt, {TEST}.txt that give the splits instead")

@@ -10,9 +10,12 @@
       ],
       "ignored": [],
       "measures": ["jaccard"],
-      "splits": {"fractions": {"val": 0.2}, "seed": 0}
+      "splits": {"fractions": {"val": 0.2}, "seed": 0},
+      "bands": [4, 3, 2, 8],
+      "stretch": "0,10000"
     }
 
+`bands` and `stretch` may be left out; they are what the options of these names are without the command line.
 `python -m dataset.describe` writes such a file from looking at the labels. `root`, and the lists of splits, are taken
 from where the file lies.
 """
@@ -28,6 +31,7 @@ from dataset.layout import IMAGE_SUFFIXES, TEST, TRAIN, VAL, decode_text
 from utils.classes import IGNORED, Classes, Color, distinct_colors
 from utils.errors import InputError
 from utils.metrics import MEASURES, PER_IMAGE_MEASURES
+from utils.stretch import MOST_BANDS, Bands, Stretch
 
 NAME = "dataset.json"
 """The file's name where only its folder is given."""
@@ -67,7 +71,8 @@ class Splits:
 class FolderFile:
     """What the file says. Patterns are paths below `root` with `{id}` in the last part; a suffix `.*` is any image's.
 
-    `root` is as written in the file, relative to `folder`, where the file lies.
+    `root` is as written in the file, relative to `folder`, where the file lies. `bands` and `stretch` are None where
+    the file does not give them.
     """
 
     folder: Path
@@ -76,6 +81,8 @@ class FolderFile:
     labels: str
     classes: Classes
     splits: Splits
+    bands: Bands | None = None
+    stretch: Stretch | None = None
 
     def to_record(self) -> dict[str, Any]:
         """The contents of the file."""
@@ -98,6 +105,8 @@ class FolderFile:
             "ignored": classes.to_record()["ignored"],
             "measures": list(classes.measures),
             "splits": self.splits.to_record(),
+            **({} if self.bands is None else {"bands": list(self.bands)}),
+            **({} if self.stretch is None else {"stretch": str(self.stretch)}),
         }
 
     @classmethod
@@ -124,7 +133,8 @@ class FolderFile:
     @classmethod
     def from_record(cls, record: Any, folder: Path) -> "FolderFile":
         """The inverse of `to_record`; InputError, naming the entry, where a rule is broken."""
-        _known_keys(record, "the file", ("root", "images", "labels", "classes", "ignored", "measures", "splits"))
+        known = ("root", "images", "labels", "classes", "ignored", "measures", "splits", "bands", "stretch")
+        _known_keys(record, "the file", known)
         splits = _splits(record.get("splits", {"fractions": {VAL: 0.2}}))
         images, labels = (check_pattern(record.get(key), key, splits) for key in ("images", "labels"))
         if images == labels:
@@ -133,7 +143,8 @@ class FolderFile:
         if not isinstance(root, str):
             raise InputError("root must be a folder's path, such as '.'")
         classes = _classes(record.get("classes"), record.get("ignored"), record.get("measures", []))
-        return cls(folder, root, images, labels, classes, splits)
+        bands, stretch = _bands(record.get("bands")), _stretch(record.get("stretch"))
+        return cls(folder, root, images, labels, classes, splits, bands, stretch)
 
 
 def check_pattern(pattern: Any, key: str, splits: Splits) -> str:
@@ -179,6 +190,25 @@ def _splits(record: Any) -> Splits:
     if not isinstance(seed, int):
         raise InputError(f"splits.seed {seed!r} must be an integer")
     return Splits(**{rules[0]: dict(given)}, seed=seed)
+
+
+def _bands(given: Any) -> Bands | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or not 1 <= len(given) <= MOST_BANDS or not all(_is_value(n) and n for n in given):
+        raise InputError(f"bands {given!r} must be a list of 1 to {MOST_BANDS} numbers from 1, such as [4, 3, 2, 8]")
+    return tuple(given)
+
+
+def _stretch(given: Any) -> Stretch | None:
+    if given is None:
+        return None
+    try:
+        return Stretch.parse(given)
+    except (InputError, AttributeError):  # another text, or none
+        raise InputError(
+            f"stretch {given!r} must be a text: two rising percentiles ('2%,98%') or two rising values ('0,10000')"
+        ) from None
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dataset.planes import MAX_PIXELS, Planes, open_planes, to_tensor
 from dataset.probe import RASTERIO, FileInfo, probe
 from utils.errors import InputError, required
-from utils.stretch import Limits, Stretch, parse_bands
+from utils.stretch import RGB, Bands, Limits, Stretch, parse_bands, spell_bands
 from utils.tiling import Box, Size
 
 SAMPLE_SIDE = 1024
@@ -25,14 +25,12 @@ _MOST_LIMITS = 10_000
 
 _known_limits: dict[tuple[object, ...], Limits] = {}
 
-Bands = tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class View:
-    """How stored values become 8-bit RGB.
+    """How stored values become the 8-bit bands that a network reads.
 
-    `bands`: which three, counted from 1, are red, green and blue; None for the first three, or the only one.
+    `bands`: which, counted from 1, in order; None for the first three, or the only one three times: RGB.
     `stretch`: which values become 0 and 255, where samples are not of 8 bits.
     """
 
@@ -44,8 +42,13 @@ class View:
         """Return the view that options spell, as `3,2,1` or None and `2%,98%`; InputError for other spellings."""
         return cls(None if bands is None else parse_bands(bands), Stretch.parse(stretch))
 
+    @property
+    def n_bands(self) -> int:
+        """The number of bands that are read of every file."""
+        return RGB if self.bands is None else len(self.bands)
+
     def choose(self, info: FileInfo) -> Bands:
-        """Return which three bands of a file to show; InputError, naming it, where it has not so many.
+        """Return which bands of a file to read; InputError, naming it, where it has not so many.
 
         A grey picture counts as three equal bands, and colours behind a palette as three; a raster has its own only.
         """
@@ -53,17 +56,20 @@ class View:
         if self.bands is None:
             return (1, 1, 1) if grey else (1, 2, 3)
         repeated = grey and not info.georeference and info.decoders != (RASTERIO,)
-        count = 3 if repeated or info.palette else info.bands
+        count = RGB if repeated or info.palette else info.bands
         if max(self.bands) > count:
-            numbers = ",".join(map(str, self.bands))
-            raise InputError(f"{info.path}: --bands {numbers}: {info.path.name} has {count} bands", "no such band")
-        return (1, 1, 1) if repeated else self.bands
+            raise InputError(
+                f"{info.path}: --bands {spell_bands(self.bands)}: {info.path.name} has {count} "
+                f"band{'' if count == 1 else 's'}",
+                "no such band",
+            )
+        return (1,) * len(self.bands) if repeated else self.bands
 
 
 class ImageFile:
     """An open image as a `utils.sources.Source`. Pixels without data are read as 0.
 
-    A pixel has no data where the file says so, and where a band that is shown is not a finite number.
+    A pixel has no data where the file says so, and where a band that is read is not a finite number.
     """
 
     def __init__(self, info: FileInfo, planes: Planes, view: View) -> None:
@@ -76,16 +82,27 @@ class ImageFile:
     def size(self) -> Size:
         return self._planes.size
 
+    @property
+    def n_bands(self) -> int:
+        return len(self._shown)
+
+    @property
+    def limits(self) -> Limits:
+        """The values that become 0 and 255 in each band that is read; none where values are not stretched."""
+        return self._limits or []
+
     def read(self, box: Box) -> Tensor:
-        """Return (3, height, width) uint8 RGB of `box`; raises InputError, naming the file, where it cannot."""
+        """Return (bands, height, width) uint8 of `box`; raises InputError, naming the file, where it cannot."""
         values = self._planes.read(box, self._bands)
         valid = self._valid(box, values)
-        rgb = self._to_bytes(values)
+        pixels = self._to_bytes(values)
         if valid is not None and not valid.all():
-            rgb = rgb * valid
-        if len(rgb) == 2:
-            rgb = rgb[[self._bands.index(band) for band in self._shown]]
-        return to_tensor(rgb).expand(3, -1, -1)
+            pixels = pixels * valid
+        if len(pixels) == 1:
+            return to_tensor(pixels).expand(self.n_bands, -1, -1)
+        if len(pixels) < self.n_bands:  # some are read more than once
+            pixels = pixels[[self._bands.index(band) for band in self._shown]]
+        return to_tensor(pixels)
 
     def valid(self, box: Box) -> Tensor | None:
         """Return (height, width) bool: which pixels of `box` have data; None where no pixel of the file can lack it."""
@@ -108,7 +125,7 @@ class ImageFile:
         return values
 
     def _colors(self, indices: np.ndarray) -> np.ndarray:
-        """Return (3, h, w) of palette indices; those beyond the palette are black."""
+        """Return the bands (C, h, w) of palette indices; those beyond the palette are black."""
         palette = required(self._planes.palette, "palette")
         table = np.zeros((max(len(palette), np.iinfo(indices.dtype).max + 1), 3), np.uint8)
         table[: len(palette)] = palette
@@ -169,7 +186,7 @@ def open_image(
 
     Args:
         path: the file, or what `dataset.probe.probe` said of it.
-        view: which bands are shown, and how values of more than 8 bits become 0..255; by default as `View()`.
+        view: which bands are read, and how values of more than 8 bits become 0..255; by default as `View()`.
         max_pixels: the largest picture that is decoded whole.
 
     Yields:

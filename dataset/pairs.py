@@ -116,11 +116,11 @@ def _value_bytes(info: FileInfo) -> int:
 
 @dataclass(frozen=True)
 class PairReader:
-    """Reads images as RGB and labels as class ids.
+    """Reads images as 8-bit bands and labels as class ids.
 
     Attributes:
         classes: how labels spell ids.
-        view: which bands are shown, and how values of more than 8 bits become 0..255.
+        view: which bands are read, and how values of more than 8 bits become 0..255.
         max_pixels: more are not read at once.
         files: keeps files open.
     """
@@ -152,7 +152,7 @@ class PairReader:
             box: which pixels; by default all.
 
         Returns:
-            (3, height, width) uint8 RGB; and (height, width) uint8 ids, 255 where the image has no data, too; None
+            (bands, height, width) uint8; and (height, width) uint8 ids, 255 where the image has no data, too; None
             without a label.
 
         Raises:
@@ -162,7 +162,7 @@ class PairReader:
         if not isinstance(item.image, JoinedParts):
             return self.read_files(pairs[0], box)
         box = box or self.whole(item)
-        pixels = torch.empty((3, box.height, box.width), dtype=torch.uint8)
+        pixels = torch.empty((self.view.n_bands, box.height, box.width), dtype=torch.uint8)
         ids = None if item.label is None else torch.empty((box.height, box.width), dtype=torch.uint8)
         columns = len(item.image.rows[0])
         for piece in item.image.layout.pieces(box):

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from dataset.image_file import ImageFile, View
 from dataset.planes import TURNS, HeldPlanes, TurnedPlanes, picture_values
-from dataset.probe import PILLOW, FileInfo, read_orientation
-from utils.sources import MEMORY_PIXELS, Source
-from utils.tiling import Box, Size
+from dataset.probe import PILLOW, RASTERIO, FileInfo, read_orientation
+from utils.errors import InputError
+from utils.sources import MEMORY_PIXELS, Source, fits_memory
+from utils.stretch import RGB
+from utils.tiling import Box, Size, map_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".img", ".vrt")
 """Of the files of a folder, those with one of these are segmented; a file that is named may have any."""
 
-_BAND_PIXELS = 16_000_000
-"""How many pixels of a large source are shrunk at a time."""
+_STRIP_PIXELS = 16_000_000
+"""How many pixels of a large source are shrunk at a time, if it is RGB."""
 
 
 def picture(image: Image.Image, view: View | None = None) -> ImageFile:
@@ -25,7 +27,7 @@ def picture(image: Image.Image, view: View | None = None) -> ImageFile:
 
     Args:
         image: of any mode, turned as its EXIF says.
-        view: which bands are shown, and how values of more than 8 bits become 0..255; by default as `View()`.
+        view: which bands are read, and how values of more than 8 bits become 0..255; by default as `View()`.
 
     Raises:
         InputError: it lacks the bands.
@@ -47,6 +49,34 @@ def picture(image: Image.Image, view: View | None = None) -> ImageFile:
     return ImageFile(info, TurnedPlanes(HeldPlanes(values, palette), TURNS[orientation]), view or View())
 
 
+def array(values: np.ndarray, view: View) -> ImageFile:
+    """Return an array as a source: a picture where no bands are named, else as if a file held it.
+
+    Args:
+        values: a picture, (H, W, 3) or grey (H, W), uint8; or (H, W, bands) of whole or floating-point numbers.
+        view: which bands are read, and how values of other types than uint8 become 0..255.
+
+    Raises:
+        InputError: it is of another type or shape, is empty or lacks the bands.
+    """
+    if view.bands is None:
+        known, wanted = values.dtype == np.uint8 and values.shape[2:] in ((), (RGB,)), "(H, W, 3) or (H, W) uint8"
+    else:
+        known, wanted = values.dtype.kind in "uif", "(H, W, bands) or (H, W) of whole or floating-point numbers"
+    if not known or values.ndim not in (2, 3) or not values.size:
+        raise InputError(f"an array must be {wanted}, not empty, not {values.shape} {values.dtype}")
+    planes = np.atleast_3d(values).transpose(2, 0, 1)
+    info = FileInfo(
+        path=Path("the array"),
+        format="",
+        stored=values.shape[:2],
+        bands=len(planes),
+        dtype=planes.dtype.name,
+        decoders=(PILLOW,) if values.ndim == 2 else (RASTERIO,),  # grey counts as RGB, one band of a raster does not
+    )
+    return ImageFile(info, HeldPlanes(planes), view)
+
+
 def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:
     """Shrink a source with Pillow's bilinear filter, antialiased.
 
@@ -56,18 +86,32 @@ def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:
     Args:
         source: an image.
         size: (height, width) to make of it.
-        most: the most pixels that are shrunk at once, with one rounding.
+        most: the most pixels of RGB, or other bands of as many bytes, that are shrunk at once, with one rounding.
 
     Returns:
-        (3, *size) uint8.
+        (bands, *size) uint8.
     """
     height, width = source.size
-    step = height if height * width <= most else max(1, _BAND_PIXELS // width)
-    bands = []
+    step = height if fits_memory(source, most) else max(1, _STRIP_PIXELS * RGB // (width * source.n_bands))
+    strips = []
     for top in range(0, height, step):
         rows = source.read(Box(top, 0, min(step, height - top), width))
-        image = Image.fromarray(rows.permute(1, 2, 0).contiguous().cpu().numpy())
-        target = size if step == height else (image.height, size[1])
-        bands.append(np.asarray(image.resize((target[1], target[0]), Image.Resampling.BILINEAR)))
-    shrunk = Image.fromarray(np.concatenate(bands)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(shrunk).transpose(2, 0, 1)))
+        strips.append(_resize(rows, size if step == height else (map_size(rows)[0], size[1])))
+    return _resize(torch.cat(strips, 1), size)
+
+
+def _resize(image: Tensor, size: Size) -> Tensor:
+    """Resize an image (bands, H, W) uint8 to (bands, *size) by Pillow: RGB at once, other bands one by one.
+
+    Pillow would take the last of two or four bands for transparency.
+    """
+    parts = [image] if len(image) == RGB else image.split(1)
+    return torch.cat([_resize_by_pillow(part, size) for part in parts])
+
+
+def _resize_by_pillow(image: Tensor, size: Size) -> Tensor:
+    """Resize one band or RGB, (C, H, W) uint8, to (C, *size)."""
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()  # (H, W, C)
+    picture = Image.fromarray(pixels if len(image) == RGB else pixels[..., 0])
+    resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return torch.from_numpy(np.array(np.atleast_3d(resized).transpose(2, 0, 1), order="C"))

@@ -56,9 +56,10 @@ class FileInfo:
 
     `stored` is (height, width) as in the file, `orientation` (EXIF's, 1..8) how it is turned for display. `dtype` is
     numpy's name of the samples, `top` the largest value that unsigned ones can have. `inverted`: 0 is white.
-    `palette`: the only band holds indices. `nodata` is the value of pixels without data, where the header says so and
-    other libraries than GDAL can obey it. `georeference` is where the file has one: "tags", "boxes", "beside" it, or
-    "". `decoders` read it rightly, the best first; `why` says what needs rasterio, if that is all.
+    `palette`: the only band holds indices. `alpha`: the last band is transparency. `nodata` is the value of pixels
+    without data, where the header says so and other libraries than GDAL can obey it. `georeference` is where the file
+    has one: "tags", "boxes", "beside" it, or "". `decoders` read it rightly, the best first; `why` says what needs
+    rasterio, if that is all.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class FileInfo:
     orientation: int = 1
     inverted: bool = False
     palette: bool = False
+    alpha: bool = False
     nodata: float | None = None
     georeference: str = ""
     why: str = ""
@@ -169,6 +171,7 @@ def _probe_tiff(path: Path, tags: TiffTags) -> FileInfo:
         orientation=tags.orientation if 1 <= tags.orientation <= 8 else 1,
         inverted=tags.inverted and own != PILLOW,
         palette=tags.palette,
+        alpha=tags.alpha and bands == tags.samples,
         nodata=nodata,
         georeference=georeference,
         why=why,
@@ -257,7 +260,19 @@ def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
         bands, top = 1, np.iinfo(dtype).max if dtype != "float32" else 255
     elif "16" in raw and "BGR;16" not in raw:  # Pillow keeps the high bytes alone
         decoder, why = RASTERIO, f"{format_} of 16 bits"
-    return FileInfo(path, format_, size, bands, dtype, (decoder,), int(top), orientation, palette=mode == "P", why=why)
+    return FileInfo(
+        path,
+        format_,
+        size,
+        bands,
+        dtype,
+        (decoder,),
+        int(top),
+        orientation,
+        palette=mode == "P",
+        alpha=bands in (2, 4),
+        why=why,
+    )
 
 
 def _png_may_be_turned(file: BinaryIO) -> bool:
@@ -322,6 +337,7 @@ def _probe_raster(path: Path) -> FileInfo:
             decoders=(RASTERIO,),
             top=int(np.iinfo(dtype).max) if dtype.startswith("uint") else 255,
             palette=file.count == 1 and raster.color_table(file) is not None,
+            alpha=raster.alpha_band(file) == file.count,
             georeference="tags" if raster.has_georeference(file) else "",
             why=file.driver,
         )

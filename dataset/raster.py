@@ -59,6 +59,14 @@ def color_table(file: Any) -> np.ndarray | None:
     return table
 
 
+def alpha_band(file: Any) -> int | None:
+    """Return the band of an open dataset that is transparency, counted from 1; None where it has none."""
+    from rasterio.enums import ColorInterp
+
+    kinds = file.colorinterp
+    return kinds.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in kinds else None
+
+
 def has_georeference(file: Any) -> bool:
     """Return whether an open dataset says in any way where on the ground it lies."""
     with warnings.catch_warnings():
@@ -76,13 +84,12 @@ class RasterPlanes:
         self.path, self.top, self.inverted = path, top, inverted
         self._file = open_file(path)
         with reading(path):
-            from rasterio.enums import ColorInterp, MaskFlags
+            from rasterio.enums import MaskFlags
 
             flags = self._file.mask_flag_enums
             self._masked = [MaskFlags.all_valid not in own for own in flags]
             self._alpha = [MaskFlags.alpha in own for own in flags]
-            kinds = self._file.colorinterp
-            self._alpha_band = kinds.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in kinds else None
+            self._alpha_band = alpha_band(self._file)
             self.palette = color_table(self._file) if self._file.count == 1 else None
         self.dtype = self._file.dtypes[0]
         self.count: int = self._file.count

@@ -12,6 +12,7 @@ from dataset.layout import TEST, TRAIN, VAL, SplitChoice
 from dataset.windows import Windows
 from utils.classes import Classes
 from utils.errors import InputError
+from utils.stretch import spell_bands
 
 NAMES = ("deep_globe", "inria", "isic", "dubai", "folder")
 """The values of `--dataset`."""
@@ -22,7 +23,8 @@ class Description:
     """A data set where it lies: all that training, evaluation and reports need to know of it.
 
     `splits` are its parts, `validation` the one that follows every epoch, `unlabelled` those without labels. `size_p`
-    (pixels) and `batch_size` (images) are the published settings. `find` gives a split's items.
+    (pixels) and `batch_size` (images) are the published settings. `find` gives a split's items. `bands` and `stretch`
+    are those of the set's own file, as the options of these names spell them; None where it has none.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Description:
     size_p: int
     batch_size: int
     find: Callable[[str], list[Item]]
+    bands: str | None = None
+    stretch: str | None = None
 
     def open(
         self,
@@ -161,6 +165,8 @@ def _folder(root: Path, choice: SplitChoice) -> Description:
         size_p=508,
         batch_size=6,
         find=partial(folder.find_items, file),
+        bands=None if file.bands is None else spell_bands(file.bands),
+        stretch=None if file.stretch is None else str(file.stretch),
     )
 
 

@@ -81,7 +81,7 @@ def _sub_batch_terms(
 
     Args:
         model: the network.
-        x: the patches, (n, 3, h, w), normalised.
+        x: the patches, (n, bands, h, w), normalised.
         patches: which patches of the image's grid they are.
         image: the image's patches and their labels.
         context: the global branch's maps of the whole image, (1, C, h, w) each.
@@ -111,7 +111,7 @@ def infer(
 
     Args:
         network: the prepared network.
-        x: the shrunk image, (1, 3, size_g, size_g), normalised.
+        x: the shrunk image, (1, bands, size_g, size_g), normalised.
         image: the image's patches; if the settings select patches, some of them are left.
         sinks: the requested predictions; `local` and `ensemble` get their scores here.
         means: whether scores are means over the patches that cover a pixel, or sums.

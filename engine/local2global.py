@@ -29,7 +29,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     loss. The parameters and the result are those of `engine.global_only.training_step`.
     """
     images = [TrainingPatches(sample, settings) for sample in batch]
-    inputs = global_inputs(batch, settings)  # (B, 3, size_g, size_g)
+    inputs = global_inputs(batch, settings)  # (B, bands, size_g, size_g)
     merged, kept = _local_maps(model, inputs, images, metrics)
     # no name is given to what only the backward pass needs: it is freed on its way
     # (B, n_class, size_g / 4, size_g / 4) and (B, 9 * n_class, size_g / 4, size_g / 4)
@@ -95,7 +95,7 @@ def _local_maps(
 
     Args:
         model: the network.
-        inputs: the shrunk images, (B, 3, size_g, size_g).
+        inputs: the shrunk images, (B, bands, size_g, size_g).
         images: the patches of each image; if the settings select patches, some of them are left.
         metrics: counts the local predictions.
 

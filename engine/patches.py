@@ -92,7 +92,7 @@ class ImagePatches:
         enlarge(logits, self.size, sink, upsample=self.settings.upsample)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield each sub-batch: a slice of the grid, and its patches as the network's input, (n, 3, h, w)."""
+        """Yield each sub-batch: a slice of the grid, and its patches as the network's input, (n, bands, h, w)."""
         for patches in self.grid.sub_batches(self.settings.sub_batch_size):
             cut = torch.stack([self.source.read(box) for box in self.boxes[patches]])
             yield patches, self.settings.to_input(cut)

@@ -90,7 +90,7 @@ class Predictor:
             image: the image.
             sinks: by name, the predictions that are requested (of `stage.predictions`); nothing else is computed. Each
                 sink gets the scores (n_class, rows, W) of its prediction, from top to bottom.
-            global_image: the image shrunk, (3, size_g, size_g) uint8, if it is available.
+            global_image: the image shrunk, (bands, size_g, size_g) uint8, if it is available.
             on_patches: called after each sub-batch.
             means: whether scores are means over the patches that cover a pixel. By default they are sums, as released.
                 Over several turns they are always the mean over turns of such means, which are held on the host.
@@ -115,7 +115,7 @@ class Predictor:
         return coverage
 
     def _shrink(self, image: Source) -> Tensor:
-        """Return the whole image at (3, size_g, size_g) uint8."""
+        """Return the whole image at (bands, size_g, size_g) uint8."""
         return shrink(image, (self.size_g, self.size_g))
 
     def _segment_turned(

@@ -26,7 +26,7 @@ def add_terms(total: Terms, terms: Mapping[str, Tensor]) -> None:
 
 
 def global_inputs(batch: list[Sample], settings: Settings) -> Tensor:
-    """Return the shrunk images of a batch as the network's input, (B, 3, size_g, size_g)."""
+    """Return the shrunk images of a batch as the network's input, (B, bands, size_g, size_g)."""
     return settings.to_input(torch.stack([sample.global_image for sample in batch]))
 
 

@@ -28,6 +28,8 @@ class Network:
             raise SystemExit(
                 "this network reads selected patches only (coarse to fine), which this example does not do"
             )
+        if self.about["bands"] is not None:
+            raise SystemExit(f"this network reads the bands {self.about['bands']}; this example reads RGB alone")
         self.sessions = {
             name: onnxruntime.InferenceSession(folder / part["file"], providers=["CPUExecutionProvider"])
             for name, part in self.about["parts"].items()

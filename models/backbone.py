@@ -29,7 +29,7 @@ class Backbone(nn.Module):
         self.channels = tuple(net.fc.in_features // k for k in (1, 2, 4, 8))
 
     def forward(self, image: Tensor) -> Levels:
-        """Return c5, c4, c3, c2 of images (N, 3, H, W), (N, C, h, w) each: 1/32, 1/16, 1/8, 1/4, sides rounded up."""
+        """Return c5, c4, c3, c2 of images (N, bands, H, W), (N, C, h, w) each: 1/32 to 1/4, sides rounded up."""
         c2 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(image)))))
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)

@@ -22,11 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.bands import fit_kernels
 from models.glnet import GLNet
 from models.header import Header
 from utils.errors import InputError, exit_code
 from utils.files import load_torch, replacing, save_torch
 from utils.stages import STAGES
+from utils.stretch import RGB
 
 FORMAT, VERSION = "glnet", 1
 """Recorded in every file of this project."""
@@ -56,6 +58,11 @@ class Checkpoint:
     path: Path
     header: Header | None
     tensors: dict[str, Tensor]
+
+    @property
+    def n_bands(self) -> int:
+        """The number of bands that the network reads; released ones read RGB."""
+        return RGB if self.header is None else self.header.n_bands
 
     def tensors_of(self, stage: int) -> dict[str, Tensor]:
         """Return the tensors by this project's names.
@@ -231,7 +238,7 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Ite
         if tensor.shape != expected[name].shape:
             raise InputError(
                 f"{path}: {name} is {tuple(tensor.shape)} where {tuple(expected[name].shape)} is expected; "
-                "was it made with another --n_class or --backbone?"
+                "was it made with other --bands, --n_class or --backbone?"
             )
     with torch.no_grad():
         for name, tensor in expected.items():
@@ -264,9 +271,16 @@ def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
     """Load backbones and pyramids, which fit any classes; heads and ensemble keep their weights.
 
     A released file is taken to be of stage 1 or 2. From one of stage 3 the global branch gets the refined branch's
-    backbone. Raises InputError if the file does not fit the network.
+    backbone. Kernels of three bands are widened to those of the network. Raises InputError if the file does not fit it.
     """
     tensors = checkpoint.tensors_of(checkpoint.header.stage if checkpoint.header is not None else 1)
+    if checkpoint.n_bands not in (RGB, model.n_bands):
+        raise InputError(
+            f"{checkpoint.path} was made with {checkpoint.n_bands} bands, which cannot start a network of "
+            f"{model.n_bands}: give as many --bands, or a file of {RGB}"
+        )
+    for name in ("global_", "local", "refined"):
+        tensors = fit_kernels(getattr(model, name).backbone, tensors, f"{name}.backbone.")
     parts = [f"{branch}.{part}." for branch in ("global_", "local", "refined") for part in ("backbone", "pyramid")]
     load(model, tensors, checkpoint.path, parts)
 
@@ -320,11 +334,13 @@ def export(source: Path, target: Path) -> str:
         A line that reports it.
 
     Raises:
-        InputError: a file cannot be read or written, or `source` is a released one.
+        InputError: a file cannot be read or written, or `source` is a released one or not of RGB.
     """
     checkpoint = read(source)
     if checkpoint.header is None:
         raise InputError(f"{source} is a released file already")
+    if checkpoint.n_bands != RGB:
+        raise InputError(f"{source} was made with {checkpoint.n_bands} bands; released files are of {RGB}")
     stage = checkpoint.header.stage
     save_torch(target, to_released(checkpoint.tensors, stage))
     return f"{target}: the released file of mode {stage}"

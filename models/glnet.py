@@ -8,28 +8,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.bands import set_bands
 from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, SameConv
 from models.pyramid import FullPyramid, Pyramid
 from models.regulariser import conv_and_distance
 from models.resized import add_taps, resize, resize_and_add_taps, taps_of
 from models.sharing import crop_global, crop_pyramid, merge_local_maps
 from utils.errors import required
+from utils.stretch import RGB
 from utils.tiling import Patches, Size, map_size
 
 
 class Branch(nn.Module):
     """One branch of GLNet: backbone, feature pyramid and a 3x3 head that classifies ps3."""
 
-    def __init__(self, backbone: str, n_class: int, fused: bool) -> None:
+    def __init__(self, backbone: str, n_class: int, fused: bool, n_bands: int = RGB) -> None:
         """Make the branch.
 
         Args:
             backbone: one of `models.backbone.BACKBONES`.
             n_class: number of classes.
             fused: whether the pyramid reads another branch's pyramid, too.
+            n_bands: number of bands of the images.
         """
         super().__init__()
         self.backbone = Backbone(backbone)
+        set_bands(self.backbone, n_bands)
         self.pyramid = FPN(self.backbone.channels, fused)
         self.head = SameConv(PS3_CHANNELS, n_class, 3)
 
@@ -37,7 +41,7 @@ class Branch(nn.Module):
         """Compute logits and pyramid of images or patches.
 
         Args:
-            image: (N, 3, h, w), normalised.
+            image: (N, bands, h, w), normalised.
             other: the other branch's pyramid, for the fused form only.
 
         Returns:
@@ -47,11 +51,11 @@ class Branch(nn.Module):
         return self.head(pyramid.ps3), pyramid
 
     def context(self, image: Tensor) -> Pyramid:
-        """Return the pyramid of images (N, 3, h, w) without ps3: all that another branch's fused pyramid reads."""
+        """Return the pyramid of images (N, bands, h, w) without ps3: all that another branch's fused pyramid reads."""
         return self.pyramid.shared(self.backbone(image))
 
     def logits(self, image: Tensor) -> Tensor:
-        """Return the logits of the plain form, (N, n_class, h / 4, w / 4), of images (N, 3, h, w); ps3 is not built."""
+        """Return the plain form's logits, (N, n_class, h / 4, w / 4), of images (N, bands, h, w); ps3 is not built."""
         return self.logits_of(self.context(image))
 
     def logits_of(self, context: Pyramid) -> Tensor:
@@ -141,22 +145,25 @@ class GLNet(nn.Module):
         refined: trained in stage 3; it starts as a copy of `global_`.
         ensemble: trained in stages 2 and 3.
         n_class: number of classes.
+        n_bands: number of bands of the images.
         learning: names of the children that learn; see `learn`.
     """
 
-    def __init__(self, n_class: int = 7, backbone: str = "resnet50") -> None:
+    def __init__(self, n_class: int = 7, backbone: str = "resnet50", n_bands: int = RGB) -> None:
         """Make a network with initial weights; nothing learns yet.
 
         Args:
             n_class: number of classes.
             backbone: one of `models.backbone.BACKBONES`.
+            n_bands: number of bands of the images.
         """
         super().__init__()
-        self.global_ = Branch(backbone, n_class, fused=False)
-        self.local = Branch(backbone, n_class, fused=True)
-        self.refined = Branch(backbone, n_class, fused=True)
+        self.global_ = Branch(backbone, n_class, fused=False, n_bands=n_bands)
+        self.local = Branch(backbone, n_class, fused=True, n_bands=n_bands)
+        self.refined = Branch(backbone, n_class, fused=True, n_bands=n_bands)
         self.ensemble = Ensemble(n_class)
         self.n_class = n_class
+        self.n_bands = n_bands
         self.learning: tuple[str, ...] = ()
         self.learn(())
 
@@ -166,8 +173,8 @@ class GLNet(nn.Module):
         """Segment one image as in the paper's figure 2: the plain reference of the faster forms.
 
         Args:
-            image: the whole image shrunk, (1, 3, size_g, size_g), normalised.
-            patches: all patches of the image at full resolution, (n, 3, h, w), normalised; not read in mode 1.
+            image: the whole image shrunk, (1, bands, size_g, size_g), normalised.
+            patches: all patches of the image at full resolution, (n, bands, h, w), normalised; not read in mode 1.
             grid: the grid of these patches; not read in mode 1.
             mode: 1 global, 2 global to local, 3 local to global.
 

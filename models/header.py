@@ -1,7 +1,7 @@
 """The header of a checkpoint: the record of its network."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from models.backbone import BACKBONES
@@ -9,9 +9,9 @@ from utils.classes import Classes
 from utils.errors import InputError
 from utils.metrics import MEASURES
 from utils.selection import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine, PatchSelection, UncertainPatches
-from utils.settings import LONGEST_SIDE, MOST_CLASSES, STATISTICS, Settings
+from utils.settings import DATA, LONGEST_SIDE, MOST_CLASSES, NORMALIZATIONS, STATISTICS, Settings, Statistics
 from utils.stages import STAGES
-from utils.stretch import Stretch, parse_bands
+from utils.stretch import RGB, Stretch, count_bands
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Header:
         classes: of its predictions.
         backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, share_maps, bands, stretch: the
             options of these names; see `utils.settings.RECORDED`.
+        statistics: of the training images, with `--normalize data`; else None.
     """
 
     stage: int
@@ -37,6 +38,31 @@ class Header:
     share_maps: bool = True
     bands: str | None = None
     stretch: str = "2%,98%"
+    statistics: Statistics | None = None
+
+    @property
+    def n_bands(self) -> int:
+        """The number of bands that the network reads."""
+        return count_bands(self.bands)
+
+    def normalization(self) -> Statistics | None:
+        """Return what pixel values are normalised by, None if they stay in [0, 1].
+
+        Raises InputError if `normalize` does not fit the bands, or needs statistics that no training has recorded.
+        """
+        if self.normalize == DATA:
+            if self.statistics is None:
+                raise InputError(
+                    f"--normalize {DATA} needs the statistics that stage 1 records when it is trained with --normalize "
+                    f"{DATA}; give {', '.join(STATISTICS)}, or leave it out"
+                )
+            return self.statistics
+        if self.normalize == "imagenet" and self.n_bands != RGB:
+            raise InputError(
+                f"--normalize imagenet has the values of {RGB} bands, but the network reads {self.n_bands}; give "
+                f"{DATA}, half or none"
+            )
+        return None if self.normalize == "none" else STATISTICS[self.normalize]
 
     def settings(
         self, *, box_recall: float = BOX_RECALL, refine_share: float = 1.0, blend: str = "none", **more: Any
@@ -51,7 +77,8 @@ class Header:
 
         Raises:
             InputError: the network is coarse to fine, but its classes are not two, one of them foreground; or patches
-                would be selected twice; or selected or blended in mode 1, which has none.
+                would be selected twice; or selected or blended in mode 1, which has none; or `normalization` cannot be
+                used.
         """
         if blend != "none" and self.stage == 1:
             raise InputError(f"--blend {blend} cannot be used: mode 1 has no patches; leave it out")
@@ -66,7 +93,7 @@ class Header:
         return Settings(
             size_p=self.size_p,
             min_overlap=self.min_overlap,
-            normalize=self.normalize,
+            statistics=self.normalization(),
             selection=selection,
             share_maps=self.share_maps,
             blend=blend,
@@ -81,8 +108,12 @@ class Header:
     def from_record(cls, record: Mapping[str, Any]) -> "Header":
         """Return the header that `to_record` recorded. Raises ValueError or TypeError if no run can have written it."""
         header = cls(**{**record, "classes": Classes.from_record(record["classes"])})
-        if header.stage not in STAGES or header.backbone not in BACKBONES or header.normalize not in STATISTICS:
+        if header.statistics is not None:
+            header = replace(header, statistics=Statistics.from_record(header.statistics, header.n_bands))
+        if header.stage not in STAGES or header.backbone not in BACKBONES or header.normalize not in NORMALIZATIONS:
             raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
+        if header.normalize == DATA and header.statistics is None:
+            raise ValueError(f"normalize {DATA} without statistics")
         for name in ("size_g", "size_p", "min_overlap"):
             if not (isinstance(getattr(header, name), int) and 0 <= getattr(header, name) <= LONGEST_SIDE):
                 raise ValueError(f"{name} {getattr(header, name)}")
@@ -90,8 +121,7 @@ class Header:
             raise ValueError(f"coarse_to_fine {header.coarse_to_fine}, box_margin {header.box_margin}")
         if not isinstance(header.share_maps, bool):
             raise ValueError(f"share_maps {header.share_maps}")
-        if header.bands is not None:
-            parse_bands(header.bands)
+        count_bands(header.bands)
         Stretch.parse(header.stretch)
         _check_classes(header.classes)
         return header

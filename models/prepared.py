@@ -241,7 +241,7 @@ class PreparedGLNet:
         """Run the global branch.
 
         Args:
-            image: the whole image shrunk, (1, 3, size_g, size_g), normalised.
+            image: the whole image shrunk, (1, bands, size_g, size_g), normalised.
             logits: whether the logits are requested.
             context: whether the maps that the local branch reads are requested.
             ensemble: whether the taps that the ensemble reads are requested.
@@ -268,7 +268,7 @@ class PreparedGLNet:
         """Run the local branch on some patches.
 
         Args:
-            x: the patches, (n, 3, h, w), normalised.
+            x: the patches, (n, bands, h, w), normalised.
             context: the global branch's maps of the whole image, as `global_maps` gives them.
             grid: the image's patch grid.
             patches: which patches of the grid `x` holds.
@@ -292,7 +292,7 @@ class PreparedGLNet:
         """Run the refined branch.
 
         Args:
-            image: the whole image shrunk, (1, 3, size_g, size_g), normalised.
+            image: the whole image shrunk, (1, bands, size_g, size_g), normalised.
             merged: the local maps merged into the global frame, (1, C, H, W) each.
             logits: whether the logits are requested.
             ensemble: whether the taps that the ensemble reads are requested.

@@ -12,6 +12,7 @@ from utils.classes import Classes
 from utils.errors import InputError
 from utils.settings import RECORDED
 from utils.stages import STAGES
+from utils.stretch import fit_bands, parse_bands, spell_bands
 
 
 def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], released: Classes) -> Header:
@@ -24,13 +25,15 @@ def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], rel
         released: the classes of a released file, if it has that many; else they are numbered.
 
     Raises:
-        InputError: the file needs a mode, cannot serve it, or was made with another backbone.
+        InputError: the file needs a mode, cannot serve it, or was made with another backbone or number of bands.
     """
     recorded = file.header or _released_header(file, mode, released)
     if given.get("backbone") not in (None, recorded.backbone) and file.header is not None:
         raise InputError(f"--backbone {given['backbone']}: {file.path} was made with {recorded.backbone}")
-    header = replace(recorded, stage=mode or recorded.stage)
-    return replace(header, **{name: value for name, value in given.items() if value is not None})
+    values = {name: value for name, value in given.items() if value is not None}
+    if "bands" in values:
+        values["bands"] = spell_bands(fit_bands(parse_bands(values["bands"]), file.n_bands, file.path))
+    return replace(recorded, stage=mode or recorded.stage, **values)
 
 
 def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None) -> GLNet:
@@ -51,7 +54,7 @@ def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None)
     """
     made_by = header.stage if file.header is None else file.header.stage
     check_serves(file, header.stage)
-    model = GLNet(len(header.classes), header.backbone)
+    model = GLNet(len(header.classes), header.backbone, header.n_bands)
     checkpoint.load_whole(model, file, made_by)
     if context is not None:
         checkpoint.load_context(model, context)

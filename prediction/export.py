@@ -66,7 +66,7 @@ def export(checkpoint: Path, folder: Path, mode: int | None, path_g: Path | None
     parts = parts_of(model, header.stage)
     with torch.no_grad(), new_folder(folder) as beside:
         expected = expected_tensors(model, header)
-        for part, program in zip(parts, trace(parts), strict=True):
+        for part, program in zip(parts, trace(parts, header.n_bands), strict=True):
             path = beside / f"{part.name}.{kind}"
             write_onnx(program, part, path) if kind == "onnx" else torch.export.save(program, path)
             difference = compare(path, part, expected[part.name])
@@ -86,9 +86,9 @@ def check_packages() -> None:
             ) from error
 
 
-def trace(parts: Iterable[Part]) -> list[ExportedProgram]:
-    """Return the graph of each part; number and sizes of images and maps stay open."""
-    found = {"image": torch.zeros(2, 3, *TRACED_SIZE)}
+def trace(parts: Iterable[Part], n_bands: int) -> list[ExportedProgram]:
+    """Return the graph of each part for images of `n_bands` bands; number and sizes of images and maps stay open."""
+    found = {"image": torch.zeros(2, n_bands, *TRACED_SIZE)}
     programs = []
     for part in parts:
         inputs = tuple(found[name] for name in part.inputs)
@@ -170,8 +170,8 @@ def expected_tensors(model: GLNet, header: Header) -> dict[str, dict[str, Tensor
     side, overlap = header.size_p, header.min_overlap
     grid = PatchGrid.cover((side, 2 * side - overlap), side, overlap)
     everything = slice(0, len(grid))
-    image = torch.rand(1, 3, header.size_g, header.size_g, generator=generator)
-    patches = torch.rand(len(grid), 3, side, side, generator=generator)
+    image = torch.rand(1, header.n_bands, header.size_g, header.size_g, generator=generator)
+    patches = torch.rand(len(grid), header.n_bands, side, side, generator=generator)
 
     logits, maps = model.global_(image)
     found = {"global": {"image": image, "logits": logits, "ps3": maps.ps3, **named_maps(MAPS, maps)}}
@@ -199,7 +199,9 @@ def describe(parts: Iterable[Part], header: Header, kind: str) -> dict[str, Any]
         header: of the network.
         kind: `onnx` or `pt2`.
     """
-    mean, std = STATISTICS[header.normalize]
+    statistics = header.normalization() or STATISTICS["none"]
+    # a single value is that of all bands
+    mean, std = (values * (header.n_bands // len(values)) for values in (statistics.mean, statistics.std))
     return {
         "mode": header.stage,
         "backbone": header.backbone,

@@ -11,15 +11,14 @@ from utils.arguments import (
     Parser,
     add_coarse_to_fine,
     add_geometry,
+    add_normalize,
     add_refine_share,
     add_smoothing,
     add_view,
-    recorded_default,
     whole,
 )
 from utils.errors import InputError
 from utils.precision import PRECISIONS
-from utils.settings import STATISTICS
 from utils.turns import TURNS
 
 SMALLEST_SCENE = 2 * OVERLAPS_PER_SCENE
@@ -112,10 +111,6 @@ def _add_network(parser: Parser) -> None:
         help="average over mirrored, or all turned, images (default: none)",
     )
     add("--backbone", choices=BACKBONES, help="of a released file (default: resnet50)")
-    add(
-        "--normalize",
-        choices=tuple(STATISTICS),
-        help=f"of pixel values after scaling to [0, 1] {recorded_default('normalize')}",
-    )
+    add_normalize(add)
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default: %(default)s)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")

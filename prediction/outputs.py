@@ -24,7 +24,7 @@ from utils.errors import required
 from utils.files import remove_leftovers, replacing
 from utils.sources import Source
 from utils.tiling import Box
-from utils.visualize import NO_CLASS, colorize
+from utils.visualize import NO_CLASS, as_rgb, colorize
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Outputs:
             self._polygons.write(rows.ids.numpy(), metres, shares)
 
     def _draw_overlay(self, path: Path) -> None:
-        image = shrink(self.source, overlay_size(self.source.size)).permute(1, 2, 0).numpy()
+        image = as_rgb(shrink(self.source, overlay_size(self.source.size)))
         picture = draw_overlay(image, required(self._sampled, "sample").ids.numpy(), self.classes)
         Image.fromarray(np.ascontiguousarray(picture)).save(path, format="PNG")
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.image_file import View, open_image
-from dataset.pictures import picture
+from dataset.pictures import array, picture
 from engine.predictor import Predictor
 from models import checkpoint
 from models.glnet import GLNet
@@ -23,7 +23,7 @@ from utils.errors import InputError
 from utils.settings import RECORDED, check_sizes
 from utils.sources import Source
 from utils.stages import STAGES
-from utils.stretch import Stretch
+from utils.stretch import Stretch, fit_bands
 from utils.tiling import Box
 from utils.turns import TURNS
 
@@ -49,7 +49,7 @@ class Segmenter:
 
     @property
     def view(self) -> View:
-        """How files become 8-bit RGB, unless a call says otherwise: as in training."""
+        """How files become 8-bit bands, unless a call says otherwise: as in training."""
         return View.parse(self.header.bands, self.header.stretch)
 
     @classmethod
@@ -116,26 +116,30 @@ class Segmenter:
         """Segment one image.
 
         Args:
-            image: a file, a Pillow image, or an array (H, W, 3) or (H, W) uint8, 0..255, RGB or grey.
-            bands: the numbers, from 1, of the bands that are red, green and blue; by default the checkpoint's.
+            image: a file, a Pillow image, or an array (H, W, 3) or (H, W) uint8, 0..255, RGB or grey. Where bands are
+                named, here or in the checkpoint, an array is (H, W, bands) with all bands of a file, uint8 or other
+                whole or floating-point numbers, which are stretched.
+            bands: the numbers, from 1, of the bands that the network reads; by default the checkpoint's.
             stretch: which values of pixels of more than 8 bits become 0 and 255; by default the checkpoint's.
 
         Returns:
             (H, W) uint8 class ids, the headline's; 255 where a file has no data.
 
         Raises:
-            InputError: the image cannot be read, is of another type or shape, or is empty.
+            InputError: the image cannot be read, lacks bands, is of another type or shape, or is empty.
         """
+        if bands is not None:
+            bands = fit_bands(bands, self.header.n_bands, "the checkpoint")
         view = View(bands or self.view.bands, stretch or self.view.stretch)
         if isinstance(image, str | Path):
             with open_image(image, view) as source:
                 return self._segment(source)
         if isinstance(image, np.ndarray):
-            image = _from_array(image)
+            return self._segment(array(image, view))
         if not isinstance(image, Image.Image):
             raise InputError(
-                f"an image must be a file's path, a Pillow image or an array (H, W, 3) or (H, W) uint8, not a "
-                f"{type(image).__name__}; a tensor (3, H, W) becomes one by .permute(1, 2, 0).cpu().numpy()"
+                f"an image must be a file's path, a Pillow image or an array (H, W, bands) or (H, W), not a "
+                f"{type(image).__name__}; a tensor (bands, H, W) becomes one by .permute(1, 2, 0).cpu().numpy()"
             )
         return self._segment(picture(image, view))
 
@@ -173,10 +177,3 @@ def load_network(
     check_sizes(header.size_g, header.size_p, header.min_overlap)
     context = checkpoint.read_context(file, header.stage, None if path_g is None else Path(path_g))
     return restore(file, header, context), header
-
-
-def _from_array(image: np.ndarray) -> Image.Image:
-    """Return an array as a Pillow image. Raises InputError for a type or shape that is no 8-bit picture's."""
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
-        raise InputError(f"an array must be (H, W, 3) or (H, W) uint8, not empty, not {image.shape} {image.dtype}")
-    return Image.fromarray(image)

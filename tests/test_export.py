@@ -46,7 +46,7 @@ def export_once(programs: list, file: Path, folder: Path, kind: str) -> None:
     """Export as the command does; `programs` keeps the traced parts from one call to the next."""
     trace = export.trace
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "trace", lambda parts: programs or programs.extend(trace(parts)) or programs)
+        patch.setattr(export, "trace", lambda *found: programs or programs.extend(trace(*found)) or programs)
         export.export(file, folder, None, None, kind)
 
 

@@ -112,7 +112,7 @@ def test_a_source_shrinks_to_what_pillow_makes_of_the_image(size):
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_shrinking_band_by_band_differs_by_rounding_alone(monkeypatch, size, rows):
-    monkeypatch.setattr("dataset.pictures._BAND_PIXELS", rows * size[1])
+    monkeypatch.setattr("dataset.pictures._STRIP_PIXELS", rows * size[1])
     source = MemorySource(random_image(size))
     found, expected = shrink(source, (64, 48), most=1), shrink(source, (64, 48))
     assert (found.int() - expected.int()).abs().max() <= 1

@@ -370,7 +370,7 @@ def test_normalisation_scales_to_one_and_subtracts_and_divides_per_channel(name:
     assert expected.keys() == STATISTICS.keys()
     mean, std = (np.array(values)[:, None, None] for values in expected[name])
     image = build_sample((8, 9)).image
-    found = Settings(size_p=SIDE, min_overlap=MIN_OVERLAP, normalize=name).to_input(image[None])
+    found = Settings(size_p=SIDE, min_overlap=MIN_OVERLAP, statistics=STATISTICS[name]).to_input(image[None])
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found[0].numpy(), (image.numpy() / 255 - mean) / std, atol=1e-6)
     assert image.dtype == torch.uint8

@@ -150,7 +150,9 @@ def evaluation_run(
 ) -> Mapping[str, Any]:
     """Return what a report says of the run, in plain values: the checkpoint, the network, options, versions."""
     run = records.run_record(options_record(options), device, ranks.world, started, [])
-    network = {name: value for name, value in header.to_record().items() if name not in ("stage", "classes")}
+    network = {
+        name: value for name, value in vars(header).items() if name not in ("stage", "classes") and value is not None
+    }
     return {
         "checkpoint": str(options.model_path / getattr(options, stage.reads)),
         "network": ", ".join(f"{name} {value}" for name, value in network.items()),

@@ -72,17 +72,19 @@ def headers(data: SegmentationDataset) -> Iterator[tuple[Item, Size, list[FileIn
 
 
 def check_images(data: SegmentationDataset, settings: Settings | None) -> None:
-    """Log in one line each what is done to images beyond decoding, and refuse what cannot be trained on.
+    """Log in one line each what is done to images beyond decoding, and refuse what cannot be read or trained on.
 
     Args:
         data: a split.
-        settings: those of training in mode 2; None where nothing is refused.
+        settings: those of training in mode 2; None where no size is refused.
 
     Raises:
-        InputError: an image is too small; the first is named.
+        InputError: an image is too small, or lacks a band; the first is named.
     """
     stretched = turned = 0
     for item, size, files in headers(data):
+        for info in files:
+            data.view.choose(info)
         stretched += any(info.needs_stretch for info in files)
         turned += any(info.orientation > 1 for info in files)
         if settings is not None and (problem := problem_of(item, size, settings)) is not None:

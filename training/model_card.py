@@ -93,7 +93,9 @@ def _facts(
     options, versions = record["options"], record["versions"]
     network = [header.backbone, f"size_g {header.size_g}", f"size_p {header.size_p}"]
     network += [f"min_overlap {header.min_overlap}", f"normalize {header.normalize}"]
-    network += [f"{name} {value}" for name in ("bands", "stretch") if (value := getattr(header, name)) is not None]
+    network += [
+        f"{name} {value}" for name in ("statistics", "bands", "stretch") if (value := getattr(header, name)) is not None
+    ]
     if header.coarse_to_fine:
         network.append(f"coarse to fine, box_margin {header.box_margin:g}")
     names = ["num_epochs", "lr", "batch_size", "sub_batch_size", "loss", "gamma", "class_weights", "lamb_fmreg"]

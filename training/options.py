@@ -12,6 +12,7 @@ from utils.arguments import (
     Parser,
     add_coarse_to_fine,
     add_geometry,
+    add_normalize,
     add_refine_share,
     add_smoothing,
     add_view,
@@ -23,7 +24,7 @@ from utils.errors import InputError
 from utils.loss import GAMMA, LOSSES
 from utils.precision import PRECISIONS
 from utils.selection import BOX_RECALL
-from utils.settings import MOST_CLASSES, SMALLEST_SIDE, STATISTICS
+from utils.settings import MOST_CLASSES, SMALLEST_SIDE
 from utils.stages import STAGES
 from utils.turns import TURNS
 
@@ -176,12 +177,7 @@ def _add_network(parser: Parser) -> None:
         help="what both backbones start from in mode 1: imagenet (downloaded by torchvision),\n"
         "none, or a torchvision weight file (default: %(default)s)",
     )
-    add(
-        "--normalize",
-        choices=tuple(STATISTICS),
-        help="of pixel values after scaling to [0, 1]: none, 0.5/0.5, or ImageNet's\nmean and deviation "
-        f"{recorded_default('normalize')}",
-    )
+    add_normalize(add)
     add(
         "--share_maps",
         action=argparse.BooleanOptionalAction,
@@ -269,7 +265,8 @@ def _add_variation(parser: Parser) -> None:
         "--augment",
         action="store_true",
         help=f"vary scale (1 / {LARGEST_SCALE:g} to {LARGEST_SCALE:g}), brightness, contrast, saturation and hue of "
-        "training images too;\nwithout it they are mirrored and rotated by quarter turns, as released",
+        "training images too\n(of other than three bands brightness and contrast alone); without it they are mirrored "
+        "and rotated by\nquarter turns, as released",
     )
 
 

@@ -17,7 +17,7 @@ from utils.distributed import Ranks
 from utils.metrics import ConfusionMatrix
 from utils.resize import shrink_label
 from utils.tiling import Size
-from utils.visualize import NO_CLASS, shrink_for_display
+from utils.visualize import NO_CLASS, as_rgb, shrink_for_display
 
 SHOWN = 10
 """How many of the best images a report shows, and of the worst."""
@@ -169,7 +169,7 @@ def encode_pictures(sample: Sample, found: Mapping[str, Tensor], headline: str, 
 def _encode(
     sample: Sample, found: Mapping[str, Tensor], headline: str, classes: Classes, longest: int
 ) -> dict[str, bytes]:
-    image = shrink_for_display(sample.image.permute(1, 2, 0).numpy(), longest, smooth=True)
+    image = shrink_for_display(as_rgb(sample.image), longest, smooth=True)
     height, width = image.shape[:2]
     ids = {name: shrink_label(one, (height, width)).cpu().numpy() for name, one in found.items()}
     colors = dict(enumerate(classes.palette))

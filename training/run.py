@@ -1,10 +1,11 @@
 """A training run: its epochs, and when it saves, stops and records."""
 
 import argparse
+import json
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -68,8 +69,12 @@ class TrainingPlan:
 
     def record(self) -> dict[str, Any]:
         """Return the options and all else that identifies the experiment, as plain values."""
+        statistics = self.header.statistics
         return state.options_record(
-            self.options, processes=self.ranks.world, training_images=self.train_data.fingerprint()
+            self.options,
+            processes=self.ranks.world,
+            training_images=self.train_data.fingerprint(),
+            **({} if statistics is None else {"statistics": json.dumps(asdict(statistics))}),
         )
 
 

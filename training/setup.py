@@ -1,9 +1,12 @@
 """From options to a network: the files that are read, the network's header, and its initial weights."""
 
 import argparse
+import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,20 +16,25 @@ from dataset.image_file import View
 from dataset.layout import shortened
 from dataset.planes import MAX_PIXELS
 from dataset.registry import Description
+from dataset.statistics import count_values, statistics_of
 from dataset.windows import Windows
 from models import checkpoint
 from models.backbone import backbone_weights
+from models.bands import fit_kernels
 from models.checkpoint import Checkpoint
 from models.glnet import GLNet
 from models.header import Header
 from models.restore import check_serves
+from training import state
+from training.state import resume_source
 from utils.classes import Classes
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.loss import Loss, build_loss, check_class_weights
 from utils.precision import gradient_scaler
-from utils.settings import RECORDED, Settings, check_sizes
+from utils.settings import DATA, RECORDED, Settings, Statistics, check_sizes
 from utils.stages import STAGES, Stage
+from utils.stretch import fit_bands, parse_bands, spell_bands
 
 Files = Mapping[str, Checkpoint]
 """The checkpoints of a run, by the option that names them."""
@@ -61,7 +69,8 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
     """Fill in all options that were not given, and return the header of the run's network.
 
     An option takes the given value, else the checkpoint's, else the default of the data set or the mode.
-    From the file of `--init_from` only backbone and normalisation are taken.
+    From the file of `--init_from` only backbone and normalisation are taken. The header has no statistics yet where
+    stage 1 will measure them.
 
     Args:
         options: changed in place.
@@ -79,7 +88,9 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
         recorded = {name: recorded[name] for name in ("backbone", "normalize")}
     elif recorded:
         recorded = {**recorded, "n_class": len(recorded["classes"])}
-    defaults = {**RECORDED, "n_class": len(described.classes), "size_p": described.size_p}
+    defaults = {**RECORDED, "n_class": len(described.classes), "size_p": described.size_p, **view_options(described)}
+    if first is not None and "init_from" not in files:
+        _fit_bands(options, first, defaults)
     for name, default in defaults.items():
         given = getattr(options, name)
         if given is None:
@@ -101,7 +112,37 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
     if first is not None and "classes" in recorded:
         _compare_classes(recorded["classes"], first.path, described)
     values = {name: getattr(options, name) for name in RECORDED}
-    return Header(stage=stage.number, classes=described.classes_for(options.n_class), **values)
+    statistics = recorded.get("statistics") if options.normalize == DATA else None
+    return Header(stage=stage.number, classes=described.classes_for(options.n_class), statistics=statistics, **values)
+
+
+def view_options(described: Description) -> dict[str, Any]:
+    """Return the defaults of `--bands` and `--stretch` for a data set: those of its own file, if it names any."""
+    own = {"bands": described.bands, "stretch": described.stretch}
+    return {name: RECORDED[name] if value is None else value for name, value in own.items()}
+
+
+def _fit_bands(options: argparse.Namespace, first: Checkpoint, defaults: Mapping[str, Any]) -> None:
+    """Fit given bands to the network of a checkpoint.
+
+    Args:
+        options: `bands` is changed in place.
+        first: the checkpoint.
+        defaults: the data set's bands, which a released file has to read.
+
+    Raises:
+        InputError: the network reads another number of bands.
+    """
+    given = options.bands
+    if given is None and first.header is None:
+        given = defaults["bands"]
+    if given is not None:
+        options.bands = spell_bands(fit_bands(parse_bands(given), first.n_bands, first.path))
+    elif first.header is not None and defaults["bands"] not in (None, first.header.bands):
+        logging.info(
+            f"note: the data set's file names the bands {defaults['bands']}; {first.path} was made with "
+            f"{first.header.bands or 'RGB'}, which is taken"
+        )
 
 
 def _compare_classes(recorded: Classes, path: Path, described: Description) -> None:
@@ -129,8 +170,45 @@ def _compare_classes(recorded: Classes, path: Path, described: Description) -> N
         )
 
 
+def _awaits_statistics(options: argparse.Namespace, header: Header) -> bool:
+    """Return whether this run is to measure the statistics of its training images."""
+    measures = header.stage == 1 and not options.evaluation
+    return measures and header.normalize == DATA and header.statistics is None
+
+
+def add_statistics(options: argparse.Namespace, header: Header, data: SegmentationDataset, ranks: Ranks) -> Header:
+    """Return the header with the statistics of the training images, where stage 1 normalises by them.
+
+    They are measured once. A resumed run takes them from its resume file.
+
+    Args:
+        options: resolved.
+        header: of the network.
+        data: the training images.
+        ranks: the processes, which share the images.
+
+    Raises:
+        InputError: an image cannot be read, or the resume file is damaged.
+    """
+    if not _awaits_statistics(options, header):
+        return header
+    source = resume_source(options)
+    saved = None if source is None else state.read(source).options.get("statistics")
+    if saved is not None:
+        try:
+            return replace(header, statistics=Statistics.from_record(json.loads(saved), header.n_bands))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{source} is damaged: its statistics are {saved}") from error
+    own = range(ranks.rank, len(data.items), ranks.world)
+    counts = count_values(data, own, options.num_workers, quiet=not ranks.main)
+    ranks.sum_([counts])
+    statistics = statistics_of(counts)
+    logging.info(f"Pixels of the training images, in [0, 1], by bands: {statistics}")
+    return replace(header, statistics=statistics)
+
+
 def build_settings(options: argparse.Namespace, header: Header, device: torch.device) -> Settings:
-    """Return the settings of a run.
+    """Return the settings of a run, without the statistics that `add_statistics` has still to measure.
 
     Args:
         options: resolved.
@@ -138,9 +216,11 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         device: of the network.
 
     Raises:
-        InputError: class weights do not fit the classes, or the classes are not fit for coarse to fine.
+        InputError: class weights do not fit the classes, the classes are not fit for coarse to fine, or the
+            normalisation does not fit the bands.
     """
-    return header.settings(
+    known = replace(header, normalize="none") if _awaits_statistics(options, header) else header
+    return known.settings(
         box_recall=options.box_recall,
         refine_share=options.refine_share,
         blend=options.blend,
@@ -201,7 +281,7 @@ def build_training_model(options: argparse.Namespace, header: Header, files: Fil
         InputError: a file does not fit, or `--path_g` holds another global branch than the file of stage 2.
     """
     stage = STAGES[header.stage]
-    model = GLNet(len(header.classes), header.backbone)
+    model = GLNet(len(header.classes), header.backbone, header.n_bands)
     if stage.number > 1:
         start = files[stage.starts_from[0]]
         checkpoint.load_whole(model, start, stage.number - 1)
@@ -235,7 +315,7 @@ def _load_initial_weights(model: GLNet, header: Header, files: Files, source: st
     state = backbone_weights(header.backbone, source)
     if state is not None:
         for branch in (model.global_, model.local):
-            checkpoint.load(branch.backbone, state, Path(source), ("",))
+            checkpoint.load(branch.backbone, fit_kernels(branch.backbone, state), Path(source), ("",))
 
 
 def place(model: GLNet, stage: Stage, device: torch.device) -> None:

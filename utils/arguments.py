@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 from utils.canvas import UPSAMPLES
 from utils.errors import InputError
 from utils.selection import MOST_MARGIN
-from utils.settings import RECORDED
-from utils.stretch import Stretch, parse_bands
+from utils.settings import NORMALIZATIONS, RECORDED
+from utils.stretch import MOST_BANDS, Stretch, parse_bands, spell_bands
 from utils.tiling import BLENDS
 
 AddOption = Callable[..., argparse.Action]
@@ -108,10 +108,20 @@ def add_geometry(add: AddOption, size_p_of_data_set: str = "") -> None:
     add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
 
 
+def add_normalize(add: AddOption) -> None:
+    """Add the option that says how pixel values are normalised."""
+    add(
+        "--normalize",
+        choices=NORMALIZATIONS,
+        help="of pixel values after scaling to [0, 1]: none, 0.5/0.5, ImageNet's mean and deviation, or those of\neach "
+        f"band of the training images, which mode 1 records {recorded_default('normalize')}",
+    )
+
+
 def bands(text: str) -> str:
-    """Return `--bands` as three numbers, `3,2,1`, if it names bands."""
+    """Return `--bands` as it is recorded, `4,3,2`, if it names bands."""
     try:
-        return ",".join(map(str, parse_bands(text)))
+        return spell_bands(parse_bands(text))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("--bands ")) from None
 
@@ -125,19 +135,20 @@ def stretch(text: str) -> str:
 
 
 def add_view(add: AddOption) -> None:
-    """Add the options that say how files become 8-bit RGB."""
+    """Add the options that say how files become the 8-bit bands that a network reads."""
     add(
         "--bands",
         type=bands,
-        metavar="R,G,B",
-        help="which bands, from 1, are red, green and blue (default: the checkpoint's, else 1,2,3, or the\nonly one)",
+        metavar="N,...",
+        help=f"which bands, from 1, the network reads, in order, 1 to {MOST_BANDS}; mode 1 fixes how many\n"
+        "(default: the checkpoint's, else those of the data set's file, else 1,2,3, or the only one as grey)",
     )
     add(
         "--stretch",
         type=stretch,
         metavar="LOW,HIGH",
         help="what becomes black and white in pixels of more than 8 bits: percentiles of each\n"
-        "band, or values, as in 0,10000 (default: the checkpoint's, else 2%%,98%%)",
+        "band, or values, as in 0,10000 (default: the checkpoint's, else that of the data set's file, else 2%%,98%%)",
     )
 
 

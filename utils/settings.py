@@ -1,5 +1,6 @@
 """`Settings` of a network, and the options that a checkpoint records."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,47 @@ from utils.precision import lay_out
 from utils.selection import BOX_MARGIN, PatchSelection
 from utils.tiling import MIN_OVERLAP
 
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of pixel values in [0, 1].
+
+    Attributes:
+        mean: of each band; a single one is that of all bands.
+        std: the standard deviation, in the same way.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}, deviation {std}"
+
+    @classmethod
+    def from_record(cls, record: Any, n_bands: int) -> "Statistics":
+        """Return the statistics of `n_bands` bands from a record of plain values, `asdict` of this class.
+
+        Raises ValueError, TypeError or KeyError for a record that no training can have written.
+        """
+        found = cls(*(tuple(map(float, record[name])) for name in ("mean", "std")))
+        if {len(found.mean), len(found.std)} != {n_bands} or not all(0 < value < math.inf for value in found.std):
+            raise ValueError(f"statistics {record} of {n_bands} bands")
+        return found
+
+
 STATISTICS = {
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": Statistics((0.0,), (1.0,)),
+    "half": Statistics((0.5,), (0.5,)),
+    "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""Mean and standard deviation of pixel values in [0, 1], by `--normalize`. The released code uses none."""
+"""What pixel values are normalised by, by `--normalize`. The released code uses none."""
+
+DATA = "data"
+"""The value of `--normalize` for statistics of the training images, which the checkpoint records."""
+
+NORMALIZATIONS = (*STATISTICS, DATA)
+"""The values of `--normalize`."""
 
 RECORDED: dict[str, Any] = {
     "size_g": 508,
@@ -71,7 +107,7 @@ class Settings:
         min_overlap: pixels that neighbouring patches share at least.
         loss: the training loss of one prediction.
         lamb_fmreg: weight of the feature-map regulariser, lambda in the paper (section 3.3).
-        normalize: a key of `STATISTICS`.
+        statistics: what pixel values are normalised by; None leaves them in [0, 1].
         device: where the network is.
         precision: a key of `utils.precision.PRECISIONS`.
         scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
@@ -87,7 +123,7 @@ class Settings:
     min_overlap: int = MIN_OVERLAP
     loss: Loss = field(default_factory=build_loss)
     lamb_fmreg: float = 0.15
-    normalize: str = "none"
+    statistics: Statistics | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
@@ -104,9 +140,9 @@ class Settings:
         return x.to(self.device, non_blocking=True)
 
     def to_input(self, image: Tensor) -> Tensor:
-        """Return images (N, 3, H, W) uint8 as the network's input: float32 in [0, 1], normalised, on the device."""
+        """Return images (N, bands, H, W) uint8 as the network's input: float32 in [0, 1], normalised, on the device."""
         x = lay_out(self.to_device(image).float().div_(255), self.precision)
-        if self.normalize == "none":
+        if self.statistics is None:
             return x
-        mean, std = (x.new_tensor(values).view(3, 1, 1) for values in STATISTICS[self.normalize])
+        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.statistics.mean, self.statistics.std))
         return (x - mean) / std

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from utils.stretch import RGB
 from utils.tiling import Box, Size, map_size
 from utils.turns import Turn
 
@@ -20,8 +21,13 @@ class Source(Protocol):
         """The image's (height, width), in pixels."""
         ...
 
+    @property
+    def n_bands(self) -> int:
+        """The number of bands."""
+        ...
+
     def read(self, box: Box) -> Tensor:
-        """Return the pixels of `box`, which lies within the image: (3, height, width) uint8 RGB, 0..255.
+        """Return the pixels of `box`, which lies within the image: (bands, height, width) uint8, 0..255.
 
         Raises InputError, naming the file, if the pixels come from a file that cannot be read.
         """
@@ -34,13 +40,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class MemorySource:
-    """An image in memory, (3, H, W) uint8 RGB, without pixels that lack data; `read` returns views of it."""
+    """An image in memory, (bands, H, W) uint8, without pixels that lack data; `read` returns views of it."""
 
     image: Tensor
 
     @property
     def size(self) -> Size:
         return map_size(self.image)
+
+    @property
+    def n_bands(self) -> int:
+        return len(self.image)
 
     def read(self, box: Box) -> Tensor:
         return box.of(self.image)
@@ -59,6 +69,10 @@ class CropSource:
     @property
     def size(self) -> Size:
         return self.box.height, self.box.width
+
+    @property
+    def n_bands(self) -> int:
+        return self.source.n_bands
 
     def read(self, box: Box) -> Tensor:
         return self.source.read(self._origin(box))
@@ -81,6 +95,10 @@ class TurnedSource:
     def size(self) -> Size:
         return self.turn.size(self.source.size)
 
+    @property
+    def n_bands(self) -> int:
+        return self.source.n_bands
+
     def read(self, box: Box) -> Tensor:
         return self.turn.apply(self.source.read(self.turn.origin(box, self.source.size)))
 
@@ -90,10 +108,15 @@ class TurnedSource:
 
 
 MEMORY_PIXELS = 64_000_000
-"""Images, and scenes of images, of at most so many pixels (192 MB) are read once and held; larger ones in windows."""
+"""RGB images, and scenes of them, of at most so many pixels (192 MB) are read once and held; larger ones in windows."""
+
+
+def fits_memory(source: Source, most: int = MEMORY_PIXELS) -> bool:
+    """Return whether a source takes at most the memory of `most` pixels of RGB."""
+    height, width = source.size
+    return height * width * source.n_bands <= most * RGB
 
 
 def load_in_memory(source: Source, most: int = MEMORY_PIXELS) -> Source:
-    """Return `source` read into memory if it has at most `most` pixels, else `source` itself."""
-    height, width = source.size
-    return MemorySource(source.read(Box(0, 0, height, width))) if height * width <= most else source
+    """Return `source` read into memory if it takes at most that of `most` pixels of RGB, else `source` itself."""
+    return MemorySource(source.read(Box(0, 0, *source.size))) if fits_memory(source, most) else source

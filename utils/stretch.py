@@ -1,4 +1,4 @@
-"""The conversion of stored values to 8-bit RGB: the bands that are shown, and the values that become 0 and 255."""
+"""The conversion of stored values to 8 bits: the bands that are read, and the values that become 0 and 255."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,15 @@ from utils.errors import InputError
 
 Limits = list[tuple[float, float]]
 """For each band, the values that become 0 and 255."""
+
+Bands = tuple[int, ...]
+"""Numbers of bands in a file, counted from 1, in the order in which a network reads them."""
+
+RGB = 3
+"""The number of bands where none are named: red, green and blue, or a grey one three times."""
+
+MOST_BANDS = 16
+"""How many bands a network reads at most."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +87,37 @@ class Stretch:
         return found
 
 
-def parse_bands(text: str) -> tuple[int, int, int]:
-    """Parse `3,2,1` as (3, 2, 1), one number as three times the same. Raises InputError for any other text."""
+def parse_bands(text: str) -> Bands:
+    """Parse `4,3,2` as (4, 3, 2). Raises InputError for a text that is not 1 to 16 numbers from 1."""
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
-        raise InputError(f"--bands {text}: give three band numbers from 1, as in 3,2,1, or a single one")
-    red, green, blue = map(int, parts if len(parts) == 3 else 3 * parts)
-    return red, green, blue
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) > MOST_BANDS:
+        raise InputError(f"--bands {text}: give 1 to {MOST_BANDS} band numbers from 1, as in 4,3,2")
+    return tuple(map(int, parts))
+
+
+def spell_bands(bands: Bands) -> str:
+    """Return the text from which `parse_bands` makes these bands."""
+    return ",".join(map(str, bands))
+
+
+def count_bands(bands: str | None) -> int:
+    """Return how many bands an option or a checkpoint names; None stands for RGB."""
+    return RGB if bands is None else len(parse_bands(bands))
+
+
+def fit_bands(bands: Bands, n_bands: int, network: object) -> Bands:
+    """Return the bands that a trained network reads instead of those of its training.
+
+    Args:
+        bands: that are asked for. A single one is shown as grey to a network of three bands.
+        n_bands: how many the network reads.
+        network: its file, for the message.
+
+    Raises:
+        InputError: the numbers of bands differ.
+    """
+    if len(bands) == 1 and n_bands == RGB:
+        return RGB * bands
+    if len(bands) != n_bands:
+        raise InputError(f"--bands {spell_bands(bands)}: {network} was made with {n_bands} bands; name as many")
+    return bands

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.classes import Color
 from utils.files import replacing
+from utils.stretch import RGB
 
 NO_CLASS: Color = (150, 150, 150)
 """Grey of the ids without a colour, 255 among them; no generic palette has it (their channels are multiples of 32)."""
@@ -19,6 +20,15 @@ def colorize(ids: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     colors = np.full((256, 3), NO_CLASS, dtype=np.uint8)
     colors[: len(palette)] = palette
     return colors[ids]
+
+
+def as_rgb(image: Tensor) -> np.ndarray:
+    """Return the picture (H, W, 3) uint8 of an image (bands, H, W) uint8: its first three bands as RGB.
+
+    An image of one or two bands is shown as grey, by its first band.
+    """
+    shown = image[:RGB] if len(image) >= RGB else image[:1].expand(RGB, -1, -1)
+    return shown.permute(1, 2, 0).cpu().numpy()
 
 
 def shrink_for_display(picture: np.ndarray, longest: int, smooth: bool) -> np.ndarray:
@@ -48,7 +58,7 @@ def pictures(
     """Return pictures of an image, its label and its predictions.
 
     Args:
-        image: (3, H, W) uint8 RGB.
+        image: (bands, H, W) uint8, shown by `as_rgb`.
         label: (H, W) uint8 ids, if there is one.
         found: the predictions by name, (H, W) uint8 ids.
         palette: RGB colours of the ids.
@@ -62,7 +72,7 @@ def pictures(
     if label is not None:
         ids["mask"] = label
     return {
-        "image": shrink_for_display(image.permute(1, 2, 0).numpy(), longest, smooth=True),
+        "image": shrink_for_display(as_rgb(image), longest, smooth=True),
         **{k: shrink_for_display(colorize(x.numpy(), palette), longest, smooth=False) for k, x in ids.items()},
     }
 
