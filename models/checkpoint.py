@@ -24,6 +24,7 @@ from torch import Tensor
 from models.glnet import GLNet
 from models.header import Header
 from models.tensors import load, only_tensors
+from models.timm_backbone import PREFIX
 from utils.errors import InputError, exit_code
 from utils.files import load_torch, replacing, save_torch
 from utils.stages import STAGES
@@ -260,11 +261,13 @@ def export(source: Path, target: Path) -> str:
         A line that reports it.
 
     Raises:
-        InputError: a file cannot be read or written, or `source` is a released one.
+        InputError: a file cannot be read or written, or `source` is a released one or not of a ResNet.
     """
     checkpoint = read(source)
     if checkpoint.header is None:
         raise InputError(f"{source} is a released file already")
+    if checkpoint.header.backbone.startswith(PREFIX):
+        raise InputError(f"{source} was made with {checkpoint.header.backbone}; the released code has ResNets only")
     stage = checkpoint.header.stage
     save_torch(target, to_released(checkpoint.tensors, stage))
     return f"{target}: the released file of mode {stage}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from models.backbone import BACKBONES
+from models.backbone import NAME
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.metrics import MEASURES
@@ -73,7 +73,7 @@ class Header:
     def from_record(cls, record: Mapping[str, Any]) -> "Header":
         """Return the header that `to_record` recorded. Raises ValueError or TypeError if no run can have written it."""
         header = cls(**{**record, "classes": Classes.from_record(record["classes"])})
-        if header.stage not in STAGES or header.backbone not in BACKBONES or header.normalize not in STATISTICS:
+        if header.stage not in STAGES or not NAME.fullmatch(header.backbone) or header.normalize not in STATISTICS:
             raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
         for name in ("size_g", "size_p", "min_overlap"):
             if not (isinstance(getattr(header, name), int) and 0 <= getattr(header, name) <= LONGEST_SIDE):

@@ -12,6 +12,7 @@ from dataset.image_file import View, open_image
 from dataset.pictures import picture
 from engine.predictor import Predictor
 from models import checkpoint
+from models.backbone import check_backbone
 from models.header import Header
 from models.restore import header_for, restore
 from prediction.scenes import SCENE_SIZE, Rows, segment_scenes
@@ -91,6 +92,7 @@ class Segmenter:
         file = checkpoint.read(path)
         header = header_for(file, mode, recorded, released=DEEP_GLOBE)
         check_sizes(header.size_g, header.size_p, header.min_overlap)
+        check_backbone(header.backbone, header.size_g, header.size_p)
         context = checkpoint.read_context(file, header.stage, None if path_g is None else Path(path_g))
         model = restore(file, header, context)
         place = distributed.pick_device(None if device is None else str(device))
