@@ -14,10 +14,9 @@ from unittest.mock import patch
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.fake_accelerator import fake_accelerator, host_tensors, no_metric, put_on_device
-from benchmarks.workload import N_CLASS, Inference, TrainingStep, random_sample
-from models.backbone import BACKBONES
-from models.glnet import GLNet
+from benchmarks.fake_accelerator import allocate, fake_accelerator, host_tensors, no_metric, put_on_device
+from benchmarks.workload import Inference, TrainingStep, build_shapes, random_sample
+from models.backbone import backbone_name, check_backbone
 from utils.arguments import Parser, number, whole
 from utils.errors import exit_code
 from utils.metrics import StageMetrics
@@ -39,9 +38,11 @@ class Geometry:
 
 def training_operations(mode: int, geometry: Geometry) -> int:
     """Return the operations of a training step with one image."""
+    model = build_shapes(geometry.backbone)
     with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
         with host_tensors(count):
-            model, sample = GLNet(N_CLASS, geometry.backbone), random_sample(geometry.side, geometry.size_g)
+            allocate(model)
+            sample = random_sample(geometry.side, geometry.size_g)
         put_on_device(count, [getattr(model, name) for name in STAGES[mode].uses])
         step = TrainingStep(model, mode, Settings(size_p=geometry.size_p))
         with FlopCounterMode(display=False) as counter:
@@ -51,9 +52,11 @@ def training_operations(mode: int, geometry: Geometry) -> int:
 
 def inference_operations(mode: int, geometry: Geometry) -> int:
     """Return the operations of segmenting one image, all predictions of the mode."""
+    model = build_shapes(geometry.backbone).eval()
     with fake_accelerator() as count:
         with host_tensors(count):
-            model, sample = GLNet(N_CLASS, geometry.backbone).eval(), random_sample(geometry.side, geometry.size_g)
+            allocate(model)
+            sample = random_sample(geometry.side, geometry.size_g)
         work = Inference(model, mode, Settings(size_p=geometry.size_p))
         with FlopCounterMode(display=False) as counter:
             work(sample)
@@ -75,6 +78,7 @@ def stage_hours(training: float, inference: float, images: int, validation: int,
 def run(options: argparse.Namespace) -> None:
     """Print a line for each stage."""
     warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+    check_backbone(options.backbone, options.size_g, options.size_p)
     geometry = Geometry(options.side, options.size_g, options.size_p, options.backbone)
     print(f"Computed, not measured: {options.side} x {options.side} pixels, patches of {options.size_p},")
     print(f"{options.images} training and {options.validation} validation images, {options.tflops:g} TFLOP/s.")
@@ -100,7 +104,7 @@ def build_parser() -> Parser:
     add("--side", type=whole(64), default=2448, help="of an image, in pixels (default: %(default)s)")
     add("--size_g", type=whole(32), default=508, help="of the shrunk image (default: %(default)s)")
     add("--size_p", type=whole(51), default=508, help="of a patch (default: %(default)s)")
-    add("--backbone", choices=BACKBONES, default="resnet50", help="(default: %(default)s)")
+    add("--backbone", type=backbone_name, default="resnet50", metavar="NAME", help="(default: %(default)s)")
     return parser
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -101,6 +102,20 @@ def host_tensors(count: MemoryCount) -> Iterator[None]:
         yield
     finally:
         count.new = before
+
+
+def allocate(model: nn.Module) -> None:
+    """Replace the tensors of a network on torch's meta device by new ones, fake ones within `fake_accelerator`.
+
+    A network is built on the meta device first, because some constructors of timm read numbers from tensors, which fake
+    ones lack.
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            new = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(new, parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def put_on_device(count: MemoryCount, modules: Iterable[nn.Module]) -> None:

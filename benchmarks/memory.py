@@ -18,8 +18,16 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.fake_accelerator import MB, fake_accelerator, host_tensors, megabytes, no_metric, put_on_device
-from benchmarks.workload import N_CLASS, Inference, TrainingStep, random_sample
+from benchmarks.fake_accelerator import (
+    MB,
+    allocate,
+    fake_accelerator,
+    host_tensors,
+    megabytes,
+    no_metric,
+    put_on_device,
+)
+from benchmarks.workload import N_CLASS, Inference, TrainingStep, build_shapes, random_sample
 from models.glnet import GLNet
 from utils.files import write_json
 from utils.metrics import StageMetrics
@@ -55,9 +63,11 @@ def count_inference(
     Returns:
         MB by `device` and `host`.
     """
+    model = build_shapes(backbone).eval()
     with fake_accelerator() as count:
         with host_tensors(count):
-            model, sample = GLNet(N_CLASS, backbone).eval(), random_sample(side, size)
+            allocate(model)
+            sample = random_sample(side, size)
         work = Inference(model, mode, Settings(size_p=size, sub_batch_size=sub_batch, precision=precision))
         del model
         gc.collect()
@@ -66,11 +76,15 @@ def count_inference(
     return megabytes(count)
 
 
-def count_training(mode: int, precision: str, side: int = SIDE, batch: int = BATCH) -> dict[str, float]:
+def count_training(
+    mode: int, precision: str, side: int = SIDE, batch: int = BATCH, backbone: str = "resnet50"
+) -> dict[str, float]:
     """Return the MB, by `device` and `host`, of a second training step, for which the optimizer has its state."""
+    model = build_shapes(backbone)
     with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
         with host_tensors(count):
-            model, samples = GLNet(N_CLASS), [random_sample(side) for _ in range(batch)]
+            allocate(model)
+            samples = [random_sample(side) for _ in range(batch)]
         put_on_device(count, [getattr(model, name) for name in STAGES[mode].uses])
         step = TrainingStep(model, mode, Settings(precision=precision))
         step(samples[:1])

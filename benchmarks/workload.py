@@ -17,6 +17,12 @@ N_CLASS = 7
 MODES = (1, 2, 3)
 
 
+def build_shapes(backbone: str = "resnet50") -> GLNet:
+    """Return a network on torch's meta device: shapes without weights."""
+    with torch.device("meta"):
+        return GLNet(N_CLASS, backbone)
+
+
 def random_sample(side: int, size_g: int = 508) -> Sample:
     """Return an image of side x side random pixels with random labels; `size_g` is the side of the shrunk image."""
     image, whole = (torch.randint(0, 256, (3, n, n), dtype=torch.uint8) for n in (side, size_g))

@@ -9,8 +9,9 @@ from torch import Tensor
 from dataset.pictures import shrink
 from engine import global2local, global_only, local2global
 from engine.patches import ImagePatches, OnPatches
+from models.folding import Placement
 from models.glnet import GLNet
-from models.prepared import Placement, PreparedGLNet
+from models.prepared import PreparedGLNet
 from utils.canvas import RESULT_ROWS, Sink
 from utils.precision import PRECISIONS
 from utils.selection import Coverage

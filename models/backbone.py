@@ -1,5 +1,7 @@
-"""torchvision's ResNet as a feature extractor."""
+"""Backbones: torchvision's ResNet as a feature extractor, and any backbone by its name."""
 
+import argparse
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -8,9 +10,16 @@ import torchvision
 from torch import Tensor, nn
 
 from models.pyramid import Levels
+from models.tensors import load, read_weights
+from models.timm_backbone import PREFIX, TimmBackbone, check_sides
+from models.timm_weights import timm_weights
 from utils.errors import InputError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+"""torchvision's networks. Every other backbone is `timm/NAME`."""
+
+NAME = re.compile(rf"{'|'.join(BACKBONES)}|{PREFIX}\w+(\.\w+)?", re.ASCII)
+"""The names that a backbone can have."""
 
 
 class Backbone(nn.Module):
@@ -36,22 +45,44 @@ class Backbone(nn.Module):
         return self.layer4(c4), c4, c3, c2
 
 
+def build_backbone(name: str, source: str = "none") -> Backbone | TimmBackbone:
+    """Build a backbone.
+
+    Args:
+        name: one of `BACKBONES`, or `timm/NAME`.
+        source: of its weights, see `backbone_weights`; `none` draws initial weights from torch's generator, which any
+            other source leaves as it is.
+
+    Raises:
+        InputError: there is no such backbone, or the weights cannot be downloaded, read or fitted.
+    """
+    state = backbone_weights(name, source)
+    if state is None:
+        return TimmBackbone(name) if name.startswith(PREFIX) else Backbone(name)
+    with torch.random.fork_rng(devices=()):
+        backbone = build_backbone(name)
+    load(backbone, state, Path(source), ("",))
+    return backbone
+
+
 def backbone_weights(name: str, source: str) -> dict[str, Tensor] | None:
     """Return the initial weights of a backbone.
 
     Args:
-        name: one of `BACKBONES`.
-        source: `imagenet`, which torchvision downloads once; `none`; or a file with a torchvision state dict, with or
-            without `fc`.
+        name: see `build_backbone`.
+        source: `imagenet`, which torchvision or timm downloads once; `none`; or a file with a state dict of torchvision
+            or timm, with or without the classifier.
 
     Returns:
-        A state dict for `Backbone(name)`; None for `none`.
+        A state dict for the backbone; None for `none`.
 
     Raises:
         InputError: the weights cannot be downloaded or read.
     """
     if source == "none":
         return None
+    if name.startswith(PREFIX):
+        return timm_weights(name, source)
     if source == "imagenet":
         weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
         try:
@@ -62,13 +93,21 @@ def backbone_weights(name: str, source: str) -> dict[str, Tensor] | None:
                 "fetch that file elsewhere and pass --backbone_weights FILE, or --backbone_weights none"
             ) from error
     else:
-        if not Path(source).is_file():
-            raise InputError(f"--backbone_weights {source}: no such file (or one of: imagenet, none)")
-        try:
-            state = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"--backbone_weights {source} is not a torch weight file: {reason}") from error
-        if not isinstance(state, dict):
-            raise InputError(f"--backbone_weights {source} holds a {type(state).__name__}, not a state dict")
+        state = read_weights(source)
     return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+def backbone_name(text: str) -> str:
+    """Parse `--backbone`; `check_backbone` checks that the network exists."""
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text} must be {', '.join(BACKBONES)} or {PREFIX}NAME, a network of timm")
+    return text
+
+
+def check_backbone(name: str, size_g: int, size_p: int) -> None:
+    """Check that a backbone exists and takes images of these sides, in pixels.
+
+    ResNets take any. Raises InputError if not; see `models.timm_backbone.check_sides`.
+    """
+    if name.startswith(PREFIX):
+        check_sides(name, size_g, size_p)

@@ -14,17 +14,18 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.bands import fit_kernels
 from models.glnet import GLNet
 from models.header import Header
+from models.tensors import load, only_tensors
+from models.timm_backbone import PREFIX
 from utils.errors import InputError, exit_code
 from utils.files import load_torch, replacing, save_torch
 from utils.stages import STAGES
@@ -191,66 +192,6 @@ def read_context(file: Checkpoint, stage: int, path_g: Path | None) -> Checkpoin
     return read(path_g)
 
 
-def only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """Return `tensors` if each is a plain tensor under a name.
-
-    Args:
-        path: the file that they come from, for messages.
-        tensors: by name.
-
-    Raises:
-        InputError: a name is not a string, or a value is not a dense tensor of real numbers.
-    """
-    for name, value in tensors.items():
-        if not isinstance(name, str):
-            raise InputError(f"{path}: {name!r} names no tensor")
-        if not isinstance(value, Tensor):
-            raise InputError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
-        if value.layout != torch.strided or value.is_quantized or value.is_complex():
-            raise InputError(f"{path}: {name} is no plain tensor ({value.dtype}, {value.layout})")
-    return tensors
-
-
-def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Iterable[str]) -> None:
-    """Copy some tensors into a network, strictly.
-
-    A missing `num_batches_tracked` (files of torch 0.4) is read as 0.
-
-    Args:
-        model: the network.
-        tensors: by the names of its state dict.
-        path: the file that they come from, for messages.
-        parts: prefixes, such as `local.`, of the names that are copied.
-
-    Raises:
-        InputError: a tensor is missing, unexpected or of another shape.
-    """
-    parts = tuple(parts)
-    state = model.state_dict()
-    expected = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
-    given = {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
-    unexpected = sorted(set(tensors) - set(state))
-    missing = sorted(n for n in set(expected) - set(given) if not n.endswith("num_batches_tracked"))
-    for kind, names in (("misses", missing), ("has the unexpected", unexpected)):
-        if names:
-            raise InputError(f"{path} {kind} {_count(names)}; was it made with another --backbone?")
-    for name, tensor in given.items():
-        if tensor.shape != expected[name].shape:
-            raise InputError(
-                f"{path}: {name} is {tuple(tensor.shape)} where {tuple(expected[name].shape)} is expected; "
-                "was it made with other --bands, --n_class or --backbone?"
-            )
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(given[name]) if name in given else tensor.zero_()
-
-
-def _count(names: list[str]) -> str:
-    """Return a phrase for tensors: the first one's name, and the number of the others."""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"tensor {names[0]}{more}"
-
-
 def load_whole(model: GLNet, checkpoint: Checkpoint, stage: int) -> None:
     """Load all tensors of a file of `stage`. A released file of stage 3 lacks the global branch's backbone and head.
 
@@ -334,13 +275,15 @@ def export(source: Path, target: Path) -> str:
         A line that reports it.
 
     Raises:
-        InputError: a file cannot be read or written, or `source` is a released one or not of RGB.
+        InputError: a file cannot be read or written, or `source` is a released one, not of RGB, or not of a ResNet.
     """
     checkpoint = read(source)
     if checkpoint.header is None:
         raise InputError(f"{source} is a released file already")
     if checkpoint.n_bands != RGB:
         raise InputError(f"{source} was made with {checkpoint.n_bands} bands; released files are of {RGB}")
+    if checkpoint.header.backbone.startswith(PREFIX):
+        raise InputError(f"{source} was made with {checkpoint.header.backbone}; the released code has ResNets only")
     stage = checkpoint.header.stage
     save_torch(target, to_released(checkpoint.tensors, stage))
     return f"{target}: the released file of mode {stage}"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone import Backbone
+from models.backbone import build_backbone
 from models.bands import set_bands
 from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, SameConv
 from models.pyramid import FullPyramid, Pyramid
@@ -26,13 +26,13 @@ class Branch(nn.Module):
         """Make the branch.
 
         Args:
-            backbone: one of `models.backbone.BACKBONES`.
+            backbone: its name; see `models.backbone.build_backbone`.
             n_class: number of classes.
             fused: whether the pyramid reads another branch's pyramid, too.
             n_bands: number of bands of the images.
         """
         super().__init__()
-        self.backbone = Backbone(backbone)
+        self.backbone = build_backbone(backbone)
         set_bands(self.backbone, n_bands)
         self.pyramid = FPN(self.backbone.channels, fused)
         self.head = SameConv(PS3_CHANNELS, n_class, 3)
@@ -154,7 +154,7 @@ class GLNet(nn.Module):
 
         Args:
             n_class: number of classes.
-            backbone: one of `models.backbone.BACKBONES`.
+            backbone: its name; see `models.backbone.build_backbone`.
             n_bands: number of bands of the images.
         """
         super().__init__()

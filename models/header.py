@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from models.backbone import BACKBONES
+from models.backbone import NAME
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.metrics import MEASURES
@@ -110,7 +110,7 @@ class Header:
         header = cls(**{**record, "classes": Classes.from_record(record["classes"])})
         if header.statistics is not None:
             header = replace(header, statistics=Statistics.from_record(header.statistics, header.n_bands))
-        if header.stage not in STAGES or header.backbone not in BACKBONES or header.normalize not in NORMALIZATIONS:
+        if header.stage not in STAGES or not NAME.fullmatch(header.backbone) or header.normalize not in NORMALIZATIONS:
             raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
         if header.normalize == DATA and header.statistics is None:
             raise ValueError(f"normalize {DATA} without statistics")

@@ -2,7 +2,7 @@
 
 It gives the scores of the plain form, up to rounding, for about a third of the work. Its parts, each exact:
 
-*Norm layers* in evaluation are affine, so each folds into the convolution before it.
+*Norm layers* whose statistics are fixed are affine, so each folds into the convolution before it (`models/folding.py`).
 
 *A convolution of a concatenation* is the sum of convolutions of its parts, and a *1x1 convolution commutes* with
 resizing and cropping. So the global branch's half of every local lateral is computed once per image, on the whole
@@ -21,21 +21,19 @@ The head and the local half of the ensemble are folded alike; of the global half
 ps3 are computed once per image and cropped.
 """
 
-import copy
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from models.folding import Placement, fold_norms
 from models.fpn import FPN, PS2_CHANNELS, PS3_CHANNELS, interleaved
 from models.glnet import GLNet, ensemble_global_half
 from models.pyramid import Levels, OnMap, Pyramid
 from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize, taps_of
 from models.sharing import crop_pyramid
-from utils.errors import required
 from utils.stages import Stage
 from utils.tiling import Patches, map_size
 
@@ -53,54 +51,6 @@ class GlobalMaps:
     logits: Tensor | None
     context: Pyramid | None
     taps: Tensor | None
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Device, precision and memory layout of the prepared network.
-
-    Attributes:
-        device: of weights and maps.
-        dtype: of weights and maps.
-    """
-
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-
-    def put(self, x: Tensor) -> Tensor:
-        """Return `x` on the device, in the precision and, if it has four dimensions, channels last."""
-        x = x.detach().to(self.device, self.dtype)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
-
-
-def fold_norms(module: nn.Module, placement: Placement) -> nn.Module:
-    """Return a copy of a ResNet in which every norm layer is folded into the convolution before it.
-
-    Args:
-        module: a ResNet in evaluation mode, or a part of one.
-        placement: of the copy.
-    """
-    folded = copy.copy(module)
-    folded._modules, folded._parameters = {}, {}
-    before = ""
-    for name, child in module.named_children():  # in the order of registration: a norm layer follows its convolution
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            plain, copied = getattr(module, before), getattr(folded, before)
-            weights = fuse_conv_bn_weights(
-                plain.weight,
-                plain.bias,
-                required(child.running_mean, "running mean"),
-                required(child.running_var, "running variance"),
-                child.eps,
-                child.weight,
-                child.bias,
-            )
-            copied.weight, copied.bias = (nn.Parameter(placement.put(x), requires_grad=False) for x in weights)
-            folded._modules[name] = nn.Identity()
-        else:
-            folded._modules[name] = fold_norms(child, placement)
-        before = name
-    return folded
 
 
 class PreparedPyramid:

@@ -13,6 +13,7 @@ from dataset.image_file import View, open_image
 from dataset.pictures import array, picture
 from engine.predictor import Predictor
 from models import checkpoint
+from models.backbone import check_backbone
 from models.glnet import GLNet
 from models.header import Header
 from models.restore import header_for, restore
@@ -175,5 +176,6 @@ def load_network(
     file = checkpoint.read(path)
     header = header_for(file, mode, given, released=DEEP_GLOBE)
     check_sizes(header.size_g, header.size_p, header.min_overlap)
+    check_backbone(header.backbone, header.size_g, header.size_p)
     context = checkpoint.read_context(file, header.stage, None if path_g is None else Path(path_g))
     return restore(file, header, context), header

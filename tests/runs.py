@@ -22,6 +22,7 @@ from dataset import synthetic
 LIMIT = 240  # seconds; a run that takes longer hangs
 SIZES = ["--size_g=64", "--size_p=64", "--min_overlap=16", "--backbone=resnet18", "--backbone_weights=none"]
 SMALL = ["--batch_size=2", "--sub_batch_size=4", "--num_workers=0", "--num_epochs=2"]
+SAVE_OFTEN = "--save_every=0.0001"  # minutes: after every step
 STARTS = {1: [], 2: ["--path_g=one.pth"], 3: ["--path_g=one.pth", "--path_g2l=two.pth"]}
 NAMES = {1: "one", 2: "two", 3: "three"}
 
@@ -75,6 +76,32 @@ def assert_equal_weights(found: Mapping[str, torch.Tensor], expected: Mapping[st
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+def die_while_saving(moment: str, count: int) -> None:
+    """Let this process kill itself at the `count`-th file that it saves: in the middle, or around the renaming."""
+    saved, save, replace = 0, torch.save, Path.replace
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted_save(content: object, path: Path) -> None:
+        nonlocal saved
+        saved += 1
+        save(content, path)
+        if moment == "middle" and saved == count:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    def counted_replace(self: Path, target: Path) -> Path:
+        if moment == "before renaming" and saved == count:
+            die()
+        done = replace(self, target)
+        if moment == "after renaming" and saved == count:
+            die()
+        return done
+
+    torch.save, Path.replace = counted_save, counted_replace
 
 
 def _main(arguments: list[str], output: Path, environment: Mapping[str, str], prepare: Callable | None, extra: tuple):
@@ -147,4 +174,4 @@ def run(arguments: list[str], output: Path, **others: Any) -> Result:
 
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train_deep_globe", "runs"])
+_context.set_forkserver_preload(["train_deep_globe", "runs", "timm"])  # one that is missing is left out

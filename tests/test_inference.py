@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from builders import build_predictor, build_sample, build_settings, forward_scores, segment_scores, shared_model
 
 from models import resized
-from models.prepared import Placement, PreparedGLNet
+from models.folding import Placement
+from models.prepared import PreparedGLNet
 from models.resized import add_resized_conv, add_taps, joint_conv, resize
 from utils.canvas import ArgmaxSink
 from utils.sources import MemorySource

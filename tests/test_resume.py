@@ -1,7 +1,6 @@
 """A run that is killed or stopped, wherever that falls, and goes on ends as if nothing had happened."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -19,34 +18,6 @@ from training import state
 from training.options import build_parser
 from training.state import RunFiles
 from utils.errors import InputError
-
-SAVE_OFTEN = "--save_every=0.0001"  # minutes: after every step
-
-
-def die_while_saving(moment: str, count: int) -> None:
-    """Let this process kill itself at the `count`-th file that it saves: in the middle, or around the renaming."""
-    saved, save, replace = 0, torch.save, Path.replace
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def counted_save(content: object, path: Path) -> None:
-        nonlocal saved
-        saved += 1
-        save(content, path)
-        if moment == "middle" and saved == count:
-            os.truncate(path, path.stat().st_size // 2)
-            die()
-
-    def counted_replace(self: Path, target: Path) -> Path:
-        if moment == "before renaming" and saved == count:
-            die()
-        done = replace(self, target)
-        if moment == "after renaming" and saved == count:
-            die()
-        return done
-
-    torch.save, Path.replace = counted_save, counted_replace
 
 
 def assert_good_files(folders: runs.Folders, mode: int) -> None:
@@ -100,13 +71,13 @@ def test_killed_three_times_it_ends_with_the_same_bits(reference, tmp_path: Path
     """Twice at random moments, once in the middle of a file; at no time is a good checkpoint missing."""
     rng = random.Random(mode)
     folders = reference.folders.beside(tmp_path)
-    arguments = folders.arguments(mode, SAVE_OFTEN, "--resume=auto")
+    arguments = folders.arguments(mode, runs.SAVE_OFTEN, "--resume=auto")
     resume_file = folders.models / f"{runs.NAMES[mode]}.resume.pth"
     for attempt in range(2):
         run = runs.Run(arguments, tmp_path / f"killed{attempt}").start()
         assert kill_after_saves(run, resume_file, rng.randint(1, 3), rng.uniform(0, 0.3)) == -signal.SIGKILL
         assert_good_files(folders, mode)
-    saving = runs.run(arguments, tmp_path / "saving", prepare=die_while_saving, extra=("middle", 1))
+    saving = runs.run(arguments, tmp_path / "saving", prepare=runs.die_while_saving, extra=("middle", 1))
     assert saving.code == -signal.SIGKILL, saving.output
     assert_good_files(folders, mode)
     result = runs.run(arguments, tmp_path / "rest")
@@ -125,9 +96,9 @@ MOMENTS = [  # one after another; an epoch saves after each of its three steps, 
 
 def test_killed_around_every_kind_of_file_it_ends_with_the_same_bits(reference, tmp_path: Path) -> None:
     folders = reference.folders.beside(tmp_path)
-    arguments = folders.arguments(1, SAVE_OFTEN, "--resume=auto")
+    arguments = folders.arguments(1, runs.SAVE_OFTEN, "--resume=auto")
     for moment in MOMENTS:
-        killed = runs.run(arguments, tmp_path / "killed", prepare=die_while_saving, extra=moment)
+        killed = runs.run(arguments, tmp_path / "killed", prepare=runs.die_while_saving, extra=moment)
         assert killed.code == -signal.SIGKILL, killed.output
         assert_good_files(folders, 1)
     result = runs.run(arguments, tmp_path / "rest")
@@ -166,7 +137,10 @@ def unfinished(reference, tmp_path_factory) -> runs.Folders:
     root = tmp_path_factory.mktemp("unfinished")
     folders = reference.folders.beside(root)
     killed = runs.run(
-        folders.arguments(1, SAVE_OFTEN), root / "killed", prepare=die_while_saving, extra=("after renaming", 7)
+        folders.arguments(1, runs.SAVE_OFTEN),
+        root / "killed",
+        prepare=runs.die_while_saving,
+        extra=("after renaming", 7),
     )
     assert killed.code == -signal.SIGKILL, killed.output
     return folders

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset.augmentation import LARGEST_SCALE
 from dataset.registry import NAMES
-from models.backbone import BACKBONES
+from models.backbone import BACKBONES, backbone_name
 from utils.arguments import (
     LOGGED,
     SILENT,
@@ -168,14 +168,20 @@ def _add_network(parser: Parser) -> None:
         help="number of classes (default: the checkpoint's, else the data set's: deep_globe 7)",
     )
     add_geometry(add, "inria 536, others ")
-    add("--backbone", choices=BACKBONES, help=f"{', '.join(BACKBONES)} {recorded_default('backbone')}")
+    add(
+        "--backbone",
+        type=backbone_name,
+        metavar="NAME",
+        help=f"{', '.join(BACKBONES)}, or timm/NAME, a network of the package timm with maps at 1/4, 1/8,\n"
+        f"1/16 and 1/32 of the image {recorded_default('backbone')}",
+    )
     add(
         "--backbone_weights",
         default="imagenet",
         metavar="SOURCE",
         on_resume=LOGGED,
-        help="what both backbones start from in mode 1: imagenet (downloaded by torchvision),\n"
-        "none, or a torchvision weight file (default: %(default)s)",
+        help="what both backbones start from in mode 1: imagenet (pretrained weights, downloaded by torchvision or\n"
+        "timm), none, or a weight file of theirs, .pth or .safetensors (default: %(default)s)",
     )
     add_normalize(add)
     add(

@@ -19,12 +19,13 @@ from dataset.registry import Description
 from dataset.statistics import count_values, statistics_of
 from dataset.windows import Windows
 from models import checkpoint
-from models.backbone import backbone_weights
+from models.backbone import build_backbone, check_backbone
 from models.bands import fit_kernels
 from models.checkpoint import Checkpoint
 from models.glnet import GLNet
 from models.header import Header
 from models.restore import check_serves
+from models.timm_backbone import TimmBackbone, convert_sync_batchnorm
 from training import state
 from training.state import resume_source
 from utils.classes import Classes
@@ -109,6 +110,7 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
         if getattr(options, name) is None:
             setattr(options, name, default)
     check_sizes(options.size_g, options.size_p, options.min_overlap)
+    check_backbone(options.backbone, options.size_g, options.size_p)
     if first is not None and "classes" in recorded:
         _compare_classes(recorded["classes"], first.path, described)
     values = {name: getattr(options, name) for name in RECORDED}
@@ -302,7 +304,7 @@ def _load_initial_weights(model: GLNet, header: Header, files: Files, source: st
         model: the network.
         header: of the network.
         files: `init_from`, if it is among them, may have other classes.
-        source: of the backbones' weights, see `backbone_weights`; not read with `init_from`.
+        source: of the backbones' weights, see `build_backbone`; not read with `init_from`.
     """
     if "init_from" in files:
         path = files["init_from"].path
@@ -312,10 +314,10 @@ def _load_initial_weights(model: GLNet, header: Header, files: Files, source: st
             f"{len(header.classes)} classes ({', '.join(header.classes.names)})"
         )
         return
-    state = backbone_weights(header.backbone, source)
-    if state is not None:
+    if source != "none":
+        state = build_backbone(header.backbone, source).state_dict()
         for branch in (model.global_, model.local):
-            checkpoint.load(branch.backbone, fit_kernels(branch.backbone, state), Path(source), ("",))
+            branch.backbone.load_state_dict(fit_kernels(branch.backbone, state))
 
 
 def place(model: GLNet, stage: Stage, device: torch.device) -> None:
@@ -332,5 +334,7 @@ def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks) -> None:
     if ranks.device.type != "cuda" or stage.number == 2:
         reason = "mode 2 normalises every sub-batch alone" if stage.number == 2 else "torch has it for GPUs only"
         raise InputError(f"--sync_bn cannot be used: {reason}; leave it out")
+    timm = isinstance(model.global_.backbone, TimmBackbone)
+    convert = convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm
     for name in stage.trains:
-        setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(model, name)))
+        setattr(model, name, convert(getattr(model, name)))

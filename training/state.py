@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from helper import EpochState
-from models import checkpoint
 from models.glnet import GLNet
+from models.tensors import load, only_tensors
 from training.options import build_parser
 from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
@@ -187,7 +187,7 @@ class TrainerState:
         Raises:
             InputError: the snapshot is damaged or of another network.
         """
-        checkpoint.load(self.model, checkpoint.only_tensors(path, snapshot.model), path, ("",))
+        load(self.model, only_tensors(path, snapshot.model), path, ("",))
         try:
             self.optimizer.load_state_dict(snapshot.optimizer)
             for parameter, moments in self.optimizer.state.items():

@@ -1,0 +1,104 @@
+"""Tensors by name: read from a file of weights, and copied into a network strictly."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import InputError
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """Read the file that `--backbone_weights` names: a state dict of `torch.save`, or `.safetensors`.
+
+    No code in the file is executed. Raises InputError if it is missing, cannot be read, or holds anything else.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"--backbone_weights {source}: no such file (or one of: imagenet, none)")
+    safe = path.suffix == ".safetensors"
+    try:
+        state = _read_safetensors(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # both libraries raise many kinds; each means that the file cannot be used
+        kind = "safetensors" if safe else "torch weight"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"--backbone_weights {source} is not a {kind} file: {reason}") from error
+    if not isinstance(state, dict):
+        raise InputError(f"--backbone_weights {source} holds a {type(state).__name__}, not a state dict")
+    return only_tensors(path, state)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a `.safetensors` file. Raises InputError if the package safetensors is missing."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(
+            f"--backbone_weights {path} needs the package safetensors, which is not installed: pip install safetensors"
+        ) from error
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """Return `tensors` if each is a plain tensor under a name.
+
+    Args:
+        path: the file that they come from, for messages.
+        tensors: by name.
+
+    Raises:
+        InputError: a name is not a string, or a value is not a dense tensor of real numbers.
+    """
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise InputError(f"{path}: {name!r} names no tensor")
+        if not isinstance(value, Tensor):
+            raise InputError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+        if value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise InputError(f"{path}: {name} is no plain tensor ({value.dtype}, {value.layout})")
+    return tensors
+
+
+def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Iterable[str]) -> None:
+    """Copy some tensors into a network, strictly.
+
+    A missing `num_batches_tracked` (files of torch 0.4) is read as 0.
+
+    Args:
+        model: the network.
+        tensors: by the names of its state dict.
+        path: the file that they come from, for messages.
+        parts: prefixes, such as `local.`, of the names that are copied.
+
+    Raises:
+        InputError: a tensor is missing, unexpected or of another shape.
+    """
+    parts = tuple(parts)
+    state = model.state_dict()
+    expected = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+    given = {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
+    unexpected = sorted(set(tensors) - set(state))
+    missing = sorted(n for n in set(expected) - set(given) if not n.endswith("num_batches_tracked"))
+    for kind, names in (("misses", missing), ("has the unexpected", unexpected)):
+        if names:
+            raise InputError(f"{path} {kind} {_count(names)}; was it made with another --backbone?")
+    for name, tensor in given.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{path}: {name} is {tuple(tensor.shape)} where {tuple(expected[name].shape)} is expected; "
+                "was it made with other --bands, --n_class or --backbone?"
+            )
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(given[name]) if name in given else tensor.zero_()
+
+
+def _count(names: list[str]) -> str:
+    """Return a phrase for tensors: the first one's name, and the number of the others."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"tensor {names[0]}{more}"

@@ -1,0 +1,203 @@
+"""A network of the package timm as a feature extractor. timm is optional: it is imported when such a name is given."""
+
+import difflib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.pyramid import Levels
+from utils.errors import InputError
+from utils.tiling import map_size
+
+PREFIX = "timm/"
+"""Begins the names of these backbones, as in `timm/convnext_tiny`."""
+
+STRIDES = (4, 8, 16, 32)
+"""Pixels of the image for one cell of c2, c3, c4 and c5, in each direction."""
+
+EXAMPLES = ("timm/convnext_tiny", "timm/swin_tiny_patch4_window7_224", "timm/efficientnet_b0")
+"""Networks that messages propose."""
+
+PROBES: tuple[tuple[int, int], ...] = ((3, 5), (1, 1))
+"""Heights and widths, in multiples of `Layout.multiple`, that a network must take."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a network of timm is built and read.
+
+    Attributes:
+        maps: which of its maps are c2, c3, c4 and c5.
+        channels: of these maps.
+        channels_last: whether they are (N, H, W, C), as those of Swin, instead of (N, C, H, W).
+        multiple: the sides of its input are multiples of this many pixels.
+        any_size: whether it must be built without a fixed image size (timm's `strict_img_size=False`).
+    """
+
+    maps: tuple[int, ...]
+    channels: tuple[int, ...]
+    channels_last: bool
+    multiple: int
+    any_size: bool
+
+
+class TimmBackbone(nn.Module):
+    """A network of timm without classifier; its parameters have timm's names, those of `features_only=True`.
+
+    Images whose sides are no multiples of `Layout.multiple` are padded with zeros below and on the right, and the maps
+    are cropped to the cells of the image.
+
+    Attributes:
+        channels: of c5, c4, c3, c2, coarsest first as in `Pyramid`.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Make a backbone with timm's initial weights. Raises InputError if timm has no such network that fits."""
+        super().__init__()
+        self.layout = layout_of(name)
+        self.net = create(name, self.layout)
+        self.channels = self.layout.channels[::-1]
+
+    def forward(self, image: Tensor) -> Levels:
+        """Return c5, c4, c3, c2 of images (N, 3, H, W), (N, C, h, w) each: 1/32, 1/16, 1/8, 1/4, sides rounded up."""
+        height, width = map_size(image)
+        below, right = (-side % self.layout.multiple for side in (height, width))
+        maps = self.net(F.pad(image, (0, right, 0, below)) if below or right else image)
+        if self.layout.channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        cells = zip(maps, STRIDES, strict=True)
+        return tuple(x[..., : -(-height // stride), : -(-width // stride)] for x, stride in cells)[::-1]
+
+
+@lru_cache
+def layout_of(name: str) -> Layout:
+    """Find out how a network is built and read, without its weights, on torch's meta device.
+
+    Args:
+        name: `timm/NAME`, NAME being one of `timm.list_models()`, with or without the tag of its weights.
+
+    Raises:
+        InputError: timm is not installed, has no such network, or the network lacks maps at 1/4, 1/8, 1/16 and 1/32,
+            or takes images of one size only.
+    """
+    timm = import_timm(name)
+    own = name.removeprefix(PREFIX)
+    if not timm.is_model(own):
+        near = difflib.get_close_matches(own, timm.list_models(), n=3, cutoff=0.5)
+        proposed = [PREFIX + one for one in near] or EXAMPLES
+        raise InputError(f"--backbone {name}: timm {timm.__version__} has no such network; take {_any_of(proposed)}")
+    try:
+        with torch.device("meta"):
+            info = timm.create_model(own, features_only=True).feature_info
+            entries = zip(info.reduction(), info.out_indices, info.channels(), strict=True)
+            found = {reduction: (index, channels) for reduction, index, channels in entries}  # the last of each scale
+    except Exception as error:  # timm raises many kinds; each means that it has no maps, or no such tag
+        raise _refusal(name, f"timm cannot build it with features_only=True ({reason_of(error)})") from error
+    if not set(STRIDES) <= set(found):
+        scales = ", ".join(f"1/{reduction}" for reduction in found)
+        raise _refusal(name, f"it gives maps at {scales} of the image")
+    maps, channels = zip(*(found[stride] for stride in STRIDES), strict=True)
+    config = timm.get_pretrained_cfg(own)
+    side = STRIDES[-1] if config is None else config.input_size[-1]
+    for multiple, any_size in product(sorted({STRIDES[-1], side}), (False, True)):
+        layout = Layout(maps, channels, False, multiple, any_size)
+        shapes = _probe(name, layout)
+        for candidate in (layout, replace(layout, channels_last=True)):
+            if shapes == _expected(candidate):
+                return candidate
+    raise _refusal(name, f"it takes images of {side} x {side} pixels only, or its maps are not at those scales exactly")
+
+
+def _probe(name: str, layout: Layout) -> list[tuple[int, ...]] | None:
+    """Return the shapes of a network's maps of an image of each size in `PROBES`; None if it fails."""
+    shapes = []
+    try:
+        with torch.device("meta"), torch.no_grad():
+            net = create(name, layout).eval()
+            for rows, columns in PROBES:
+                image = torch.empty(1, 3, rows * layout.multiple, columns * layout.multiple)
+                shapes += [tuple(x.shape) for x in net(image)]
+    except Exception:  # of layers that do not take the size, or of a constructor that does not take the argument
+        return None
+    return shapes
+
+
+def _expected(layout: Layout) -> list[tuple[int, ...]]:
+    """Return what `_probe` returns for a network of this layout."""
+    shapes: list[tuple[int, ...]] = []
+    for rows, columns in PROBES:
+        for channels, stride in zip(layout.channels, STRIDES, strict=True):
+            cells = rows * layout.multiple // stride, columns * layout.multiple // stride
+            shapes.append((1, *cells, channels) if layout.channels_last else (1, channels, *cells))
+    return shapes
+
+
+def create(name: str, layout: Layout, **more: Any) -> nn.Module:
+    """Build a network of timm that returns c2, c3, c4 and c5; `more` goes to `timm.create_model`."""
+    options = {"strict_img_size": False} if layout.any_size else {}
+    net: nn.Module = import_timm(name).create_model(
+        name.removeprefix(PREFIX), features_only=True, out_indices=layout.maps, **options, **more
+    )
+    return net
+
+
+def check_sides(name: str, size_g: int, size_p: int) -> None:
+    """Check a network and the sides of its images, in pixels.
+
+    Multiples of 32 are not asked for: other sides are padded by less than that. A network that computes windows of a
+    fixed number of cells would be padded by up to a whole window.
+
+    Raises:
+        InputError: the network cannot be used, see `layout_of`, or its windows do not fit the sides.
+    """
+    multiple = layout_of(name).multiple
+    for option, side in (("size_g", size_g), ("size_p", size_p)):
+        if multiple > STRIDES[-1] and side % multiple:
+            low = side // multiple * multiple
+            near = " or ".join(str(value) for value in (low, low + multiple) if value)
+            raise InputError(
+                f"--{option} {side}: the windows of --backbone {name} need sides divisible by {multiple}; try {near}"
+            )
+
+
+def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+    """Return a module that holds networks of timm with norm layers whose statistics are those of all processes."""
+    from timm.layers import convert_sync_batchnorm as convert
+
+    converted: nn.Module = convert(module)
+    return converted
+
+
+def import_timm(name: str) -> ModuleType:
+    """Return the package timm. Raises InputError if it is not installed."""
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(
+            f"--backbone {name} needs the package timm, which is not installed: pip install timm"
+        ) from error
+    return timm
+
+
+def _refusal(name: str, reason: str) -> InputError:
+    """Return the error of a network that cannot be used."""
+    return InputError(
+        f"--backbone {name}: {reason}, and GLNet needs maps at 1/4, 1/8, 1/16 and 1/32 of images of several sizes; "
+        f"take {_any_of(EXAMPLES)}"
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _any_of(names: tuple[str, ...] | list[str]) -> str:
+    """Return `a, b or c`."""
+    return " or ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
