@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> list[str]:
         refine_share=options.refine_share,
         blend=options.blend,
         upsample=options.upsample,
-        **{name: getattr(options, name) for name in RECORDED},
+        **{name: value for name, value in vars(options).items() if name in RECORDED},
     )
     prediction = PredictionRun(segmenter, results, ranks)
     about = {
