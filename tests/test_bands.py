@@ -83,7 +83,10 @@ def multispectral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # from the file of a data set to the mask
 
 
-def test_four_bands_of_16_bits_go_from_their_description_to_a_mask(monkeypatch, multispectral, tmp_path: Path) -> None:
+def test_four_bands_of_16_bits_go_from_their_description_to_polygons(
+    monkeypatch, multispectral, tmp_path: Path
+) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
     monkeypatch.setattr("training.state.save_torch", lambda path, content: path.touch())  # nothing is resumed
     record = json.loads((multispectral / "dataset.json").read_text())
     assert (record["bands"], record["stretch"]) == ([1, 2, 3, 4], "2%,98%")
@@ -104,7 +107,8 @@ def test_four_bands_of_16_bits_go_from_their_description_to_a_mask(monkeypatch, 
     assert json.loads((tmp_path / "logs" / "eval.json").read_text())["images"] >= 1
 
     arguments = [f"--checkpoint={tmp_path / 'models' / 's3.pth'}", f"--output={tmp_path / 'out'}", "--device=cpu"]
-    assert predict.main([*arguments, "--input", str(multispectral / "images"), "--overlay"]) == 0
+    wanted = ["--overlay", "--polygons=gpkg"]
+    assert predict.main([*arguments, "--input", str(multispectral / "images"), *wanted]) == 0
     masks = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "out").glob("*_mask.tif")}
     assert len(masks) == 4
     for name, mask in masks.items():
@@ -112,6 +116,14 @@ def test_four_bands_of_16_bits_go_from_their_description_to_a_mask(monkeypatch, 
         missing[CORNER] = name == "img0_mask.tif"
         assert np.array_equal(mask == IGNORED, missing), name
     assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 4
+
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for image in summary["images"]:
+        meta, _, _, values = pyogrio.raw.read(tmp_path / "out" / f"{Path(image['image']).stem}.gpkg")
+        fields = dict(zip(meta["fields"].tolist(), values, strict=True))
+        assert len(fields["class"]) == image["features"] > 0
+        areas = np.bincount(fields["class"], fields["square_metres"], len(summary["classes"]))
+        np.testing.assert_allclose(areas, image["areas"], rtol=1e-12)
 
 
 def test_the_command_line_overrides_the_file_and_the_checkpoint_both(multispectral: Path, caplog) -> None:
