@@ -133,7 +133,7 @@ def build_report(folder: Path, sizes: list[Size], classes: Classes = CLASSES, la
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of 23 images of noise, whose pictures no format shrinks."""
-    sizes = [(700, 900), *[(660, 660)] * 19, (50, 300), (2000, 90), (64, 64)]
+    sizes = [(700, 900), *[(660, 660)] * 2, *[(200, 200)] * 17, (50, 300), (2000, 90), (64, 64)]
     return build_report(tmp_path_factory.mktemp("noise"), sizes)
 
 

@@ -286,7 +286,7 @@ def whole(tmp_path_factory) -> runs.Folders:
 
 
 def killed_run(folders: runs.Folders, root: Path) -> runs.Folders:
-    from test_resume import SAVE_OFTEN, die_while_saving
+    from runs import SAVE_OFTEN, die_while_saving
 
     other = runs.Folders(root, folders.data)
     arguments = other.arguments(1, *VARIED, SAVE_OFTEN)
