@@ -6,8 +6,9 @@ Nothing here parses options or touches files; saving and showing are callbacks.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +16,8 @@ from tqdm import tqdm
 
 from dataset.base import Sample
 from engine import global2local, global_only, local2global
-from engine.predictor import Predictor
 from models.glnet import GLNet
-from utils.canvas import ArgmaxSink
+from utils.canvas import ArgmaxSink, Sink
 from utils.distributed import ALONE, Ranks, reduce_step, trained_statistics
 from utils.errors import required
 from utils.loss import Loss
@@ -25,7 +25,7 @@ from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.selection import Coverage
 from utils.settings import Settings
-from utils.sources import MemorySource
+from utils.sources import MemorySource, Source
 from utils.stages import Stage
 
 TRAINING_STEPS = {
@@ -244,8 +244,26 @@ class Evaluation:
     complete: bool = True
 
 
+class SegmentsImages(Protocol):
+    """What an evaluation needs of a network; `Predictor` has it."""
+
+    @property
+    def stage(self) -> Stage:
+        """Names the predictions."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """The device."""
+        ...
+
+    def segment(self, image: Source, sinks: Mapping[str, Sink], *, global_image: Tensor | None = None) -> Coverage:
+        """Segment one image; see `Predictor.segment`."""
+        ...
+
+
 def evaluate(
-    predictor: Predictor,
+    predictor: SegmentsImages,
     loader: Iterable[list[Sample]],
     metrics: StageMetrics,
     *,

@@ -1,8 +1,8 @@
 """The images of `benchmarks.ablation`, at a size that two cores train: real scenes shrunk, and made-up ones."""
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from dataset import deep_globe, dubai, synthetic
 from dataset.base import Item
+from dataset.folder_file import NAME, FolderFile, Splits
 from dataset.layout import TRAIN, VAL, SplitChoice
 from dataset.pairs import PairReader
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
+from utils.files import write_json
 from utils.resize import shrink_label
 
 SHRINK = 4
@@ -77,19 +79,10 @@ def _write(folder: Path, classes: Classes, pictures: Iterable[Picture]) -> None:
         ids.setdefault(picture.split, []).append(picture.id)
     for split, listed in ids.items():
         (folder / f"{split}.txt").write_text("".join(f"{id_}\n" for id_ in listed))
-    described = [
-        {"name": name, "value": k, "color": list(classes.palette[k]), "counts": k not in classes.left_out}
-        for k, name in enumerate(classes.names)
-    ]
-    record = {
-        "root": ".",
-        "images": "images/{id}.tif",
-        "labels": "labels/{id}.tif",
-        "classes": described,
-        "ignored": [IGNORED],
-        "splits": {"lists": {split: f"{split}.txt" for split in ids}},
-    }
-    (folder / "dataset.json").write_text(json.dumps(record, indent=2) + "\n")
+    numbered = replace(classes, values=(), ignored=(IGNORED,))  # labels hold ids
+    splits = Splits(lists={split: f"{split}.txt" for split in ids})
+    file = FolderFile(folder, ".", "images/{id}.tif", "labels/{id}.tif", numbered, splits)
+    write_json(folder / NAME, file.to_record())
 
 
 def _items(source: Path) -> Iterator[tuple[str, Item]]:

@@ -14,10 +14,8 @@ import torch
 from benchmarks.workload import MODES, Inference
 from dataset import registry
 from dataset.base import Sample
-from dataset.deep_globe import DEEP_GLOBE
 from dataset.loader import SampleLoader
-from models import checkpoint
-from models.restore import header_for, restore
+from prediction.segmenter import load_network
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code, required
 from utils.files import write_json
@@ -62,9 +60,7 @@ class Run:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Return `{precision: {prediction: {"equal", "mIoU"}}}`, both 0..1, with checkpoint, mode and number of images."""
-    file = checkpoint.read(options.checkpoint)
-    header = header_for(file, options.mode, {}, released=DEEP_GLOBE)
-    model = restore(file, header, checkpoint.read_context(file, header.stage, options.path_g))
+    model, header = load_network(options.checkpoint, options.path_g, options.mode, {})
     description = registry.describe(options.dataset, options.data_path)
     split = options.split or description.validation
     if split in description.unlabelled:

@@ -9,12 +9,14 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import helper
 from dataset.base import Sample
 from dataset.layout import TRAIN, SplitChoice
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
@@ -27,14 +29,16 @@ from training.memory import keep_freed_memory, peak_memory_mb
 from training.report import evaluation_record, evaluation_table
 from training.run import WEIGHT_DECAY, poly
 from utils.arguments import Parser
+from utils.canvas import Sink
 from utils.distributed import pick_device
-from utils.errors import InputError, exit_code, required
+from utils.errors import InputError, exit_code
 from utils.files import load_torch, save_torch, write_json
 from utils.metrics import StageMetrics
 from utils.precision import autocast
+from utils.selection import Coverage
 from utils.settings import Settings
-from utils.sources import MemorySource
-from utils.stages import STAGES
+from utils.sources import Source
+from utils.stages import STAGES, Stage
 
 MODELS = {"unet": "Unet", "deeplab": "DeepLabV3Plus"}
 """The package's names by `--model`."""
@@ -57,11 +61,6 @@ def build_network(model: str, backbone: str, n_class: int) -> nn.Module:
     return getattr(smp, MODELS[model])(backbone, encoder_weights=None, classes=n_class)
 
 
-def labels_of(image: TrainingPatches, patches: slice) -> Tensor:
-    """Return the labels of some patches at full resolution, (n, h, w) uint8."""
-    return torch.stack([box.of(image.label) for box in image.boxes[patches]])
-
-
 def train_one_epoch(
     network: nn.Module,
     loader: Iterable[list[Sample]],
@@ -80,7 +79,8 @@ def train_one_epoch(
             image = TrainingPatches(sample, settings)
             for patches, x in image:
                 with autocast(settings.device, settings.precision):
-                    loss = settings.loss(network(x).float(), labels_of(image, patches))
+                    logits = network(x).float()
+                    loss = settings.loss(logits, image.targets(patches, logits))
                 loss.backward()
                 total, count = total + float(loss.detach()), count + 1
         optimizer.step()
@@ -89,26 +89,30 @@ def train_one_epoch(
     return total / max(1, count)
 
 
-@torch.inference_mode()
-def evaluate(
-    network: nn.Module, loader: Iterable[list[Sample]], metrics: StageMetrics, settings: Settings
-) -> tuple[int, float]:
-    """Segment every image patch by patch and count it; return the number of images and the seconds for each."""
-    network.eval()
-    images, seconds = 0, 0.0
-    for sample in (sample for batch in tqdm(loader, desc="evaluate", unit="image") for sample in batch):
-        start = time.perf_counter()
-        image = ImagePatches(MemorySource(sample.image), settings)
-        ids = image.ids()
-        canvas = image.canvas(ids)
-        for patches, x in image:
-            with autocast(settings.device, settings.precision):
-                scores = network(x)
-            canvas.add(scores.float(), patches)
-        metrics.update(settings.to_device(required(sample.label, "label")), {"global": ids})
-        seconds += time.perf_counter() - start
-        images += 1
-    return images, seconds / max(1, images)
+@dataclass(frozen=True)
+class PatchPredictor:
+    """A network that segments an image patch by patch, for `helper.evaluate`; its prediction is called "global".
+
+    Attributes:
+        network: in evaluation mode.
+        settings: patches, device, precision.
+        stage: gives the prediction its name.
+    """
+
+    network: nn.Module
+    settings: Settings
+    stage: Stage = STAGES[1]
+
+    @torch.inference_mode()
+    def segment(self, image: Source, sinks: Mapping[str, Sink], *, global_image: Tensor | None = None) -> Coverage:
+        """Segment one image; `global_image` is not read. The rest is as in `Predictor.segment`."""
+        patches = ImagePatches(image, self.settings)
+        canvas = patches.canvas(sinks["global"])
+        for which, x in patches:
+            with autocast(self.settings.device, self.settings.precision):
+                scores = self.network(x)
+            canvas.add(scores.float(), which)
+        return patches.coverage()
 
 
 def train(network: nn.Module, options: Namespace, header: Header, described: Description, settings: Settings) -> None:
@@ -148,15 +152,15 @@ def work(options: Namespace) -> None:
         save_torch(options.model_path / f"{options.task_name}.pth", network.state_dict())
         return
     network.load_state_dict(load_torch(options.model_path / options.path_g))
-    metrics = StageMetrics(STAGES[1], header.classes)
-    data = setup.open_data(options, described, options.split, header)
-    images, seconds = evaluate(network, SampleLoader(data), metrics, settings)
+    predictor = PatchPredictor(network.eval(), settings)
+    loader = SampleLoader(setup.open_data(options, described, options.split, header))
+    found = helper.evaluate(predictor, loader, StageMetrics(predictor.stage, header.classes))
     record = evaluation_record(
         0,
         header.classes,
-        metrics.matrices,
-        images=images,
-        seconds_per_image=seconds,
+        found.metrics.matrices,
+        images=found.images,
+        seconds_per_image=found.seconds_per_image,
         peak_memory_mb=peak_memory_mb(device),
     )
     print(evaluation_table(record))

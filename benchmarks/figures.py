@@ -7,7 +7,6 @@ figure, hollow marks are published numbers and filled ones were measured here.
 import argparse
 import json
 import math
-import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.curves import read_curves
 from benchmarks.plot import GREY, MARKS, add_title, drawing, label_points, set_log_ticks
 from benchmarks.published import LATER, PUBLISHED, Published
+from benchmarks.records import RESULTS, command_of
 from training.memory import MB
 from utils.errors import InputError, exit_code, required
 from utils.files import write_json
@@ -25,8 +25,6 @@ from utils.stages import PREDICTIONS, STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-RESULTS = Path(__file__).parent / "results"
 
 DATA = ("synthetic", "dubai")
 """The data sets that results are expected of; those of others are drawn where there are any."""
@@ -301,8 +299,8 @@ def data_sets(results: Path, kind: Kind) -> Iterator[str]:
 
 def collect_curves(results: Path, name: str, logs: Iterable[Path]) -> None:
     """Copy the curves of training logs to `curves_NAME.json`, from which their figure can be drawn again."""
-    command = shlex.join(["python", "-m", "benchmarks.figures", *sys.argv[1:]])
-    write_json(results / f"curves_{name}.json", {"command": command, "runs": [read_curves(log) for log in logs]})
+    record = {"command": command_of("figures"), "runs": [read_curves(log) for log in logs]}
+    write_json(results / f"curves_{name}.json", record)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ The figures go to growth.json, growth.md and growth.png.
 """
 
 import argparse
-import shlex
 import sys
 import time
 import warnings
@@ -20,15 +19,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.figures import RESULTS, draw_growth
+from benchmarks.figures import draw_growth
 from benchmarks.memory import COUNTED_PRECISIONS, count_inference
+from benchmarks.records import RESULTS, command_of, write_results
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from models.backbone import BACKBONES
 from models.glnet import GLNet
 from training.memory import keep_freed_memory, peak_memory_mb
 from training.records import device_name, git_commit, now
 from utils.errors import exit_code
-from utils.files import replacing, write_json
 from utils.settings import Settings
 from utils.tiling import PatchGrid
 
@@ -131,14 +130,13 @@ def run(options: argparse.Namespace) -> None:
         lines.append(table_row(rows[-1]))
         print(lines[-1], flush=True)
     about: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.growth", *sys.argv[1:]]),
+        "command": command_of("growth"),
         "date": now(),
         "commit": git_commit(),
         "device": device_name(torch.device(options.device)),
         **{name: getattr(options, name) for name in ("mode", "backbone", "size", "sub_batch_size", "precision")},
     }
     record = {**about, "rows": rows}
-    write_json(options.output / "growth.json", record)
     head = [
         "# How the cost of inference grows with the image",
         "",
@@ -148,8 +146,8 @@ def run(options: argparse.Namespace) -> None:
         " ".join(__doc__.split("\n\n")[1].split()),
         "",
     ]
-    with replacing(options.output / "growth.md") as part:
-        part.write_text("\n".join([*head, *lines, "", "![Seconds and memory over the image's side](growth.png)", ""]))
+    page = "\n".join([*head, *lines, "", "![Seconds and memory over the image's side](growth.png)", ""])
+    write_results(options.output / "growth.json", record, page)
     draw_growth(options.output / "growth.png", record)
 
 

@@ -9,7 +9,6 @@ The figures go to refine_NAME.json and refine_NAME.md; `python -m benchmarks.fig
 """
 
 import argparse
-import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 import helper
-from benchmarks.figures import RESULTS
+from benchmarks.records import RESULTS, command_of, write_results
 from dataset.layout import SplitChoice
 from dataset.loader import SampleLoader
 from dataset.registry import Description, describe
@@ -33,7 +32,7 @@ from training.setup import build_settings
 from utils.arguments import Parser, add_geometry, number, whole
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
-from utils.files import check_writable, replacing, write_json
+from utils.files import check_writable
 from utils.metrics import StageMetrics
 from utils.precision import PRECISIONS
 from utils.stages import PREDICTIONS, STAGES
@@ -154,7 +153,7 @@ def run(options: argparse.Namespace) -> None:
     keep_freed_memory()
     runs = [found for file in options.checkpoints for found in measure(file, options, described, device)]
     record = {
-        "command": shlex.join(["python", "-m", "benchmarks.refine", *sys.argv[1:]]),
+        "command": command_of("refine"),
         "date": now(),
         "commit": git_commit(),
         "device": device_name(device),
@@ -166,11 +165,9 @@ def run(options: argparse.Namespace) -> None:
         "rows": summary(runs),
         "runs": runs,
     }
-    target = options.output / f"refine_{options.name or options.dataset}.json"
-    write_json(target, record)
-    with replacing(target.with_suffix(".md")) as part:
-        part.write_text(as_markdown(record), encoding="utf-8")
-    print(as_markdown(record))
+    page = as_markdown(record)
+    write_results(options.output / f"refine_{options.name or options.dataset}.json", record, page)
+    print(page)
 
 
 def build_parser() -> Parser:

@@ -21,13 +21,11 @@ from torch import Tensor
 
 from benchmarks.agreement import DEMO
 from dataset import registry
-from dataset.deep_globe import DEEP_GLOBE
 from dataset.image_file import View, open_image
 from dataset.loader import SampleLoader
 from engine.predictor import Predictor
-from models import checkpoint
 from models.header import Header
-from models.restore import header_for, restore
+from prediction.segmenter import load_network
 from utils.arguments import Parser, whole
 from utils.canvas import UPSAMPLES, ArgmaxSink
 from utils.classes import IGNORED
@@ -154,9 +152,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises InputError if a file cannot be used.
     """
-    file = checkpoint.read(options.checkpoint)
-    header = header_for(file, options.mode, {}, released=DEEP_GLOBE)
-    model = restore(file, header, checkpoint.read_context(file, header.stage, options.path_g))
+    model, header = load_network(options.checkpoint, options.path_g, options.mode, {})
     stage, settings = STAGES[header.stage], header.settings(device=pick_device(options.device))
     if settings.selection is not None:
         raise InputError(f"{options.checkpoint} is coarse to fine: its patches do not cover the image; take another")

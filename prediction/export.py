@@ -6,7 +6,6 @@ Each file is run after it is written, and compared with the network.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from models.glnet import GLNet
 from models.header import Header
 from models.parts import MAPS, OTHER_MAPS, Part, named_maps, parts_of
 from models.sharing import crop_global, crop_pyramid, merge_local_maps
+from prediction.packages import require_packages
 from prediction.segmenter import load_network
 from utils.errors import InputError, RunError, exit_code, required
 from utils.files import new_folder, write_json
@@ -57,7 +57,7 @@ def export(checkpoint: Path, folder: Path, mode: int | None, path_g: Path | None
         RunError: a file does not compute what the network does.
     """
     if kind == "onnx":
-        check_packages()
+        require_packages("--format onnx", PACKAGES)
     model, header = load_network(checkpoint, path_g, mode, {})
     if header.stage > 1 and not header.share_maps:
         raise InputError(f"{checkpoint} was trained with --no-share_maps, which the parts cannot express; use --mode 1")
@@ -73,17 +73,6 @@ def export(checkpoint: Path, folder: Path, mode: int | None, path_g: Path | None
             print(f"{path.name}: differs from the network by at most {difference:.1e} of an output's range")
         write_json(beside / "glnet.json", describe(parts, header, kind))
     print(f"{folder}: mode {header.stage}, {len(parts)} parts")
-
-
-def check_packages() -> None:
-    """Raise InputError if a package of `PACKAGES` is missing."""
-    for name in PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise InputError(
-                f"--format onnx needs the packages {', '.join(PACKAGES)} ({error}): pip install {' '.join(PACKAGES)}"
-            ) from error
 
 
 def trace(parts: Iterable[Part], n_bands: int) -> list[ExportedProgram]:

@@ -15,7 +15,8 @@ from dataset.pictures import shrink
 from dataset.raster_writer import CogWriter, RasterWriter
 from prediction.areas import Areas
 from prediction.overlay import SampledIds, draw_overlay, overlay_size
-from prediction.polygon_options import PolygonOptions, require_packages
+from prediction.packages import require_packages
+from prediction.polygon_options import PolygonOptions
 from prediction.polygons import PolygonWriter
 from prediction.scenes import Rows
 from prediction.writers import NpzWriter, PngWriter, RowWriter

@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from dataset.georeference import Georeference, GroundAreas, to_map
+from prediction.packages import require_packages
 from utils.errors import InputError
 from utils.tiling import Size
 
@@ -80,17 +80,6 @@ class PolygonOptions:
                     "in 50px",
                     "no georeference",
                 )
-
-
-def require_packages(option: str, packages: tuple[str, ...]) -> None:
-    """Raise InputError, naming the option and the package, if one of `packages` is not installed."""
-    for package in packages:
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise InputError(
-                f"{option} needs the package {package}, which is not installed: pip install {' '.join(packages)}"
-            ) from error
 
 
 def _on_earth(reference: Georeference, size: Size) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ablation, ablation_data, baselines
-from benchmarks.ablation import BATCH, RATES, RECIPES, Experiment, Run, Schedule, as_markdown, mean_of, plan, variants
+from benchmarks.ablation import Experiment, Schedule, as_markdown, mean_of
+from benchmarks.ablation_plan import BATCH, RATES, RECIPES, Run, plan, variants
 from utils.files import write_json
 
 DATA = sorted(RECIPES)
