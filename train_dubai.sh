@@ -10,10 +10,10 @@ training=(--window 1024 --windows 8 --augment --loss ce --class_weights 3 0.5 2 
 case ${1:-} in
     1)
         network=(--backbone resnet18 --normalize imagenet --size_g 128 --size_p 256 --min_overlap 32)
-        settings=("${network[@]}" --num_epochs 60 --batch_size 4 --lr 5e-4 "${training[@]}")
+        settings=("${network[@]}" --num_epochs 40 --batch_size 4 --lr 5e-4 "${training[@]}")
         ;;
-    2) settings=(--num_epochs 10 --batch_size 1 --lr 2e-4 --sub_batch_size 8 "${training[@]}") ;;
-    3) settings=(--num_epochs 10 --batch_size 2 --lr 5e-4 --sub_batch_size 8 "${training[@]}") ;;
+    2) settings=(--num_epochs 4 --batch_size 1 --lr 2e-4 --sub_batch_size 8 "${training[@]}") ;;
+    3) settings=(--num_epochs 4 --batch_size 2 --lr 5e-4 --sub_batch_size 8 "${training[@]}") ;;
     eval) settings=(--size_g 256) ;;
     *) settings=() ;;
 esac

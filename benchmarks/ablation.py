@@ -10,12 +10,13 @@ What each variant is:
 
 - `global`: the global branch alone. `global, longer`: with the epochs of all three stages.
 - `local`: the local branch alone. No maps are shared, and the regulariser is off.
-- `global to local`: stage 2.
+- `global to local`: stage 2; also with four times the epochs.
 - `local to global`: stage 3 on a local branch that was trained alone.
 - `both`: GLNet. `both, no regulariser`: GLNet with lambda 0. `both, patches of N`: with another size of patches.
 - `both, parts as images` (dubai): the published parts of each scene are images of their own, in training and in
   evaluation.
-- `U-Net`, `DeepLabV3+`: of segmentation_models_pytorch, on the same patches, with labels at full resolution.
+- `U-Net`, `DeepLabV3+`: of segmentation_models_pytorch, on the same patches, with labels at full resolution; U-Net also
+  with the steps and the learning rate of stage 2, to tell the network from its training.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ablation_data
-from benchmarks.ablation_plan import BATCH, BUDGETS, COMMON, RATES, RECIPES, Run, plan, variants
+from benchmarks.ablation_plan import BATCH, BUDGETS, COMMON, RECIPES, Run, plan, variants
 from benchmarks.records import RESULTS, command_of, write_results
 from utils.errors import InputError, exit_code
 from utils.files import write_json
@@ -97,7 +98,7 @@ class Experiment:
             *run.options,
             f"--seed={seed}",
             f"--num_epochs={run.epochs}",
-            f"--lr={RATES[run.mode]}",
+            f"--lr={run.learning_rate}",
             f"--batch_size={BATCH[run.mode]}",
         ]
 

@@ -75,6 +75,7 @@ class Run:
         options: further arguments.
         starts: by option, the name of the run whose checkpoint it starts from.
         data: the folder of its images, below that of the experiment's data.
+        rate: learning rate; that of the mode in `RATES` by default.
         extra: whether it is trained after all others, of all seeds.
     """
 
@@ -84,7 +85,13 @@ class Run:
     options: tuple[str, ...] = ()
     starts: tuple[tuple[str, str], ...] = ()
     data: str = "scenes"
+    rate: float | None = None
     extra: bool = False
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that it is trained with."""
+        return RATES[self.mode] if self.rate is None else self.rate
 
 
 @dataclass(frozen=True)
@@ -104,12 +111,14 @@ def variants(recipe: Recipe) -> list[Variant]:
         Variant("global, longer", "global_longer", "global"),
         Variant("local", "alone", "local"),
         Variant("global to local", "g2l", ENSEMBLE),
+        Variant("global to local, 4 times as long", "g2l_longer", ENSEMBLE),
         Variant("local to global", "l2g_alone", ENSEMBLE),
         Variant("both", "l2g", ENSEMBLE),
         Variant("both, no regulariser", "l2g_free", ENSEMBLE),
         Variant(f"both, patches of {recipe.other_patch}", "l2g_patches", ENSEMBLE),
         *parts,
         Variant("U-Net", "unet", "global"),
+        Variant("U-Net, steps and rate of stage 2", "unet_slow", "global"),
         Variant("DeepLabV3+", "deeplab", "global"),
     ]
 
@@ -136,7 +145,9 @@ def plan(recipe: Recipe, factor: float) -> list[Run]:
     ]
     extra = [
         Run("deeplab", 0, second + third, ("--model=deeplab",)),
+        Run("unet_slow", 0, second, ("--model=unet",), rate=RATES[2]),
         Run("global_longer", 1, first + second + third),
+        Run("g2l_longer", 2, 4 * second, (), start),
         Run("g2l_patches", 2, second, patches, start),
         refined("l2g_patches", "g2l_patches", patches),
     ]
