@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -39,9 +40,13 @@ from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import Source
 from utils.stages import STAGES, Stage
+from utils.tiling import map_size
 
-MODELS = {"unet": "Unet", "deeplab": "DeepLabV3Plus"}
+MODELS = {"unet": "Unet", "deeplab": "DeepLabV3Plus", "fpn": "FPN"}
 """The package's names by `--model`."""
+
+MULTIPLE = 32
+"""What the sides of the package's inputs are multiples of."""
 
 
 def build_parser() -> Parser:
@@ -59,6 +64,13 @@ def build_network(model: str, backbone: str, n_class: int) -> nn.Module:
     except ImportError as error:
         raise InputError("benchmarks.baselines needs a package: pip install segmentation-models-pytorch") from error
     return getattr(smp, MODELS[model])(backbone, encoder_weights=None, classes=n_class)
+
+
+def padded(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits (N, n_class, H, W) of `x` (N, 3, H, W), whose sides are padded with zeros as far as needed."""
+    height, width = map_size(x)
+    x = F.pad(x, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+    return network(x)[..., :height, :width]
 
 
 def train_one_epoch(
@@ -79,7 +91,7 @@ def train_one_epoch(
             image = TrainingPatches(sample, settings)
             for patches, x in image:
                 with autocast(settings.device, settings.precision):
-                    logits = network(x).float()
+                    logits = padded(network, x).float()
                     loss = settings.loss(logits, image.targets(patches, logits))
                 loss.backward()
                 total, count = total + float(loss.detach()), count + 1
@@ -110,7 +122,7 @@ class PatchPredictor:
         canvas = patches.canvas(sinks["global"])
         for which, x in patches:
             with autocast(self.settings.device, self.settings.precision):
-                scores = self.network(x)
+                scores = padded(self.network, x)
             canvas.add(scores.float(), which)
         return patches.coverage()
 
