@@ -5,10 +5,10 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/venv.sh"
 cd "$root"
 
 use_venv requirements-dev.txt
-# Tests start processes that share the cores: threads that wait must not spin.
-export OMP_WAIT_POLICY=passive
+# Tests run side by side and start processes of their own, which share the cores: one thread each.
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-"$PYTHON" -m pytest "$@"
+"$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

@@ -10,13 +10,13 @@ What each variant is:
 
 - `global`: the global branch alone. `global, longer`: with the epochs of all three stages.
 - `local`: the local branch alone. No maps are shared, and the regulariser is off.
-- `global to local`: stage 2; also with four times the epochs.
+- `global to local`: stage 2; on Dubai also `longer`, with the epochs of U-Net.
 - `local to global`: stage 3 on a local branch that was trained alone.
 - `both`: GLNet. `both, no regulariser`: GLNet with lambda 0. `both, patches of N`: with another size of patches.
 - `both, parts as images` (dubai): the published parts of each scene are images of their own, in training and in
   evaluation.
-- `U-Net`, `DeepLabV3+`: of segmentation_models_pytorch, on the same patches, with labels at full resolution; U-Net also
-  with the steps and the learning rate of stage 2, to tell the network from its training.
+- `U-Net`, `DeepLabV3+`: of segmentation_models_pytorch, on the same patches, with labels at full resolution; on Dubai
+  U-Net also with the steps and the learning rate of stage 2, to tell the network from its training.
 """
 
 import argparse

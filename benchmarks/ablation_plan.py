@@ -18,6 +18,7 @@ class Recipe:
         windows: further arguments of training on whole scenes.
         evaluation: arguments of the evaluation on whole scenes.
         parts: by how much more epochs parts of scenes are trained, so that as many patches are read; 0 for no parts.
+        reasons: whether U-Net is also trained as stage 2 is, and stage 2 for longer, to tell networks from training.
         patch: side of a patch, in pixels.
         other_patch: the same in the variant with other patches.
     """
@@ -27,6 +28,7 @@ class Recipe:
     windows: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
     parts: float = 0
+    reasons: bool = False
     patch: int = 128
     other_patch: int = 64
 
@@ -52,6 +54,7 @@ RECIPES = {
         arguments=("--class_weights", "3", "0.5", "2", "2.5", "0.7"),
         epochs=(16, 2, 3),
         parts=2.5,
+        reasons=True,
     ),
     "synthetic": Recipe(epochs=(12, 2, 3)),
 }
@@ -106,20 +109,23 @@ class Variant:
 def variants(recipe: Recipe) -> list[Variant]:
     """Return the rows of the table."""
     parts = [Variant("both, parts as images", "l2g_parts", ENSEMBLE)] if recipe.parts else []
+    reasons = [
+        Variant("global to local, longer", "g2l_longer", ENSEMBLE),
+        Variant("U-Net, steps and rate of stage 2", "unet_slow", "global"),
+    ]
     return [
         Variant("global", "global", "global"),
         Variant("global, longer", "global_longer", "global"),
         Variant("local", "alone", "local"),
         Variant("global to local", "g2l", ENSEMBLE),
-        Variant("global to local, 4 times as long", "g2l_longer", ENSEMBLE),
         Variant("local to global", "l2g_alone", ENSEMBLE),
         Variant("both", "l2g", ENSEMBLE),
         Variant("both, no regulariser", "l2g_free", ENSEMBLE),
         Variant(f"both, patches of {recipe.other_patch}", "l2g_patches", ENSEMBLE),
         *parts,
         Variant("U-Net", "unet", "global"),
-        Variant("U-Net, steps and rate of stage 2", "unet_slow", "global"),
         Variant("DeepLabV3+", "deeplab", "global"),
+        *(reasons if recipe.reasons else []),
     ]
 
 
@@ -145,11 +151,9 @@ def plan(recipe: Recipe, factor: float) -> list[Run]:
     ]
     extra = [
         Run("deeplab", 0, second + third, ("--model=deeplab",)),
-        Run("unet_slow", 0, second, ("--model=unet",), rate=RATES[2]),
-        Run("global_longer", 1, first + second + third),
-        Run("g2l_longer", 2, 4 * second, (), start),
         Run("g2l_patches", 2, second, patches, start),
         refined("l2g_patches", "g2l_patches", patches),
+        Run("global_longer", 1, first + second + third),
     ]
     if recipe.parts:
         parts = (("path_g", "global_parts"),)
@@ -157,5 +161,10 @@ def plan(recipe: Recipe, factor: float) -> list[Run]:
             Run("global_parts", 1, round(recipe.parts * first), data="parts"),
             Run("g2l_parts", 2, round(recipe.parts * second), starts=parts, data="parts"),
             Run("l2g_parts", 3, round(recipe.parts * third), starts=(*parts, ("path_g2l", "g2l_parts")), data="parts"),
+        ]
+    if recipe.reasons:
+        extra += [
+            Run("unet_slow", 0, second, ("--model=unet",), rate=RATES[2]),
+            Run("g2l_longer", 2, second + third, (), start),
         ]
     return [*runs, *(replace(run, extra=True) for run in extra)]
