@@ -22,7 +22,7 @@ from dataset.synthetic import MIN_SIZE, draw_scene
 from engine.predictor import Predictor
 from prediction.segmenter import Segmenter
 from training.options import add_data
-from utils.arguments import Parser, whole
+from utils.arguments import Parser, add_smoothing, whole
 from utils.canvas import ArgmaxSink
 from utils.errors import InputError, exit_code
 from utils.files import replacing
@@ -151,6 +151,9 @@ def run(options: argparse.Namespace) -> None:
         sub_batch_size=options.sub_batch_size,
         bands=options.bands,
         stretch=options.stretch,
+        min_overlap=options.min_overlap,
+        blend=options.blend,
+        upsample=options.upsample,
     )
     if segmenter.header.stage == 1:
         raise InputError(f"{options.checkpoint} is of stage 1, which predicts nothing local: give one of stage 2 or 3")
@@ -216,6 +219,8 @@ def build_parser() -> Parser:
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 2 or 3")
     add("--mode", type=int, choices=(2, 3), help="(default: the file's; a released file needs it)")
     add("--path_g", type=Path, metavar="FILE", help="stage 1's file, beside a released one of stage 3")
+    add("--min_overlap", type=whole(0), help="pixels that neighbouring patches share at least (default: the file's)")
+    add_smoothing(add)
     add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
     add("--device", help="(default: cuda where there is one, else cpu)")
     return parser
