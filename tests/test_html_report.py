@@ -145,8 +145,11 @@ def evaluation(folders: runs.Folders, mode: int, *more: str) -> list[str]:
 def test_the_numbers_are_those_of_the_json(reference, tmp_path: Path) -> None:
     folders = reference.folders.beside(tmp_path)
     for mode, stage in STAGES.items():
-        assert train_deep_globe.main(evaluation(folders, mode, f"--report={tmp_path / 'report'}")) == 0
+        arguments = evaluation(folders, mode, "--tta=flip", f"--report={tmp_path / 'report'}")
+        assert train_deep_globe.main(arguments) == 0
         record = json.loads((folders.logs / "eval.json").read_text())
+        used = {"checkpoint": f"{runs.NAMES[mode]}.pth", "tta": "flip", "precision": "fp32", "size_p": 64}
+        assert used.items() <= record.items()
         page = read_page(tmp_path / "report" / NAME)
         for k, name in enumerate(record["classes"]):
             expected = [record["share"][k], *(record[one]["iou"][k] for one in stage.predictions)]

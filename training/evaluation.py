@@ -113,9 +113,10 @@ def run_evaluation(
     record = {
         "dataset": options.dataset,
         "split": options.split,
+        "checkpoint": str(getattr(options, stage.reads)),
         "device": settings.device.type,
-        "blend": settings.blend,
-        "upsample": settings.upsample,
+        **{name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize")},
+        **{name: getattr(options, name) for name in ("precision", "tta", "refine_share", "blend", "upsample")},
         **evaluation_record(
             stage.number,
             header.classes,
