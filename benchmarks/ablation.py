@@ -131,11 +131,13 @@ class Experiment:
         return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
     def train(self, run: Run, seed: int) -> None:
-        """Train and evaluate, and write the result."""
+        """Train and evaluate, and write the result. The seconds of a training that was interrupted are not known."""
+        interrupted = (self.folder / "models" / f"{run.name}_{seed}.resume.pth").exists()
         seconds, peak_mb = self.execute(self.training(run, seed), run, seed, self.threads)
-        self.evaluate(run, seed, self.threads, {"training_seconds": seconds, "training_peak_mb": peak_mb})
+        training = {"training_seconds": None if interrupted else seconds, "training_peak_mb": peak_mb}
+        self.evaluate(run, seed, self.threads, training)
 
-    def evaluate(self, run: Run, seed: int, threads: int, training: dict[str, float]) -> None:
+    def evaluate(self, run: Run, seed: int, threads: int, training: dict[str, float | None]) -> None:
         """Evaluate, and write the result with what its training took."""
         self.execute(self.evaluation(run, seed), run, seed, threads)
         record = json.loads((self.folder / "runs" / f"eval_{run.name}_{seed}.json").read_text())
@@ -166,7 +168,7 @@ class Experiment:
                     continue
                 record = json.loads(path.read_text())
                 chain = [self.result(self.runs[name], seed) for name in self.chain(self.runs[variant.run])]
-                spent = sum(json.loads(one.read_text())["training_seconds"] for one in chain)
+                spent = [json.loads(one.read_text())["training_seconds"] for one in chain]
                 found.append(
                     {
                         "variant": variant.title,
@@ -174,7 +176,7 @@ class Experiment:
                         "classes": record["classes"],
                         "mIoU": record[variant.prediction]["mIoU"],
                         "iou": [value or 0.0 for value in record[variant.prediction]["iou"]],
-                        "training_seconds": spent,
+                        "training_seconds": None if None in spent else sum(spent),
                         "training_peak_mb": record["training_peak_mb"],
                         "seconds_per_image": record["seconds_per_image"],
                         "peak_memory_mb": record["peak_memory_mb"],
@@ -201,15 +203,20 @@ def titles(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def mean_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return one row: means over the seeds of one variant, and the sample deviation of its mIoU (None for one seed)."""
+    """Return one row: means over the seeds of one variant, and the sample deviation of its mIoU (None for one seed).
+
+    The seconds of training are the mean over the runs that were not interrupted, None if there is no such run.
+    """
     scores = [record["mIoU"] for record in records]
-    measured = ("training_seconds", "training_peak_mb", "seconds_per_image", "peak_memory_mb")
+    measured = ("training_peak_mb", "seconds_per_image", "peak_memory_mb")
+    spent = [record["training_seconds"] for record in records if record["training_seconds"] is not None]
     return {
         "variant": records[0]["variant"],
         "seeds": len(records),
         "mIoU": statistics.mean(scores),
         "spread": statistics.stdev(scores) if len(scores) > 1 else None,
         "iou": [statistics.mean(values) for values in zip(*(record["iou"] for record in records), strict=True)],
+        "training_seconds": statistics.mean(spent) if spent else None,
         **{key: statistics.mean(record[key] for record in records) for key in measured},
     }
 
@@ -231,7 +238,8 @@ def as_markdown(rows: Sequence[dict[str, Any]], classes: Sequence[str], command:
         spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
         cells = [row["variant"], str(row["seeds"]), f"{100 * row['mIoU']:.1f}{spread}"]
         cells += [f"{100 * value:.1f}" for value in row["iou"]]
-        cells += [f"{row['training_seconds'] / 60:.1f}", f"{row['training_peak_mb']:.0f}"]
+        minutes = "" if row["training_seconds"] is None else f"{row['training_seconds'] / 60:.1f}"
+        cells += [minutes, f"{row['training_peak_mb']:.0f}"]
         cells += [f"{row['seconds_per_image']:.2f}", f"{row['peak_memory_mb']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

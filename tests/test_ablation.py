@@ -103,7 +103,11 @@ def test_the_table_has_means_and_spreads(tmp_path: Path) -> None:
     assert row["iou"] == pytest.approx([0.4, 0.0])
     table = (tmp_path / "ablation_synthetic.md").read_text()
     assert "| global to local | 2 | 60.0 ± 14.1 | 40.0 | 0.0 | 1.5 | 200 | 2.00 | 100 |" in table
-    assert mean_of(experiment.records()[:1])["spread"] is None
+    one = experiment.records()[:1]
+    assert mean_of(one)["spread"] is None
+    interrupted = {**one[0], "training_seconds": None}
+    assert mean_of([interrupted, *one])["training_seconds"] == one[0]["training_seconds"]
+    assert "| 40.0 | 0.0 |  | 200 |" in as_markdown([mean_of([interrupted])], ["land", "water"], "command")
     assert as_markdown(result["rows"], result["classes"], "command").startswith("`command`")
 
 
