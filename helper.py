@@ -276,7 +276,7 @@ def evaluate(
 
     Args:
         predictor: segments the images.
-        loader: batches of samples; of several processes each gets its part of the images.
+        loader: batches of samples with whole images; of several processes each gets its part of the images.
         metrics: counts the predictions.
         on_image: gets each sample of this process and its predictions by name, (H, W) uint8 ids on the device.
         title: of the progress bar.
@@ -288,7 +288,7 @@ def evaluate(
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
         start, process_start = time.perf_counter(), time.process_time()
-        source = MemorySource(sample.image)
+        source = MemorySource(required(sample.image, "image"))
         found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
         coverage += predictor.segment(source, found, global_image=sample.global_image)
         if sample.label is not None:

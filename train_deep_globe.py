@@ -150,7 +150,9 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, ranks.device)
     train_data = setup.open_data(options, described, TRAIN, header, training=True)
+    train_data.whole = stage.number > 1  # stage 1 learns from shrunk images
     val_data = setup.open_data(options, described, described.validation, header)
+    val_data.keep_shrunk = True
     limits.check_images(train_data, settings if stage.number == 2 else None)
     if stage.number != 2:
         limits.check_batches(

@@ -1,7 +1,9 @@
 """Measures time and memory of images of 0.01 to 1 gigapixel: python -m benchmarks.large_images --help
 
 Each image is a made-up GeoTIFF, segmented by `predict.py` in a process of its own with random weights, which change
-neither time nor memory.
+neither time nor memory. Of the seconds, those that the process takes for an image of one pixel, its start, are taken
+off. An image is divided into scenes, and these into patches, of equal size, so the number of patches for a megapixel
+depends on the side; what should stay the same is the time of a patch.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +21,9 @@ from dataset.synthetic import smooth_noise
 from models import checkpoint
 from models.glnet import GLNet
 from models.header import Header
+from prediction.scenes import SCENE_SIZE, scene_grid
 from utils.files import write_json
-from utils.tiling import MIN_OVERLAP
+from utils.tiling import MIN_OVERLAP, PatchGrid
 
 ROOT = Path(__file__).parents[1]
 TILE = 2048
@@ -58,18 +62,30 @@ def write_weights(path: Path, mode: int, backbone: str, size_g: int, size_p: int
     checkpoint.save(path, GLNet(len(header.classes), backbone), header)
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Run a process; return its seconds and its largest resident size, in MB of 2**20 bytes.
+class Usage(NamedTuple):
+    """What a process took: seconds, CPU seconds of all its threads, and its peak memory in MB of 2**20 bytes."""
 
-    Raises RuntimeError if the process fails.
-    """
+    seconds: float
+    cpu_seconds: float
+    memory: float
+
+
+def measure(command: list[str]) -> Usage:
+    """Run a process and return what it took. Raises RuntimeError if it fails."""
     start = time.perf_counter()
+    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]  # its own table
     # not subprocess: only wait4 returns the peak of this one process
-    process = os.posix_spawn(command[0], command, {**os.environ, "GDAL_CACHEMAX": "96"})
+    process = os.posix_spawn(command[0], command, {**os.environ, "GDAL_CACHEMAX": "96"}, file_actions=quiet)
     _, status, usage = os.wait4(process, 0)
     if status:
         raise RuntimeError(f"{' '.join(command)} failed")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return Usage(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def count_patches(side: int, scene_size: int, size_p: int) -> int:
+    """Return the number of patches of an image of side x side pixels, over all its scenes."""
+    scenes = scene_grid((side, side), scene_size)
+    return len(scenes) * len(PatchGrid.cover(scenes.patch, size_p, MIN_OVERLAP))
 
 
 def main() -> None:
@@ -79,26 +95,50 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size_g", type=int, default=508)
     parser.add_argument("--size_p", type=int, default=508)
+    parser.add_argument("--scene_size", type=int, default=SCENE_SIZE)
     parser.add_argument("--folder", type=Path, help="where images and results lie meanwhile (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="file to write the figures to as well")
     parser.add_argument("more", nargs="*", help="after --: passed on to predict.py")
     options = parser.parse_args()
-    rows = []
-    print("| gigapixels | side | seconds | peak memory, MB | mask, MB |\n|---|---|---|---|---|", flush=True)
+    rows: list[dict[str, float]] = []
+    columns = ("gigapixels", "side", "patches", "seconds", "CPU seconds", "s / megapixel", "CPU s / patch", "peak MB")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         weights = folder / "weights.pth"
         write_weights(weights, options.mode, options.backbone, options.size_g, options.size_p)
-        for gigapixels in options.gigapixels:
-            side = round((gigapixels * 1e9) ** 0.5)
+
+        def segment(side: int) -> Usage:
             image, output = folder / f"{side}.tif", folder / f"out{side}"
             write_scene(image, side)
-            command = [sys.executable, str(ROOT / "predict.py"), "--checkpoint", weights, "--input", image]
-            seconds, memory = measure([*map(str, command), "--output", str(output), *options.more])
-            written = (output / f"{side}_mask.tif").stat().st_size / 2**20
-            rows.append({"gigapixels": gigapixels, "side": side, "seconds": seconds, "memory_mb": memory})
-            print(f"| {gigapixels:g} | {side} | {seconds:.0f} | {memory:.0f} | {written:.1f} |", flush=True)
+            command: list[Any] = [sys.executable, ROOT / "predict.py", "--checkpoint", weights, "--input", image]
+            command += ["--output", output, "--scene_size", options.scene_size, *options.more]
+            found = measure([str(part) for part in command])
             image.unlink()
+            return found
+
+        start = segment(1)
+        for gigapixels in options.gigapixels:
+            side = round((gigapixels * 1e9) ** 0.5)
+            patches = count_patches(side, options.scene_size, options.size_p)
+            used = segment(side)
+            seconds, cpu = used.seconds - start.seconds, used.cpu_seconds - start.cpu_seconds
+            per_megapixel, per_patch = 1e6 * seconds / side**2, cpu / patches
+            rows.append(
+                {
+                    "gigapixels": gigapixels,
+                    "side": side,
+                    "patches": patches,
+                    "seconds": seconds,
+                    "cpu_seconds": cpu,
+                    "memory_mb": used.memory,
+                }
+            )
+            print(
+                f"| {gigapixels:g} | {side} | {patches} | {seconds:.0f} | {cpu:.0f} | {per_megapixel:.3g} | "
+                f"{per_patch:.3g} | {used.memory:.0f} |",
+                flush=True,
+            )
     if options.json:
         write_json(options.json, {"command": sys.argv[1:], "rows": rows})
 

@@ -7,6 +7,7 @@ from engine.predictor import Predictor
 from helper import TRAINING_STEPS
 from models.glnet import GLNet
 from utils.canvas import ArgmaxSink
+from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.settings import Settings
@@ -40,7 +41,7 @@ class Inference:
 
     def __call__(self, sample: Sample, names: tuple[str, ...] = ()) -> dict[str, ArgmaxSink]:
         """Return the class ids of `sample` by prediction: those in `names`, by default all of the mode."""
-        source = MemorySource(sample.image)
+        source = MemorySource(required(sample.image, "image"))
         found = {name: ArgmaxSink(source.size, self.settings.device) for name in names or self.stage.predictions}
         self.predictor.segment(source, found, global_image=sample.global_image)
         return found

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torchvision.transforms.v2 import functional as colors
 
 from utils.resize import shrink_label
 from utils.stretch import RGB
-from utils.tiling import Size
+from utils.tiling import Size, map_size
 from utils.turns import Turn
 
 LARGEST_SCALE = 1.5
@@ -125,7 +126,22 @@ class Draw:
         image, ids = resize(image, ids, size)
         if self.color is not None:
             image = self.color.apply(image)
-        return self.turn.apply(image).contiguous(), None if ids is None else self.turn.apply(ids).contiguous()
+        return turned(image, self.turn), None if ids is None else turned(ids, self.turn)
+
+
+def turned(x: Tensor, turn: Turn) -> Tensor:
+    """Return `turn.apply(x)` for `x` (..., H, W) uint8 on the CPU, contiguous.
+
+    A quarter turn is a transpose and a flip, mirrored or not. OpenCV transposes several times faster than torch.
+    """
+    if turn.quarters % 2 == 0:
+        return turn.apply(x).contiguous()
+    height, width = map_size(x)
+    transposed = x.new_empty((*x.shape[:-2], width, height))
+    for target, plane in zip(transposed.view(-1, width, height), x.reshape(-1, height, width), strict=True):
+        cv2.transpose(plane.numpy(), dst=target.numpy())
+    flips = {-2 if turn.quarters == 1 else -1} ^ ({-2} if turn.mirrored else set())
+    return transposed.flip(sorted(flips)) if flips else transposed
 
 
 def draw_turn(rng: np.random.Generator) -> tuple[bool, int]:

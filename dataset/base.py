@@ -21,15 +21,19 @@ from utils.resize import shrink_label
 from utils.sources import MemorySource
 from utils.tiling import Size
 
+KEPT_SHRUNK_BYTES = 256 << 20
+"""How much of shrunk images a process keeps: of 508 x 508 pixels in RGB, 346."""
+
 
 class Sample(NamedTuple):
     """A decoded image with its label, and both as the global branch sees them.
 
-    All tensors are uint8 on the CPU: images 0..255, labels class ids or 255 (left out), None where there are none.
+    All tensors are uint8 on the CPU: images 0..255, labels class ids or 255 (left out), None where there are none. The
+    image is None where the data set leaves it out.
     """
 
     id: str
-    image: Tensor  # (bands, H, W)
+    image: Tensor | None  # (bands, H, W)
     label: Tensor | None  # (H, W)
     global_image: Tensor  # (bands, size_g, size_g)
     global_label: Tensor | None  # (size_g // 4, size_g // 4)
@@ -38,8 +42,12 @@ class Sample(NamedTuple):
 class SegmentationDataset(Dataset[Sample]):
     """Images, with or without labels, each of its own size.
 
-    Images of more than `max_pixels`, an attribute, are refused, and `view`, another, says which bands are read and how
-    values of more than 8 bits become 0..255.
+    Attributes:
+        max_pixels: larger images are refused.
+        view: which bands are read, and how values of more than 8 bits become 0..255.
+        whole: whether samples hold the whole image. Stage 1 trains without: it need not be sent between processes.
+        keep_shrunk: whether shrunk images are kept in memory, for passes without any variation: each process keeps
+            those that it has read, up to `KEPT_SHRUNK_BYTES`.
     """
 
     def __init__(
@@ -76,6 +84,9 @@ class SegmentationDataset(Dataset[Sample]):
         self.windows = windows
         self.max_pixels = MAX_PIXELS
         self.view = View()
+        self.whole = True
+        self.keep_shrunk = False
+        self._shrunk: dict[int, Tensor] = {}
         self._files = OpenFiles(KEPT_BYTES if windows else 0)
         self._samples: list[tuple[Item, int | None]] = []  # the number of a window, None of a whole image
         for item in self.items:
@@ -142,11 +153,20 @@ class SegmentationDataset(Dataset[Sample]):
         quarter = self.size_g // 4
         return Sample(
             id=item.id,
-            image=image,
+            image=image if self.whole else None,
             label=ids,
-            global_image=shrink(MemorySource(image), (self.size_g, self.size_g)),
+            global_image=self._shrink(index, image),
             global_label=None if ids is None else shrink_label(ids, (quarter, quarter)),
         )
+
+    def _shrink(self, index: int, image: Tensor) -> Tensor:
+        """Return the image of sample `index` at (bands, size_g, size_g), kept from an earlier pass if it may be."""
+        if index in self._shrunk:
+            return self._shrunk[index].clone()  # each tensor that a worker sends holds a file open while it lives
+        shrunk = shrink(MemorySource(image), (self.size_g, self.size_g))
+        if self.keep_shrunk and (len(self._shrunk) + 1) * shrunk.numel() <= KEPT_SHRUNK_BYTES:
+            self._shrunk[index] = shrunk.clone()
+        return shrunk
 
     def _draw(self, epoch: int, id_: str, number: int | None) -> Draw:
         """Draw how a sample differs from the image on disk."""

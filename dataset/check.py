@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
 from dataset.failures import reading
-from dataset.loader import leave_signals_to_the_parent, start_pass
+from dataset.loader import prepare_worker, start_pass
 from utils.classes import IGNORED
 from utils.errors import InputError
 
@@ -106,7 +106,7 @@ def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report
     if not splits:
         return report
     every: ConcatDataset[Any] = ConcatDataset([_Checked(split, data) for split, data in splits.items()])
-    loader = DataLoader(every, batch_size=None, num_workers=num_workers, worker_init_fn=leave_signals_to_the_parent)
+    loader = DataLoader(every, batch_size=None, num_workers=num_workers, worker_init_fn=prepare_worker)
     bar = tqdm(start_pass(loader), total=len(every), desc="check", unit="image", dynamic_ncols=True)
     for split, counts, notes, problems in bar:
         report.images[split] += 1

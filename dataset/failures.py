@@ -4,10 +4,36 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from PIL import UnidentifiedImageError
 
 from utils.errors import InputError
+
+
+class _Quiet:
+    """A context without warnings. Threads may be in it at once: Python's own would restore filters in a wrong order."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
 
 
 @contextmanager
@@ -17,8 +43,7 @@ def reading(path: Path) -> Iterator[None]:
     Only calls that read the file belong into the body: an exception of other work would be blamed on the file.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet:
             yield
     except InputError:
         raise
@@ -36,8 +61,7 @@ def reading(path: Path) -> Iterator[None]:
 def writing(path: Path) -> Iterator[None]:
     """Turn every exception of the body, which writes `path`, into an `InputError`; only a bad name gives it a kind."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet:
             yield
     except (InputError, MemoryError):
         raise

@@ -157,7 +157,7 @@ class LabelFile:
         foreign = False
         for values, valid in self._values.strips():
             present = slice(None) if valid is None else valid
-            equal = (values == values[:1]).all(0)[present].all()
+            equal = all((values[0] == other)[present].all() for other in values[1:])
             if not equal or (greys.ids(values)[present] == UNKNOWN).any():
                 return colors
             foreign = foreign or bool((colors.ids(values)[present] == UNKNOWN).any())

@@ -9,6 +9,7 @@ from itertools import repeat
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -79,10 +80,15 @@ class BatchPart(Sampler[list[tuple[int, int]]]):
         return self.batches - self.start
 
 
-def leave_signals_to_the_parent(worker: int) -> None:
-    """Ignore SIGINT and SIGTERM, which terminals and batch systems send to every process: the parent stops workers."""
+def prepare_worker(worker: int) -> None:
+    """Prepare a process that reads images.
+
+    It ignores SIGINT and SIGTERM, which terminals and batch systems send to every process: the parent stops workers.
+    OpenCV gets one thread, as torch gives itself in workers: its others do not survive the fork.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)
 
 
 _workers: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
@@ -169,7 +175,7 @@ class SampleLoader(DataLoader[Any]):
             **order,
             num_workers=num_workers,
             collate_fn=_as_list,
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=prepare_worker,
             persistent_workers=persistent and num_workers > 0,
             pin_memory=pin,
             # torch would draw the workers' seeds from the generator that initial weights come from

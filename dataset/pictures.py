@@ -101,17 +101,14 @@ def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:
 
 
 def _resize(image: Tensor, size: Size) -> Tensor:
-    """Resize an image (bands, H, W) uint8 to (bands, *size) by Pillow: RGB at once, other bands one by one.
+    """Resize an image (bands, H, W) uint8 to (bands, *size) by Pillow.
 
-    Pillow would take the last of two or four bands for transparency.
+    Bands are resized one by one: the values are those of RGB at once, but bands need not be interleaved for Pillow, and
+    it cannot take the last of two or four for transparency.
     """
-    parts = [image] if len(image) == RGB else image.split(1)
-    return torch.cat([_resize_by_pillow(part, size) for part in parts])
-
-
-def _resize_by_pillow(image: Tensor, size: Size) -> Tensor:
-    """Resize one band or RGB, (C, H, W) uint8, to (C, *size)."""
-    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()  # (H, W, C)
-    picture = Image.fromarray(pixels if len(image) == RGB else pixels[..., 0])
-    resized = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    return torch.from_numpy(np.array(np.atleast_3d(resized).transpose(2, 0, 1), order="C"))
+    resized = torch.empty((len(image), *size), dtype=torch.uint8)
+    for target, band in zip(resized, image, strict=True):
+        picture = Image.fromarray(band.contiguous().cpu().numpy())
+        small = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        target.numpy()[:] = np.asarray(small)
+    return resized

@@ -250,7 +250,10 @@ def _bands(image: Image.Image) -> np.ndarray:
     # numpy gets Pillow's pixels by way of copies: of strips they stay small, and in the processor's cache
     for top in range(0, image.height, _STRIP):
         rows = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
-        values[:, top : top + _STRIP] = np.asarray(rows).transpose(2, 0, 1)
+        for k, band in enumerate(image.getbands()):
+            # Pillow separates bands faster than numpy does, but of LA it cannot as it writes bytes
+            own = rows.getchannel(k).tobytes() if image.mode == "LA" else rows.tobytes("raw", band)
+            values[k, top : top + _STRIP] = np.frombuffer(own, np.uint8).reshape(-1, image.width)
     return values
 
 

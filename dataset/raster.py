@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -77,12 +78,15 @@ def has_georeference(file: Any) -> bool:
 class RasterPlanes:
     """The stored values of a raster file, in windows; see `dataset.planes.Planes`. To be closed.
 
+    Two threads may read at once; GDAL's files do not allow that, so they take turns.
+
     `top`: the largest value of unsigned samples. `inverted`: 0 is white, and values are turned about.
     """
 
     def __init__(self, path: Path, top: int = 255, inverted: bool = False) -> None:
         self.path, self.top, self.inverted = path, top, inverted
         self._file = open_file(path)
+        self._turn = Lock()
         with reading(path):
             from rasterio.enums import MaskFlags
 
@@ -102,7 +106,7 @@ class RasterPlanes:
         return self._file.height, self._file.width
 
     def read(self, box: Box, bands: tuple[int, ...]) -> np.ndarray:
-        with reading(self.path):
+        with self._turn, reading(self.path):
             planes = self._file.read(bands, window=_window(box))
         return self.top - planes if self.inverted else planes
 
@@ -111,7 +115,7 @@ class RasterPlanes:
         hiding = [b for b in bands if self._masked[b - 1] and not (self._alpha[b - 1] and self._alpha_band in bands)]
         if not hiding:
             return None
-        with reading(self.path):
+        with self._turn, reading(self.path):
             return (self._file.read_masks(bands, window=_window(box)) > 0).any(0)
 
 

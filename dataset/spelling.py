@@ -1,8 +1,10 @@
 """How labels spell class ids: as numbers or as colours."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from utils.classes import IGNORED, Classes
@@ -54,7 +56,7 @@ class Greys:
             table[self._white] = table[255]
         if values.dtype != np.uint8:
             values = np.where((values >= 0) & (values <= MAX_VALUE), values, MAX_VALUE + 1).astype(np.int32)
-        return table[values]
+        return look_up(table, values)
 
     def refusal(self, path: Path, values: np.ndarray, unknown: np.ndarray, box: Box) -> InputError:
         """Return what is wrong with the first of the values (C, h, w) of `box` that are `unknown` (h, w)."""
@@ -81,18 +83,15 @@ class Colors:
 
     def ids(self, values: np.ndarray) -> np.ndarray:
         """Return int16 ids of colours (3, h, w), or of palette indices (1, h, w), -1 where a colour is no class's."""
-        values = self.rgb(values)
-        # one table of all 2**24 colours is read in the time of a few comparisons, however many classes there are
-        table = np.full(1 << 24, UNKNOWN, np.int16)
-        for color in (one for one in self.classes.ignored if not isinstance(one, int)):
-            table[_code(color)] = IGNORED
-        for k, color in enumerate(self.classes.palette):
-            table[_code(color)] = k
-        codes = values[0].astype(np.uint32)
-        for channel in values[1:]:
-            codes <<= 8
-            codes |= channel
-        return table[codes]
+        if self.palette is None:
+            return self._table.ids(values)
+        indices = np.arange(int(np.iinfo(values.dtype).max) + 1, dtype=values.dtype)
+        return look_up(self._table.ids(self.rgb(indices[None, None]))[0], values[0])
+
+    @property
+    def _table(self) -> "ColorTable":
+        void = (one for one in self.classes.ignored if not isinstance(one, int))
+        return ColorTable.of({**dict.fromkeys(void, IGNORED), **{c: k for k, c in enumerate(self.classes.palette)}})
 
     def rgb(self, values: np.ndarray) -> np.ndarray:
         """Return (3, h, w) uint8 of what `ids` takes; indices beyond the palette are black."""
@@ -113,10 +112,53 @@ class Colors:
         )
 
 
+@dataclass(frozen=True)
+class ColorTable:
+    """Ids by colour, without comparing every pixel with every class.
+
+    Each channel has few values in all colours together. They are numbered, in each channel by itself, from 1 on; every
+    other value is 0. A pixel's three numbers make a code, by which a small table holds its id.
+
+    Attributes:
+        digits: for each channel (256,), the number of each value times the weight of the channel in the code.
+        by_code: (codes,) int16 ids, -1 where a code is no colour's.
+    """
+
+    digits: tuple[np.ndarray, ...]
+    by_code: np.ndarray
+
+    @classmethod
+    def of(cls, ids: Mapping[tuple[int, ...], int]) -> "ColorTable":
+        """Return the table of `ids` by (red, green, blue), 0..255 each."""
+        colors = np.array(list(ids), np.uint8)  # (n, 3)
+        known = [np.unique(channel) for channel in colors.T]
+        weights = np.cumprod([1, *(len(values) + 1 for values in known)])
+        dtype = np.uint8 if weights[-1] <= 256 else np.int32
+        digits = []
+        for values, weight in zip(known, weights, strict=False):
+            digit = np.zeros(256, dtype)
+            digit[values] = np.arange(1, len(values) + 1) * weight
+            digits.append(digit)
+        by_code = np.full(max(256, weights[-1]), UNKNOWN, np.int16)
+        by_code[sum(digit[channel] for digit, channel in zip(digits, colors.T, strict=True))] = list(ids.values())
+        return cls(tuple(digits), by_code)
+
+    def ids(self, values: np.ndarray) -> np.ndarray:
+        """Return (h, w) int16 ids of colours (3, h, w) uint8."""
+        codes = look_up(self.digits[0], values[0])
+        for digit, channel in zip(self.digits[1:], values[1:], strict=True):
+            codes += look_up(digit, channel)
+        return look_up(self.by_code, codes)
+
+
+def look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return `table[values]` for values (h, w) of any whole type; of bytes OpenCV reads it several times faster."""
+    if values.dtype != np.uint8 or not values.size:
+        return table[values]
+    found: np.ndarray = cv2.LUT(np.ascontiguousarray(values), table[:256])
+    return found
+
+
 def _spelt(value: np.generic) -> str:
     """Return a number as people write it: whole ones without a point, others in few digits."""
     return f"{value:.6g}" if value.dtype.kind == "f" else str(value)
-
-
-def _code(color: tuple[int, ...]) -> int:
-    return color[0] << 16 | color[1] << 8 | color[2]

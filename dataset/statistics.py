@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
 from dataset.image_file import open_image
-from dataset.loader import leave_signals_to_the_parent, start_pass
+from dataset.loader import prepare_worker, start_pass
 from utils.errors import InputError
 from utils.settings import Statistics
 from utils.tiling import Box
@@ -72,7 +72,7 @@ def count_values(
         batch_size=None,
         sampler=indices,
         num_workers=num_workers,
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=prepare_worker,
         # torch would draw the workers' seeds from the generator that initial weights come from
         generator=torch.Generator(),
     )

@@ -112,8 +112,8 @@ class TrainingPatches(ImagePatches):
     """
 
     def __init__(self, sample: Sample, settings: Settings) -> None:
-        """Cut the image of `sample`. Raises ValueError if the sample has no label."""
-        super().__init__(MemorySource(sample.image), settings)
+        """Cut the image of `sample`. Raises ValueError if the sample lacks the image or the label."""
+        super().__init__(MemorySource(required(sample.image, "image")), settings)
         self.label = settings.to_device(required(sample.label, "label"))
 
     def select_patches(self, logits: Tensor) -> bool:

@@ -4,6 +4,7 @@ Scenes overlap a little. Across an overlap the scores change linearly from those
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from engine.patches import OnPatches
 from engine.predictor import Predictor
+from prediction.read_ahead import read_ahead
 from utils.canvas import RESULT_ROWS, ArgmaxSink, Sink
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required
 from utils.selection import Coverage
-from utils.sources import CropSource, Source, load_in_memory
+from utils.sources import Source, load_in_memory
 from utils.tiling import Axis, PatchGrid, Size
 
 SCENE_SIZE = 5000
@@ -220,6 +222,8 @@ def segment_scenes(
 ) -> Coverage:
     """Segment an image of any size, in scenes with sides of at most `scene_size` pixels.
 
+    The next scene is read by a thread while one is computed, see `read_ahead`.
+
     Without `probabilities` the ids of a single scene are those of sums over patches, as in evaluation. All else is made
     of means over patches, which give the same ids up to ties by rounding.
 
@@ -245,29 +249,29 @@ def segment_scenes(
         def pass_on(top: int, scores: Tensor) -> None:
             emit(top, reduce_scores(scores, probabilities))
 
-        return _segment_scene(predictor, source, pass_on, on_patches, means=probabilities)
+        return _segment_scene(predictor, load_in_memory(source), pass_on, on_patches, means=probabilities)
     coverage = Coverage()
     canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
     boxes = grid.boxes()
-    for first in range(0, len(boxes), ranks.world):
-        own, failure = first + ranks.rank, None
-        try:
-            if own < len(boxes):
-                scene = CropSource(source, boxes[own])
-                if ranks.main:
-                    canvas.begin(own)
-                    coverage += _segment_scene(predictor, scene, canvas, on_patches, means=True)
-                else:
-                    with ScoreFile(required(folder, "folder"), own) as scores:
-                        coverage += _segment_scene(predictor, scene, scores, on_patches, means=True)
-        except InputError as error:
-            failure = str(error), error.kind
-        if failures := [one for one in ranks.gather(failure) if one]:
-            message, kind = failures[0]
-            raise InputError(message, kind)
-        for other in range(first + 1, min(first + ranks.world, len(boxes))) if ranks.main else ():
-            canvas.begin(other)
-            ScoreFile.replay(required(folder, "folder"), other, canvas)
+    with closing(read_ahead(source, boxes[ranks.rank :: ranks.world])) as scenes:
+        for first in range(0, len(boxes), ranks.world):
+            own, failure = first + ranks.rank, None
+            try:
+                if own < len(boxes):
+                    if ranks.main:
+                        canvas.begin(own)
+                        coverage += _segment_scene(predictor, next(scenes), canvas, on_patches, means=True)
+                    else:
+                        with ScoreFile(required(folder, "folder"), own) as scores:
+                            coverage += _segment_scene(predictor, next(scenes), scores, on_patches, means=True)
+            except InputError as error:
+                failure = str(error), error.kind
+            if failures := [one for one in ranks.gather(failure) if one]:
+                message, kind = failures[0]
+                raise InputError(message, kind)
+            for other in range(first + 1, min(first + ranks.world, len(boxes))) if ranks.main else ():
+                canvas.begin(other)
+                ScoreFile.replay(required(folder, "folder"), other, canvas)
     return sum(ranks.gather(coverage), Coverage())
 
 
@@ -275,8 +279,7 @@ def _segment_scene(
     predictor: Predictor, scene: Source, sink: Sink, on_patches: OnPatches | None, means: bool
 ) -> Coverage:
     """Send the headline's scores of one scene to `sink`; see `segment_scenes`."""
-    sinks = {predictor.stage.headline: sink}
-    return predictor.segment(load_in_memory(scene), sinks, on_patches=on_patches, means=means)
+    return predictor.segment(scene, {predictor.stage.headline: sink}, on_patches=on_patches, means=means)
 
 
 def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None:

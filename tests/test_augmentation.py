@@ -1,5 +1,6 @@
 """Scale and colours of `--augment`: drawn from seed, epoch and sample alone, and true to the labels."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.augmentation import LARGEST_CHANGE, LARGEST_HUE, LARGEST_SCALE, ColorChange, Draw, draw_turn, resize
+from dataset.augmentation import (
+    LARGEST_CHANGE,
+    LARGEST_HUE,
+    LARGEST_SCALE,
+    ColorChange,
+    Draw,
+    draw_turn,
+    resize,
+    turned,
+)
 from dataset.base import Item, SegmentationDataset
 from utils.classes import Classes
 from utils.tiling import PatchGrid
-from utils.turns import Turn
+from utils.turns import TURNS, Turn
 
 CLASSES = Classes.generic(5)
 
@@ -33,6 +43,14 @@ def test_without_it_turns_are_drawn_as_ever_and_nothing_else_changes(tmp_path: P
         # CRC-32 of the id: 0xe8b7be43
         turn = Turn(*draw_turn(np.random.default_rng([3, epoch, 0xE8B7BE43])))
         assert torch.equal(data[epoch, 0].image, turn.apply(pixels))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 5, 7), (1, 4, 1)])
+def test_turned_copies_equal_turned_views(shape: tuple[int, ...]) -> None:
+    pixels = torch.arange(math.prod(shape), dtype=torch.uint8).view(shape)
+    for turn in TURNS["d4"]:
+        found = turned(pixels, turn)
+        assert torch.equal(found, turn.apply(pixels)) and found.is_contiguous()
 
 
 def test_turns_and_positions_are_the_same_with_it_and_without() -> None:

@@ -475,7 +475,7 @@ def test_prediction_takes_files_and_arrays_and_names_an_image_that_lacks_bands(m
 def test_scenes_of_four_bands_are_read_in_windows(multispectral: Path, monkeypatch) -> None:
     segmenter, path = four_band_segmenter(scene_size=48), multispectral / "images" / "img0.tif"
     expected = segmenter.segment(path)
-    monkeypatch.setattr("prediction.scenes.load_in_memory", lambda source: source)
+    monkeypatch.setattr("prediction.read_ahead.load_in_memory", lambda source: source)
     assert np.array_equal(segmenter.segment(path), expected)
     assert (expected[CORNER] == IGNORED).all()
 

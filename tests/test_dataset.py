@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageFile
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from dataset import base
 from dataset.base import Item, Sample, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.image_file import open_image
@@ -235,6 +236,33 @@ def test_augmentation_depends_on_seed_epoch_and_id_only(tmp_path: Path) -> None:
     moved = SegmentationDataset([item._replace(id="other"), item], DEEP_GLOBE, 8, augment=True, seed=1)
     assert [moved[epoch, 1].image.numpy().tobytes() for epoch in range(30)] == drawn(first, 30)
     assert drawn(moved, 30) != drawn(first, 30)
+
+
+def test_shrunk_images_are_kept_within_a_limit_and_stay_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = small_set(tmp_path)
+    dataset.augment, dataset.keep_shrunk = False, True
+    monkeypatch.setattr("dataset.base.KEPT_SHRUNK_BYTES", 3 * 8 * 8 * 3)
+    calls = []
+    shrink = base.shrink
+    monkeypatch.setattr("dataset.base.shrink", lambda *given: calls.append(given) or shrink(*given))
+    first = [dataset[k] for k in range(4)]
+    for sample in first[1:]:
+        sample.global_image.share_memory_()
+    again = [dataset[k] for k in range(4)]
+    assert len(calls) == 5  # the fourth does not fit
+    for a, b in zip(first, again, strict=True):
+        assert_same(a, b)
+        assert not b.global_image.is_shared()  # a worker that sent it does not hold a file open for it
+
+
+def test_without_the_whole_image_the_rest_of_a_sample_is_the_same(tmp_path: Path) -> None:
+    dataset = small_set(tmp_path)
+    whole = dataset[2, 3]
+    dataset.whole = False
+    assert dataset[2, 3].image is None
+    assert_same(dataset[2, 3]._replace(image=whole.image), whole)
 
 
 def test_an_image_without_label_gives_none(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dataset.label_file import fit_of, open_label, read_label
 from dataset.probe import probe
+from dataset.spelling import UNKNOWN, Colors
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 from utils.tiling import Box
@@ -110,6 +111,20 @@ def test_white_of_few_bits_is_255_where_that_is_a_class(tmp_path: Path) -> None:
         ids = RNG.integers(0, 2, (1, 9, 13))
         (tmp_path / "a.png").write_bytes(png(ids * ((1 << depth) - 1), depth))
         np.testing.assert_array_equal(read_label(tmp_path / "a.png", binary), ids[0])
+
+
+@pytest.mark.parametrize("count", [2, 7, 60])
+def test_ids_of_colours_are_those_of_comparing_every_pixel_with_every_class(count: int) -> None:
+    colors = np.unique(RNG.integers(0, 256, (count, 3)), axis=0)
+    classes = Classes(
+        ("a",) * (len(colors) - 1), tuple(map(tuple, colors[1:].tolist())), ignored=(tuple(colors[0].tolist()),)
+    )
+    near = colors[RNG.integers(0, len(colors), (40, 30))] ^ (RNG.integers(0, 8, (40, 30, 3)) == 0)  # some one off
+    expected = np.full((40, 30), UNKNOWN)
+    for k, color in enumerate(colors, -1):
+        expected[(near == color).all(-1)] = IGNORED if k < 0 else k
+    np.testing.assert_array_equal(Colors(classes).ids(near.transpose(2, 0, 1).astype(np.uint8)), expected)
+    assert {UNKNOWN, IGNORED, 0} <= set(expected.flat)
 
 
 def test_colours_of_16_bits_are_those_of_8(tmp_path: Path) -> None:

@@ -276,6 +276,6 @@ def test_windows_and_images_in_memory_give_the_same(checkpoint, tmp_path, monkey
     segmenter = Segmenter.from_checkpoint(checkpoint, device="cpu", scene_size=120)
     in_memory = segmenter.segment(path)
     windows = []
-    monkeypatch.setattr("prediction.scenes.load_in_memory", lambda source: windows.append(source) or source)
+    monkeypatch.setattr("prediction.read_ahead.load_in_memory", lambda source: windows.append(source) or source)
     assert np.array_equal(segmenter.segment(path), in_memory)
     assert len(windows) == 4

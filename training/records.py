@@ -20,6 +20,7 @@ from training.report import scores
 from training.state import TrainerState
 from utils.classes import Classes
 from utils.distributed import Ranks
+from utils.errors import required
 from utils.visualize import pictures
 
 FIXED = 2
@@ -123,7 +124,8 @@ def picture_collector(
 
     def collect(sample: Sample, found: dict[str, Tensor]) -> None:
         if (index := next(indices)) in wanted:
-            collected[index] = pictures(sample.image, sample.label, found, classes.palette, LONGEST_PICTURE)
+            image = required(sample.image, "image")
+            collected[index] = pictures(image, sample.label, found, classes.palette, LONGEST_PICTURE)
 
     return collect
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from dataset.base import Sample
 from utils.classes import IGNORED, Classes, Color
 from utils.distributed import Ranks
+from utils.errors import required
 from utils.metrics import ConfusionMatrix
 from utils.resize import shrink_label
-from utils.tiling import Size
+from utils.tiling import Size, map_size
 from utils.visualize import NO_CLASS, as_rgb, shrink_for_display
 
 SHOWN = 10
@@ -110,7 +111,7 @@ class ReportImages:
         self.ranking.append((score, index, sample.id))
         if self.labelled and score is None:
             return
-        size = (sample.image.shape[1], sample.image.shape[2])
+        size = map_size(required(sample.image, "image"))
         self.kept.append(ReportImage(index, sample.id, size, scores, {}))
         self._trim()
         for k, image in enumerate(self.kept):
@@ -169,7 +170,7 @@ def encode_pictures(sample: Sample, found: Mapping[str, Tensor], headline: str, 
 def _encode(
     sample: Sample, found: Mapping[str, Tensor], headline: str, classes: Classes, longest: int
 ) -> dict[str, bytes]:
-    image = shrink_for_display(as_rgb(sample.image), longest, smooth=True)
+    image = shrink_for_display(as_rgb(required(sample.image, "image")), longest, smooth=True)
     height, width = image.shape[:2]
     ids = {name: shrink_label(one, (height, width)).cpu().numpy() for name, one in found.items()}
     colors = dict(enumerate(classes.palette))

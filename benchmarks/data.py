@@ -1,0 +1,227 @@
+"""Measures the data path: how many images one worker delivers, and what each step of a sample takes.
+
+    python -m benchmarks.data [--images 4] [--kinds jpeg png tiff mixed] [--step] [--json FILE]
+
+The images are made up, in a temporary folder, as the data sets have them: 2448 x 2448 in JPEG and in PNG with labels in
+colours (DeepGlobe), 5000 x 5000 in TIFF with grey labels (Inria), and JPEG of up to 6000 x 5000 pixels in mixed sizes
+(ISIC). A worker is one process of the loader with one thread. Images per second are those that it delivers to the
+training process, which does nothing else, in a second pass; on a shared machine they say little, CPU seconds more.
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.workload import N_CLASS, TrainingStep, random_sample
+from dataset.augmentation import Draw
+from dataset.base import Item, SegmentationDataset
+from dataset.deep_globe import DEEP_GLOBE
+from dataset.image_file import open_image
+from dataset.inria import INRIA
+from dataset.isic import ISIC
+from dataset.label_file import open_label
+from dataset.loader import EpochSampler, SampleLoader
+from dataset.pictures import shrink
+from dataset.probe import probe
+from dataset.synthetic import smooth_noise
+from models.glnet import GLNet
+from training.memory import keep_freed_memory
+from utils.classes import Classes
+from utils.errors import required
+from utils.files import write_json
+from utils.resize import shrink_label
+from utils.settings import Settings
+from utils.sources import MemorySource
+from utils.tiling import Box, Size, map_size
+
+SIZE_G = 508
+BATCH = 6
+"""Images of a training step, as released."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of images: its name, the suffixes of images and labels, the classes, and sizes that take turns."""
+
+    name: str
+    suffixes: tuple[str, str]
+    classes: Classes
+    sizes: tuple[Size, ...]
+
+    def write(self, folder: Path, count: int) -> list[Item]:
+        """Write `count` images with labels to `folder`; colours in labels of more than two classes, else grey."""
+        return [
+            _write_pair(folder, f"{self.name}{k}", self.suffixes, self.classes, self.sizes[k % len(self.sizes)])
+            for k in range(count)
+        ]
+
+
+KINDS = {
+    "jpeg": Kind("jpeg", (".jpg", ".png"), DEEP_GLOBE, ((2448, 2448),)),
+    "png": Kind("png", (".png", ".png"), DEEP_GLOBE, ((2448, 2448),)),
+    "tiff": Kind("tiff", (".tif", ".tif"), INRIA, ((5000, 5000),)),
+    "mixed": Kind("mixed", (".jpg", ".png"), ISIC, ((5000, 6000), (2848, 4288), (2000, 3008), (767, 1022))),
+}
+
+
+def _write_pair(folder: Path, name: str, suffixes: tuple[str, str], classes: Classes, size: Size) -> Item:
+    """Write an image of smooth colours with grain, and a label of smooth regions."""
+    rng = np.random.default_rng(sum(name.encode()))
+    height, width = size
+    fields = [cv2.resize(smooth_noise(rng, 2048, cells), (width, height)) for cells in (6, 17, 60, 9)]
+    grain = rng.normal(0, 6, (height, width, 3)).astype(np.float32)
+    pixels = np.clip(110 + 35 * np.stack(fields[:3], -1) + grain, 0, 255).astype(np.uint8)
+    ids = np.clip((fields[3] + 2) / 4 * len(classes), 0, len(classes) - 1).astype(np.uint8)
+    colored = len(classes) > 2
+    table = np.array(classes.palette if colored else classes.values, np.uint8)
+    image, label = folder / f"{name}{suffixes[0]}", folder / f"{name}_label{suffixes[1]}"
+    Image.fromarray(pixels).save(image, quality=90)  # of JPEG
+    Image.fromarray(table[ids]).save(label)
+    return Item(name, image, label)
+
+
+def steps(item: Item, classes: Classes) -> dict[str, float]:
+    """Return the CPU seconds of each step of one sample, made one after the other in this process."""
+    found: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = work()
+        found[name] = time.process_time() - start
+        return result
+
+    def decode_image() -> torch.Tensor:
+        with open_image(path) as file:
+            return file.read(Box(0, 0, *file.size))
+
+    def decode_label() -> torch.Tensor:
+        with open_label(label_path, classes) as file:
+            return file.read(Box(0, 0, *file.size))
+
+    path, label_path = item.pairs()[0][0], required(item.pairs()[0].label, "label")
+    timed("headers", lambda: (probe(path), probe(label_path)))
+    image, label = timed("decode image", decode_image), timed("decode label", decode_label)
+    draws = [Draw.of([0, epoch]) for epoch in range(8)]
+    timed("augment", lambda: [draw.apply(image, label, map_size(image)) for draw in draws])
+    found["augment"] /= len(draws)
+    timed("shrink", lambda: shrink(MemorySource(image), (SIZE_G, SIZE_G)))
+    timed("shrink label", lambda: shrink_label(label, (SIZE_G // 4, SIZE_G // 4)))
+    return found
+
+
+def scaled_decoding(item: Item) -> dict[str, float]:
+    """Return what a shrunk image would take if libjpeg decoded at a fraction of the size, and what would change.
+
+    Returns:
+        `cpu_seconds`, and `largest` and `mean` of the differences from the exact shrunk image, in grey levels.
+    """
+    path, size = item.pairs()[0].image, (SIZE_G, SIZE_G)
+    with open_image(path) as file:
+        exact = shrink(file, size).numpy()
+    start = time.process_time()
+    with Image.open(path) as image:
+        image.draft("RGB", size)
+        found = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    taken = time.process_time() - start
+    differences = np.abs(found.transpose(2, 0, 1).astype(int) - exact)
+    return {"cpu_seconds": taken, "largest": float(differences.max()), "mean": float(differences.mean())}
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU seconds that a process has used so far."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def delivered(data: SegmentationDataset) -> dict[str, float]:
+    """Return images per second and CPU seconds per image of a worker in its second pass."""
+    loader = SampleLoader(data, sampler=EpochSampler(len(data)), num_workers=1, persistent=True)
+    try:
+        for _ in loader:
+            pass
+        (worker,) = (child.pid for child in multiprocessing.active_children())
+        start, used = time.perf_counter(), cpu_seconds(required(worker, "worker"))
+        for _ in loader:
+            pass
+        seconds, used = time.perf_counter() - start, cpu_seconds(required(worker, "worker")) - used
+    finally:
+        loader.close()
+    return {"images_per_second": len(data) / seconds, "cpu_seconds": used / len(data)}
+
+
+def measure(kind: Kind, folder: Path, count: int) -> dict[str, Any]:
+    """Return what `steps` and `delivered` find for `count` images of one kind."""
+    items = kind.write(folder, count)
+    runs = [steps(item, kind.classes) for item in items for _ in range(2)][1::2]  # the first of an image warms up
+    found: dict[str, Any] = {"steps": {name: sum(run[name] for run in runs) / count for name in runs[0]}}
+    for name, whole, training in (("stage 1", False, True), ("stages 2, 3", True, True), ("validation", True, False)):
+        data = SegmentationDataset(items, kind.classes, SIZE_G, augment=training)
+        data.whole, data.keep_shrunk = whole, not training
+        found[name] = delivered(data)
+    if kind.suffixes[0] == ".jpg":
+        found["scaled decoding"] = scaled_decoding(items[0])
+    return found
+
+
+def step_of_stage_1(device: torch.device) -> float:
+    """Return the seconds of a training step of stage 1, of six 2448 x 2448 images shrunk to 508, ResNet-50, fp32."""
+    settings = Settings(size_p=SIZE_G, sub_batch_size=BATCH, device=device)
+    step = TrainingStep(GLNet(N_CLASS).to(device), 1, settings)
+    batch = [random_sample(2448, SIZE_G) for _ in range(BATCH)]
+    taken = 0.0
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        step(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken = time.perf_counter() - start
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=4, help="images of each kind (default: %(default)s)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of images (default: all)")
+    parser.add_argument("--step", action="store_true", help="also measure a training step of stage 1")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
+    options = parser.parse_args()
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    found: dict[str, Any] = {}
+    torch.set_num_threads(1)  # as in a worker
+    cv2.setNumThreads(1)
+    for name in options.kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = measure(KINDS[name], Path(folder), options.images)
+        parts = ", ".join(f"{step} {1000 * value:.0f}" for step, value in found[name]["steps"].items())
+        print(f"{name}: CPU milliseconds per image: {parts}")
+        for stage in ("stage 1", "stages 2, 3", "validation"):
+            rate, cpu = found[name][stage].values()
+            print(f"  {stage:12}{rate:7.2f} images per second{1000 * cpu:7.0f} CPU milliseconds per image", flush=True)
+        if "scaled decoding" in found[name]:
+            cpu, largest, mean = found[name]["scaled decoding"].values()
+            print(
+                f"  decoded at a fraction: {1000 * cpu:.0f} CPU milliseconds; off by {mean:.2f}, at most {largest:.0f}"
+            )
+    if options.step:
+        torch.set_num_threads(threads)
+        found["step"] = step_of_stage_1(torch.device(options.device))
+        print(f"a training step of stage 1 takes {found['step']:.2f} s: {BATCH / found['step']:.2f} images per second")
+    if options.json:
+        write_json(options.json, found)
+
+
+if __name__ == "__main__":
+    main()
