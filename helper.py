@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dataset.base import Sample
 from engine import global2local, global_only, local2global
 from models.glnet import GLNet
+from models.recompute import recomputed_activations
 from utils.canvas import ArgmaxSink, Sink
 from utils.distributed import ALONE, Ranks, reduce_step, trained_statistics
 from utils.errors import required
@@ -88,7 +89,8 @@ def _gradients(
     """
     if ranks.world > 1 and "global" in stage.supervised:
         settings = replace(settings, share=_batch_share(batch, settings.loss, ranks))
-    with autocast(settings.device, settings.precision):
+    recomputed = recomputed_activations(model, settings.checkpoint_activations)
+    with autocast(settings.device, settings.precision), recomputed:
         return TRAINING_STEPS[stage.number](model, batch, settings, metrics) if batch else {}
 
 

@@ -77,16 +77,34 @@ def count_inference(
 
 
 def count_training(
-    mode: int, precision: str, side: int = SIDE, batch: int = BATCH, backbone: str = "resnet50"
+    mode: int,
+    precision: str,
+    side: int = SIDE,
+    batch: int = BATCH,
+    backbone: str = "resnet50",
+    *,
+    recomputed: bool = False,
 ) -> dict[str, float]:
-    """Return the MB, by `device` and `host`, of a second training step, for which the optimizer has its state."""
+    """Count the memory of a second training step, for which the optimizer has its state.
+
+    Args:
+        mode: 1, 2 or 3.
+        precision: see `utils.precision.PRECISIONS`.
+        side: of the images, in pixels.
+        batch: how many images there are.
+        backbone: of the network.
+        recomputed: whether activations are recomputed, as with `--checkpoint_activations`.
+
+    Returns:
+        MB by `device` and `host`.
+    """
     model = build_shapes(backbone)
     with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
         with host_tensors(count):
             allocate(model)
             samples = [random_sample(side) for _ in range(batch)]
         put_on_device(count, [getattr(model, name) for name in STAGES[mode].uses])
-        step = TrainingStep(model, mode, Settings(precision=precision))
+        step = TrainingStep(model, mode, Settings(precision=precision, checkpoint_activations=recomputed))
         step(samples[:1])
         count.peak = dict(count.live)
         step(samples)

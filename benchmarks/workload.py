@@ -6,6 +6,7 @@ from dataset.base import Sample
 from engine.predictor import Predictor
 from helper import TRAINING_STEPS
 from models.glnet import GLNet
+from models.recompute import recomputed_activations
 from utils.canvas import ArgmaxSink
 from utils.errors import required
 from utils.metrics import StageMetrics
@@ -61,6 +62,7 @@ class TrainingStep:
 
     def __call__(self, batch: list[Sample]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.settings.device, self.settings.precision):
+        recomputed = recomputed_activations(self.model, self.settings.checkpoint_activations)
+        with autocast(self.settings.device, self.settings.precision), recomputed:
             TRAINING_STEPS[self.stage.number](self.model, batch, self.settings, StageMetrics(self.stage, N_CLASS))
         self.optimizer.step()

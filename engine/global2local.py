@@ -49,7 +49,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
                 canvas.add(scores[name], patches)
         torch.autograd.backward(taps, leaf.grad)
         image.enlarge(logits_g, found["global"])
-        metrics.update(image.label, found)
+        metrics.update(image.label(), found)
     return total
 
 
@@ -70,7 +70,7 @@ def select_training_patches(image: TrainingPatches, logits_g: Tensor, metrics: S
         return True
     ids = image.ids()
     image.enlarge(logits_g, ids)
-    metrics.update(image.label, dict.fromkeys(metrics.matrices, ids))
+    metrics.update(image.label(), dict.fromkeys(metrics.matrices, ids))
     return False
 
 

@@ -107,18 +107,21 @@ class ImagePatches:
 class TrainingPatches(ImagePatches):
     """The patches of a labelled image.
 
-    Attributes:
-        label: (H, W) uint8 class ids, on the device.
+    The label stays on the host, too.
     """
 
     def __init__(self, sample: Sample, settings: Settings) -> None:
         """Cut the image of `sample`. Raises ValueError if the sample lacks the image or the label."""
         super().__init__(MemorySource(required(sample.image, "image")), settings)
-        self.label = settings.to_device(required(sample.label, "label"))
+        self._label = required(sample.label, "label")
+
+    def label(self) -> Tensor:
+        """Return a copy of the label on the device, (H, W) uint8 class ids."""
+        return self.settings.to_device(self._label)
 
     def select_patches(self, logits: Tensor) -> bool:
         """Keep only the patches that the settings select, by the logits or by the label; see the base class."""
-        return self._select(logits, self.label)
+        return self._select(logits, None if self.settings.selection is None else self.label())
 
     def targets(self, patches: slice, logits: Tensor) -> Tensor:
         """Return the labels of some patches at the size of their logits: cropped first, then shrunk.
@@ -128,7 +131,7 @@ class TrainingPatches(ImagePatches):
             logits: of these patches, (n, n_class, h, w); only their size is read.
 
         Returns:
-            (n, h, w) uint8.
+            (n, h, w) uint8, on the device.
         """
-        cut = torch.stack([box.of(self.label) for box in self.boxes[patches]])
+        cut = self.settings.to_device(torch.stack([box.of(self._label) for box in self.boxes[patches]]))
         return shrink_label(cut, map_size(logits))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.pyramid import FullPyramid, Levels, Pyramid
-from models.resized import add_resized_conv, conv, joint_conv, resize
+from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize, taps_of
 from utils.tiling import Size, map_size
 
 PS2_CHANNELS = 128
@@ -101,19 +101,31 @@ class FPN(nn.Module):
         maps, chains = interleaved(ps2, other.ps2)
         return joint_conv(maps, chains, self.smooth.weight.split(PS2_CHANNELS, dim=1), self.smooth.bias)
 
-    def conv_ps3(self, ps2: Levels, weight: Tensor, bias: Tensor) -> Tensor:
-        """Convolve the plain form's ps3, which is not built.
+    def conv_ps3(self, ps2: Levels, weight: Tensor, bias: Tensor, other: Levels | None = None) -> Tensor:
+        """Convolve ps3, which is not built.
+
+        In the fused form, where ps3 is itself a convolution, the two kernels are multiplied first, as the prepared form
+        does (`models/prepared.py`). The product and the sum over its taps are computed in float32 in any precision.
 
         Args:
             ps2: (N, 128, h, w) each, coarsest first.
             weight: (K, 512, 3, 3).
             bias: (K,).
+            other: the other branch's ps2, for the fused form only.
 
         Returns:
             (N, K, h / 4, w / 4).
         """
-        chains = [[map_size(ps2[-1])]] * len(ps2)
-        return joint_conv(ps2, chains, weight.split(PS2_CHANNELS, dim=1), bias)
+        if self.smooth is None or other is None:
+            chains = [[map_size(ps2[-1])]] * len(ps2)
+            return joint_conv(ps2, chains, weight.split(PS2_CHANNELS, dim=1), bias)
+        taps = taps_of(weight).flatten(1)  # (9 * K, 512)
+        with torch.autocast(weight.device.type, enabled=False):
+            kernel = torch.tensordot(taps, self.smooth.weight, dims=1)  # (9 * K, 1024, 3, 3)
+            shift = taps @ self.smooth.bias
+        maps, chains = interleaved(ps2, other)
+        scores = add_taps(joint_conv(maps, chains, kernel.split(PS2_CHANNELS, dim=1), shift)) + bias.view(-1, 1, 1)
+        return scores.to(ps2[-1].dtype)
 
 
 def _convolve(layers: LevelConvs, own: Levels, other: Levels | None) -> Levels:

@@ -11,7 +11,7 @@ from models.backbone import build_backbone
 from models.bands import set_bands
 from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, SameConv
 from models.pyramid import FullPyramid, Pyramid
-from models.regulariser import conv_and_distance
+from models.regulariser import conv_and_distance, last_conv
 from models.resized import add_taps, resize, resize_and_add_taps, taps_of
 from models.sharing import crop_global, crop_pyramid, merge_local_maps
 from utils.errors import required
@@ -50,17 +50,18 @@ class Branch(nn.Module):
         pyramid = self.pyramid(self.backbone(image), other)
         return self.head(pyramid.ps3), pyramid
 
-    def context(self, image: Tensor) -> Pyramid:
-        """Return the pyramid of images (N, bands, h, w) without ps3: all that another branch's fused pyramid reads."""
-        return self.pyramid.shared(self.backbone(image))
+    def context(self, image: Tensor, other: Pyramid | None = None) -> Pyramid:
+        """Return the pyramid without ps3: all that another branch's fused pyramid reads. See `forward`."""
+        return self.pyramid.shared(self.backbone(image), other)
 
     def logits(self, image: Tensor) -> Tensor:
         """Return the plain form's logits, (N, n_class, h / 4, w / 4), of images (N, bands, h, w); ps3 is not built."""
         return self.logits_of(self.context(image))
 
-    def logits_of(self, context: Pyramid) -> Tensor:
-        """Return the logits of the plain form from the pyramid that `context` returned; ps3 is not built."""
-        return self.pyramid.conv_ps3(context.ps2, self.head.weight, self.head.bias)
+    def logits_of(self, context: Pyramid, other: Pyramid | None = None) -> Tensor:
+        """Return the logits from the pyramid that `context` returned of the same `other`; ps3 is not built."""
+        read = None if other is None else other.ps2
+        return self.pyramid.conv_ps3(context.ps2, self.head.weight, self.head.bias, read)
 
 
 class Ensemble(nn.Module):
@@ -229,7 +230,7 @@ class GLNet(nn.Module):
         is made once.
 
         Args:
-            ps3: of n patches, (n, 512, h, w).
+            ps3: of n patches, (n, 512, h, w); overwritten in the backward pass.
             crop: the cells of the global ps3 that the patches cover, (n, 512, h', w').
 
         Returns:
@@ -246,11 +247,12 @@ class GLNet(nn.Module):
         """Compute all that training needs of the refined ps3 in one pass.
 
         Args:
-            ps3: (N, 512, h, w).
+            ps3: (N, 512, h, w); overwritten in the backward pass.
 
         Returns:
             Logits (N, n_class, h, w), and the taps of `Ensemble.global_taps`, (N, 9 * n_class, h, w).
         """
         kernels = self.refined.head.weight, self.ensemble.weight[:, PS3_CHANNELS:]
-        own, taps = F.conv2d(ps3, torch.cat([taps_of(kernel) for kernel in kernels])).chunk(2, dim=1)
-        return add_taps(own) + self.refined.head.bias.view(-1, 1, 1), taps
+        own, taps = last_conv(ps3, torch.cat([taps_of(kernel) for kernel in kernels])).chunk(2, dim=1)
+        # a copy, so that the other half is freed
+        return add_taps(own) + self.refined.head.bias.view(-1, 1, 1), taps.clone()

@@ -1,4 +1,8 @@
-"""The feature-map regulariser (paper, section 3.3), computed together with a convolution of the same map."""
+"""Convolutions that read ps3 for the last time, alone or with the feature-map regulariser (paper, section 3.3).
+
+ps3 is the largest map of a training step. In the backward pass its gradient takes its place in memory, sample by
+sample. Autograd raises an error if another function needs ps3 there.
+"""
 
 from functools import reduce
 from typing import Any
@@ -13,11 +17,10 @@ from utils.tiling import map_size
 def conv_and_distance(x: Tensor, weight: Tensor, bias: Tensor, crop: Tensor) -> tuple[Tensor, Tensor]:
     """Convolve a map and compute its distance to another one.
 
-    Local ps3 is the largest map of a training step. So neither the resized crop nor the difference is kept for the
-    backward pass, and the gradient of the distance is added to the convolution's, so that only one is held.
+    Neither the resized crop nor the difference is kept for the backward pass.
 
     Args:
-        x: (n, C, h, w).
+        x: (n, C, h, w); overwritten in the backward pass.
         weight: (K, C, 3, 3).
         bias: (K,).
         crop: (n, C, h', w'), a constant; resized to `x`.
@@ -25,39 +28,51 @@ def conv_and_distance(x: Tensor, weight: Tensor, bias: Tensor, crop: Tensor) -> 
     Returns:
         The convolution, (n, K, h, w), and the mean squared difference of `x` and `crop`, a float32 scalar.
     """
-    return _ConvAndDistance.apply(x, weight.to(x.dtype), bias.to(x.dtype), crop)
+    return _LastConv.apply(x, weight.to(x.dtype), bias.to(x.dtype), crop)
 
 
-class _ConvAndDistance(torch.autograd.Function):
-    """`conv_and_distance` with its gradient."""
+def last_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve a map `x` (n, C, h, w), overwritten in the backward pass, by `weight` (K, C, k, k): (n, K, h, w)."""
+    return _LastConv.apply(x, weight.to(x.dtype), None, None)[0]
+
+
+class _LastConv(torch.autograd.Function):
+    """A convolution, and the distance to `crop`, which is 0 without one, with their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, crop: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, crop: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, weight, crop)
-        parts = (_difference(sample, target).square().sum() for sample, target in zip(x, crop, strict=True))
-        return conv(x, weight, bias), reduce(torch.add, parts) / x.numel()
+        pairs = () if crop is None else zip(x, crop, strict=True)
+        parts = (_difference(sample, target).square().sum() for sample, target in pairs)
+        return conv(x, weight, bias), reduce(torch.add, parts, x.new_zeros((), dtype=torch.float32)) / x.numel()
 
     @staticmethod
     def backward(ctx: Any, of_conv: Tensor, of_distance: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, crop = ctx.saved_tensors
-        from_x, from_weight, from_bias = torch.ops.aten.convolution_backward(
-            of_conv,
-            x,
-            weight,
-            bias_sizes=[len(weight)],
-            stride=[1, 1],
-            padding=[1, 1],
-            dilation=[1, 1],
-            transposed=False,
-            output_padding=[0, 0],
-            groups=1,
-            output_mask=[True, True, True],
-        )
-        for gradient, sample, target in zip(from_x, x, crop, strict=True):
-            gradient += _difference(sample, target).mul_(2 * of_distance / x.numel())
-        return from_x, from_weight, from_bias, None
+        x, padding = x.detach(), weight.shape[-1] // 2
+        from_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        scale = 2 * of_distance / x.numel()
+        for i, (sample, gradient) in enumerate(zip(x.split(1), of_conv.split(1), strict=True)):
+            from_distance = 0 if crop is None else _difference(sample[0], crop[i]).mul_(scale)
+            from_conv, from_sample, _ = torch.ops.aten.convolution_backward(
+                gradient,
+                sample,
+                weight,
+                bias_sizes=None,
+                stride=[1, 1],
+                padding=[padding, padding],
+                dilation=[1, 1],
+                transposed=False,
+                output_padding=[0, 0],
+                groups=1,
+                output_mask=[True, True, False],
+            )
+            from_weight += from_sample
+            sample.copy_(from_conv[0].add_(from_distance))
+        from_bias = of_conv.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return x, from_weight.to(weight.dtype), from_bias, None
 
 
 def _difference(x: Tensor, crop: Tensor) -> Tensor:
     """Return `x` (C, h, w) minus `crop` (C, h', w') resized to it, float32."""
-    return x.float() - resize(crop[None].float(), map_size(x))[0]
+    return (x - resize(crop[None].float(), map_size(x))[0]).float()

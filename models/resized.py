@@ -75,9 +75,14 @@ def joint_conv(maps: Sequence[Tensor], chains: Sequence[list[Size]], weights: Se
     for i in more:
         total = total.add_(conv(maps[i], weights[i]))
     for sizes in others:
-        x, weight = (torch.cat([parts[i] for i in groups[sizes]], dim=1) for parts in (maps, weights))
+        x, weight = (_joined([parts[i] for i in groups[sizes]]) for parts in (maps, weights))
         total = add_resized_conv(total, x, weight, list(sizes[1:]))
     return total
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return the concatenation of `parts` along the channels; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def add_resized_conv(total: Tensor, x: Tensor, weight: Tensor, chain: list[Size]) -> Tensor:

@@ -26,5 +26,5 @@ def test_a_training_step_with_six_2448_images_stays_within_its_budget(mode: int,
 def test_only_the_kept_local_maps_of_stage_three_are_on_the_host() -> None:
     found = count_training(mode=3, precision="fp32", side=1000, batch=2)
     images = 2 * (4 * 1000**2 + 508**2 * 3 + 127**2)
-    kept = 2 * 9 * 512 * 127**2 * 4
+    kept = 2 * (9 + 1) * 128 * sum(side**2 for side in (127, 64, 32, 16)) * 4  # ps2 of nine patches and of the image
     assert images < found["host"] * 2**20 < 1.1 * (kept + images + 2**20)

@@ -339,6 +339,13 @@ def _add_computing(parser: Parser) -> None:
         default="fp32",
         help="of convolutions and their maps; fp32 as released (default: %(default)s)",
     )
+    add(
+        "--checkpoint_activations",
+        action="store_true",
+        on_resume=LOGGED,
+        help="in training, keep of encoders only the inputs of their stages, and compute the rest again in the\n"
+        "backward pass: less memory, more time, the same result",
+    )
     add("--tf32", action="store_true", help="CUDA: faster, less exact float32 products")
     add("--cudnn_benchmark", action="store_true", help="CUDA: search for the fastest convolutions first")
 

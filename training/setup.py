@@ -233,6 +233,7 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         device=device,
         precision=options.precision,
         scaler=gradient_scaler(device, options.precision),
+        checkpoint_activations=options.checkpoint_activations,
     )
 
 

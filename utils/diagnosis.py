@@ -43,7 +43,9 @@ def diagnose(
         if options is None:
             return f"out of memory ({first})"
         lower = ", ".join(f"--{name} {getattr(options, name)}" for name in lower_memory or LOWER_MEMORY[options.mode])
-        return f"out of memory ({first}); lower {lower}"
+        recomputable = not getattr(options, "checkpoint_activations", True) and not options.evaluation
+        more = ", or give --checkpoint_activations" if recomputable else ""
+        return f"out of memory ({first}); lower {lower}{more}"
     if "DataLoader worker" in text:
         return f"a process that reads images died: {' '.join(text.split())} If memory ran out, lower --num_workers"
     if processes > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in _PEER):

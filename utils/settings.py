@@ -116,6 +116,7 @@ class Settings:
         share_maps: whether the local branch, and in stage 2 the ensemble, read the global branch's maps, or zeros.
         blend: the weights of a patch's scores, a key of `utils.tiling.BLENDS`.
         upsample: how logits are enlarged to pixels, one of `utils.canvas.UPSAMPLES`.
+        checkpoint_activations: whether training computes encoders again in the backward pass, to save memory.
     """
 
     size_p: int = 508
@@ -132,6 +133,7 @@ class Settings:
     share_maps: bool = True
     blend: str = "none"
     upsample: str = "nearest"
+    checkpoint_activations: bool = False
 
     def to_device(self, x: Tensor) -> Tensor:
         """Return `x` on the device. A copy to CUDA goes through pinned memory, so that the host does not wait."""
@@ -140,9 +142,13 @@ class Settings:
         return x.to(self.device, non_blocking=True)
 
     def to_input(self, image: Tensor) -> Tensor:
-        """Return images (N, bands, H, W) uint8 as the network's input: float32 in [0, 1], normalised, on the device."""
-        x = lay_out(self.to_device(image).float().div_(255), self.precision)
-        if self.statistics is None:
-            return x
-        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.statistics.mean, self.statistics.std))
-        return (x - mean) / std
+        """Return images (N, bands, H, W) uint8 as the network's input, on the device.
+
+        Values are scaled to [0, 1] and normalised in float32, then rounded to the precision, in which the first
+        convolution reads them.
+        """
+        x = self.to_device(image).float().div_(255)
+        if self.statistics is not None:
+            mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.statistics.mean, self.statistics.std))
+            x = (x - mean) / std
+        return lay_out(x, self.precision)
