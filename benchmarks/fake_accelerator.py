@@ -5,6 +5,7 @@ counts as being on the device unless it comes from `Tensor.cpu()` or is made wit
 to the device. Memory that a library allocates inside an operation (cuDNN's workspaces) is not counted.
 """
 
+import functools
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from models import resized
 from training.memory import MB
 
 
@@ -90,7 +92,9 @@ def fake_accelerator() -> Iterator[MemoryCount]:
     def cpu(x: Tensor) -> Tensor:
         return copied(x, "host")
 
-    with FakeTensorMode(), count, patch.object(Tensor, "cpu", cpu), patch.object(Tensor, "to", to):
+    # the cache of real tensors must not get fake ones, nor give real ones
+    cache = patch.object(resized, "axis_bands", functools.cache(resized.axis_bands.__wrapped__))
+    with FakeTensorMode(), count, patch.object(Tensor, "cpu", cpu), patch.object(Tensor, "to", to), cache:
         yield count
 
 

@@ -1,6 +1,7 @@
 """Times evaluation and training steps beside the released implementation.
 
     python -m benchmarks.speed [--json FILE] [--precision fp32|bf16] [--quick]
+    python -m benchmarks.speed --breakdown
 
 Times are in units, so that they carry over between machines: one unit is a 3x3 convolution 1024 -> 512 at 127 x 127,
 batch 1, float32, without gradients, the mean of three calls after one that warms up, timed just before and after each
@@ -8,6 +9,9 @@ measurement and averaged. Evaluation: one 1000 x 1000 image, patch 508, sub-batc
 mode. Training: one step on two 1000 x 1000 images, patch 252, sub-batch 5 (25 patches each). Images and labels are
 random and decoded already. The released figures were measured in the same way. Which size_g they trained with is not on
 record; 252 is taken here, as a step of mode 1 at 508 would cost more in convolutions alone than was measured.
+
+`--breakdown` prints instead where the time of the evaluation in modes 2 and 3 goes, by torch's profiler, and the ratio
+of the whole time to that of convolutions and matrix products.
 """
 
 import argparse
@@ -19,7 +23,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.breakdown import print_breakdown
 from benchmarks.workload import MODES, N_CLASS, Inference, TrainingStep, random_sample
+from dataset.base import Sample
 from models.glnet import GLNet
 from training.memory import keep_freed_memory
 from utils.files import write_json
@@ -53,6 +59,14 @@ def seconds(work: Callable[[], object], device: torch.device, calls: int = 1) ->
     return run(calls) / calls
 
 
+def evaluation(mode: int, precision: str, device: torch.device) -> tuple[Inference, Sample]:
+    """Return the evaluation that is measured, and its image."""
+    torch.manual_seed(0)
+    model = GLNet(N_CLASS).eval()
+    settings = Settings(size_p=508, sub_batch_size=6, device=device, precision=precision)
+    return Inference(model, mode, settings), random_sample(SIDE)
+
+
 def measure(kind: str, mode: int, precision: str, device: torch.device, calls: int) -> dict[str, float]:
     """Measure an evaluation or a training step.
 
@@ -66,13 +80,13 @@ def measure(kind: str, mode: int, precision: str, device: torch.device, calls: i
     Returns:
         `units`, `seconds`, and `ratio`: the released implementation's units over these.
     """
-    torch.manual_seed(0)
-    model = GLNet(N_CLASS)
     work: Callable[[], object]
     if kind == "eval":
-        settings = Settings(size_p=508, sub_batch_size=6, device=device, precision=precision)
-        work = partial(Inference(model.eval(), mode, settings), random_sample(SIDE))
+        inference, sample = evaluation(mode, precision, device)
+        work = partial(inference, sample)
     else:
+        torch.manual_seed(0)
+        model = GLNet(N_CLASS)
         settings = Settings(size_p=252, sub_batch_size=5, device=device, precision=precision)
         step = TrainingStep(model.to(device), mode, settings)
         work = partial(step, [random_sample(SIDE, size_g=252) for _ in range(2)])
@@ -87,11 +101,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="only this one (default: both)")
     parser.add_argument("--quick", action="store_true", help="one call of each evaluation instead of three")
+    parser.add_argument("--breakdown", action="store_true", help="where the time of the evaluation goes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     options = parser.parse_args()
     device = torch.device(options.device)
     keep_freed_memory()
     precisions = (options.precision,) if options.precision else ("fp32", "bf16")
+    if options.breakdown:
+        for mode in (2, 3):
+            for precision in precisions:
+                print_breakdown(*evaluation(mode, precision, device), f"mode {mode} {precision}")
+        return
     found: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'':12}{'':6}{'units':>8}{'released':>10}{'faster':>8}{'seconds':>9}")
     for kind in ("eval", "train"):

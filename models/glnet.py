@@ -117,7 +117,7 @@ def ensemble_global_half(taps: Tensor, grid: Patches, patches: slice, size: Size
         (n, n_class, h, w).
     """
     crop = crop_global(taps, grid, patches)  # (n, 9 * n_class, h', w')
-    return resize_and_add_taps(list(crop.chunk(3, dim=1)), [map_size(crop), size])
+    return resize_and_add_taps(crop, [map_size(crop), size])
 
 
 @dataclass(frozen=True)

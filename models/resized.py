@@ -4,8 +4,14 @@ A 3x3 convolution of a resized map is, for each of its nine taps, a 1x1 convolut
 convolution commutes with the other two, so it is done at the map's own size. Bilinear resizing, shifting and padding
 with zeros are linear in rows and columns separately, so they are one matrix for the rows and one for the columns.
 Resizes in a row multiply into one matrix. All of it is exact up to rounding, and has gradients.
+
+Of these matrices only a band around the diagonal is not 0, so an axis is cut into pieces, each with the piece of the
+source that it reads. Columns come first, all rows of the kernel at once where memory allows: a batched product with a
+contiguous result, which is copied to its place. Then the rows, whose columns and channels are one long axis, are added
+to the result by large products.
 """
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,17 +24,18 @@ from torch import Tensor
 
 from utils.tiling import Size, map_size
 
-Bands = list[tuple[slice, slice]]
-"""Pieces of a target axis, each with the piece of the source axis that it depends on."""
+Bands = tuple[tuple[slice, slice, Tensor], ...]
+"""Pieces of a target axis, each with the piece of the source axis that it depends on, and with the matrix (cells of the
+target, cells of the source, 3) that resizes and shifts the three taps of each cell."""
 
-BAND_CELLS = 16
+BAND_CELLS = 12
 """Cells of the source axis that a product of matrices takes at least at a time."""
 
 SLACK = 1e-3
 """The part of a cell within which torch, which computes in float32, may round to the neighbouring cell."""
 
-TRANSIENT = 2**22
-"""The most elements of a transient map. `add_resized_conv` takes fewer samples at a time to stay below it."""
+TRANSIENT = 5 * 2**20
+"""The most elements of transient maps. `add_resized_conv` takes fewer samples at a time to stay below it."""
 
 
 def resize(x: Tensor, size: Size) -> Tensor:
@@ -112,8 +119,7 @@ def add_resized_conv(total: Tensor, x: Tensor, weight: Tensor, chain: list[Size]
 class _AddTaps(torch.autograd.Function):
     """`add_resized_conv` of a 3x3 kernel as nine 1x1 convolutions at the size of `x`, then resized, shifted and added.
 
-    The taps are larger than the result. With the gradient written here, only the taps of one row of the kernel and of a
-    few samples are held at a time.
+    The taps are larger than the result. With the gradient written here, only those of a few samples are held at a time.
     """
 
     @staticmethod
@@ -121,41 +127,34 @@ class _AddTaps(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.chain = chain
         ctx.mark_dirty(total)
-        (rows, across), bands = tap_matrices(chain, total), _bands(chain)
-        cells, kernel = _cells(x.to(total.dtype)), row_taps(weight.to(total.dtype))  # (N, h, w, C), 3 times (3 * K, C)
-        for part in _parts(cells, chain, 3 * len(weight)):
-            for matrix, taps in zip(rows, kernel, strict=True):
-                # (n, h, w, C) to (n, h, w, 3 * K), added to (n, H, W, K)
-                _spread_row(_cells(total)[part], torch.matmul(cells[part], taps.t()), matrix, across, bands)
+        sums = _cells(total)  # (N, H, W, K)
+        for part, rows in _parts(len(x), chain, len(weight)):
+            cells = x[part].to(total.dtype).contiguous(memory_format=torch.channels_last)
+            kernel = _columns_of(weight[:, :, rows].to(total.dtype))[..., None, None]  # (3 * R * K, C, 1, 1)
+            _spread(sums[part], _cells(F.conv2d(cells, kernel)), chain, rows)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        (_, _, h, w), k = x.shape, len(weight)
-        (rows, across), bands = tap_matrices(ctx.chain, gradient), _bands(ctx.chain)
-        cells, kernel = _cells(x.to(gradient.dtype)), row_taps(weight.to(gradient.dtype))
-        from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None  # (N, h, w, C)
-        from_rows = [torch.zeros_like(taps, dtype=weight.dtype) for taps in kernel]  # 3 times (3 * K, C)
-        for part in _parts(cells, ctx.chain, 3 * k):
-            of_part = _cells(gradient[part]).flatten(2)  # (n, H, W * K)
-            for matrix, taps, from_row in zip(rows, kernel, from_rows, strict=True):
-                down = of_part.new_zeros(len(of_part), h, of_part.shape[2])  # (n, h, W * K)
-                for target, source in bands[0]:
-                    _add_product(down[:, source], matrix[target, source].t(), of_part[:, target])
-                down = down.view(len(of_part) * h, -1, k)  # (n * h, W, K)
-                back = down.new_zeros(len(down), w * 3, k)  # (n * h, w * 3, K)
-                for target, source in bands[1]:
-                    source = slice(3 * source.start, 3 * source.stop)
-                    _add_product(back[:, source], across[target, source].t(), down[:, target])
-                back = back.view(len(of_part), h, w, 3 * k)
-                if from_x is not None:
-                    from_x[part] += torch.matmul(back, taps)  # (n, h, w, C)
-                if ctx.needs_input_grad[2]:
-                    from_row += torch.matmul(back.flatten(0, 2).t(), cells[part].flatten(0, 2))  # (3 * K, C)
+        cells = _cells(x.to(gradient.dtype))  # (N, h, w, C)
+        from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None
+        from_kernel = torch.zeros_like(weight) if ctx.needs_input_grad[2] else None
+        for part, rows in _parts(len(x), ctx.chain, len(weight)):
+            taps = _gather(_cells(gradient[part]), ctx.chain, rows)  # (n, h, w, 3 * R * K)
+            if from_x is not None:
+                from_x[part] += torch.matmul(taps, _columns_of(weight[:, :, rows].to(taps.dtype)))
+            if from_kernel is not None:
+                found = torch.matmul(taps.flatten(0, 2).t(), cells[part].flatten(0, 2))  # (3 * R * K, C)
+                from_kernel[:, :, rows] += found.unflatten(0, (3, -1, len(weight))).permute(2, 3, 1, 0)
         if from_x is not None:
             from_x = from_x.permute(0, 3, 1, 2).to(x.dtype)  # (N, C, h, w)
-        return gradient, from_x, _kernel_of_rows(from_rows) if ctx.needs_input_grad[2] else None, None
+        return gradient, from_x, from_kernel, None
+
+
+def _columns_of(weight: Tensor) -> Tensor:
+    """Return the taps of R rows of a kernel (K, C, R, 3) as a matrix (3 * R * K, C): column by column, R taps each."""
+    return weight.permute(3, 2, 0, 1).flatten(0, 2)
 
 
 def _cells(x: Tensor) -> Tensor:
@@ -163,28 +162,22 @@ def _cells(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _parts(cells: Tensor, chain: list[Size], channels: int) -> list[slice]:
-    """Return slices of samples, each so small that the transient maps of `_AddTaps` stay below `TRANSIENT`.
+def _parts(count: int, chain: list[Size], k: int) -> list[tuple[slice, slice]]:
+    """Return slices of `count` samples, each with each slice of the kernel's rows that is computed at a time.
+
+    The taps and what is resized of them stay below `TRANSIENT`, or are of one sample and one row. All rows at a time
+    are faster, but take three times as much of each sample; where that is more than half of the bound, rows go singly.
 
     Args:
-        cells: (N, h, w, C).
-        chain: the size of `cells` and the sizes that it is resized to in turn.
-        channels: of the taps of one row of the kernel, 3 * K.
+        count: of the samples.
+        chain: the size of the taps and the sizes that they are resized to in turn.
+        k: channels of the result, K.
     """
-    largest = max(chain[0][0] * max(chain[0][1] * channels, chain[-1][1] * channels // 3), 1)
-    step = max(1, TRANSIENT // largest)
-    return [slice(start, start + step) for start in range(0, len(cells), step)]
-
-
-def row_taps(weight: Tensor) -> list[Tensor]:
-    """Return, for each row of a kernel (K, C, 3, 3), its taps as one matrix (3 * K, C), the taps outermost."""
-    return [row.permute(2, 0, 1).flatten(0, 1) for row in weight.unbind(2)]
-
-
-def _kernel_of_rows(rows: list[Tensor]) -> Tensor:
-    """Return the kernel (K, C, 3, 3) whose `row_taps` are `rows`."""
-    taps = torch.stack(rows).unflatten(1, (3, -1))  # (3 rows, 3 columns, K, C)
-    return taps.permute(2, 3, 0, 1)
+    (h, w), width = chain[0], chain[-1][1]
+    of_row = max(h * (3 * w + width) * k, 1)
+    rows = [slice(0, 3)] if 6 * of_row <= TRANSIENT else [slice(row, row + 1) for row in range(3)]
+    step = max(1, TRANSIENT * len(rows) // (3 * of_row))
+    return [(slice(start, start + step), of_kernel) for start in range(0, count, step) for of_kernel in rows]
 
 
 def add_taps(taps: Tensor) -> Tensor:
@@ -206,65 +199,101 @@ def add_taps(taps: Tensor) -> Tensor:
 
 
 def taps_of(weight: Tensor) -> Tensor:
-    """Return the taps of a kernel (K, C, 3, 3) as one 1x1 convolution (9 * K, C, 1, 1), the places outermost."""
-    return torch.cat(row_taps(weight))[..., None, None]
+    """Return the taps of a kernel (K, C, 3, 3) as one 1x1 convolution (9 * K, C, 1, 1), row by row of the kernel."""
+    return weight.permute(2, 3, 0, 1).flatten(0, 2)[..., None, None]
 
 
-def resize_and_add_taps(taps: list[Tensor], chain: list[Size]) -> Tensor:
-    """Resize taps, shift each by its place in the kernel, and add them. Differentiable.
+def resize_and_add_taps(taps: Tensor, chain: list[Size]) -> Tensor:
+    """Resize nine taps, shift each by its place in the kernel, and add them. Differentiable.
 
     Args:
-        taps: for each row of the kernel (N, 3 * K, h, w), its three taps outermost.
+        taps: (N, 9 * K, h, w), the places outermost, row by row.
         chain: the size of the taps, and the sizes that they are resized to in turn.
 
     Returns:
         (N, K, H, W) of the chain's last size, channels last in memory.
     """
-    n, channels, _, _ = taps[0].shape
-    (rows, across), bands = tap_matrices(chain, taps[0]), _bands(chain)
-    total = taps[0].new_zeros((n, *chain[-1], channels // 3))  # (N, H, W, K)
-    for matrix, tap in zip(rows, taps, strict=True):
-        _spread_row(total, _cells(tap), matrix, across, bands)
-    return total.permute(0, 3, 1, 2)
+    by_column = taps.unflatten(1, (3, 3, -1)).permute(0, 4, 5, 2, 1, 3)  # (N, h, w, 3, 3, K)
+    return _Spread.apply(by_column.flatten(3), chain).permute(0, 3, 1, 2)
 
 
-def _spread_row(total: Tensor, taps: Tensor, matrix: Tensor, across: Tensor, bands: tuple[Bands, Bands]) -> None:
-    """Resize, shift and add the taps of one row of a kernel.
+class _Spread(torch.autograd.Function):
+    """`_spread` into zeros, (N, h, w, 9 * K) to (N, H, W, K), with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, taps: Tensor, chain: list[Size]) -> Tensor:
+        ctx.chain = chain
+        total = taps.new_zeros(len(taps), *chain[-1], taps.shape[-1] // 9)
+        _spread(total, taps.contiguous(), chain, slice(0, 3))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _gather(gradient.contiguous(), ctx.chain, slice(0, 3)), None
+
+
+def _spread(total: Tensor, taps: Tensor, chain: list[Size], rows: slice) -> None:
+    """Resize taps, shift each by its place in the kernel, and add them to `total`: first across, then down.
 
     Args:
-        total: (n, H, W, K); the taps are added to it.
-        taps: (n, h, w, 3 * K).
-        matrix: (H, h), of this row; see `tap_matrices`.
-        across: (W, w * 3).
-        bands: see `_bands`.
+        total: (n, H, W, K); it is overwritten.
+        taps: (n, h, w, 3 * R * K), of R rows of the kernel: column by column, R taps each.
+        chain: the size of the taps, and the sizes that they are resized to in turn.
+        rows: which rows of the kernel.
     """
-    (n, h, w, _), (_, _, width, k) = taps.shape, total.shape
-    taps = taps.view(n * h, w * 3, k)
-    x = taps.new_zeros(n * h, width, k)  # resized across
-    for target, source in bands[1]:
-        source = slice(3 * source.start, 3 * source.stop)
-        _add_product(x[:, target], across[target, source], taps[:, source])
-    x = x.view(n, h, width * k)
-    for target, source in bands[0]:  # (H, h) by (n, h, W * K)
-        _add_product(total.flatten(2)[:, target], matrix[target, source], x[:, source])
+    (n, h, w, channels), (_, _, width, k) = taps.shape, total.shape
+    count = channels // (3 * k)
+    down, across = _bands(chain, total)
+    taps = taps.view(n * h, w * 3, count * k)
+    x = taps.new_empty(n, h, count, width, k)
+    for target, source, matrix in across:
+        product = torch.bmm(matrix.flatten(1).expand(n * h, -1, -1), taps[:, _times(source, 3)])  # (n * h, W', R * K)
+        x[:, :, :, target] = product.view(n, h, -1, count, k).transpose(2, 3)
+    x = x.view(n, h * count, width * k)
+    for target, source, matrix in down:
+        of_rows = matrix[:, :, rows].flatten(1).expand(n, -1, -1)
+        total.flatten(2)[:, target].baddbmm_(of_rows, x[:, _times(source, count)])
 
 
-def _add_product(total: Tensor, matrix: Tensor, x: Tensor) -> None:
-    """Add `matrix` (a, b) times each of `x` (n, b, c) to `total` (n, a, c)."""
-    total.baddbmm_(matrix.expand(len(x), -1, -1), x)
+def _gather(total: Tensor, chain: list[Size], rows: slice) -> Tensor:
+    """Return the gradient of `taps` in `_spread` from that of `total`: the transposed products in reverse order."""
+    (n, _, width, k), (h, w) = total.shape, chain[0]
+    count = rows.stop - rows.start
+    down, across = _bands(chain, total)
+    x = total.new_zeros(n, h * count, width * k)
+    for target, source, matrix in down:
+        of_rows = matrix[:, :, rows].flatten(1).t().expand(n, -1, -1)
+        x[:, _times(source, count)].baddbmm_(of_rows, total.flatten(2)[:, target])
+    x = x.view(n, h, count, width, k)
+    taps = total.new_zeros(n * h, w * 3, count * k)
+    for target, source, matrix in across:
+        part = x[:, :, :, target].transpose(2, 3).reshape(n * h, -1, count * k)  # (n * h, W', R * K)
+        taps[:, _times(source, 3)] += torch.bmm(matrix.flatten(1).t().expand(n * h, -1, -1), part)
+    return taps.view(n, h, w, 3 * count * k)
 
 
-def _bands(chain: list[Size]) -> tuple[Bands, Bands]:
-    """Return, for rows and columns, pieces of the chain's last size, each with the piece of the first that it reads.
+def _times(cells: slice, count: int) -> slice:
+    """Return the slice of an axis that has `count` entries for each cell."""
+    return slice(count * cells.start, count * cells.stop)
 
-    Outside these pieces the matrices of `tap_matrices` are 0, so that products piece by piece save most of the work.
-    """
-    rows, columns = (_axis_bands([size[axis] for size in chain]) for axis in (0, 1))
+
+def _bands(chain: list[Size], like: Tensor) -> tuple[Bands, Bands]:
+    """Return the bands of rows and of columns, on the device and in the type of `like`; see `axis_bands`."""
+    rows, columns = (axis_bands(tuple(size[axis] for size in chain), like.dtype, like.device) for axis in (0, 1))
     return rows, columns
 
 
-def _axis_bands(lengths: list[int]) -> Bands:
-    """Return the pieces of one axis, whose lengths along the chain are `lengths`."""
+@functools.lru_cache(maxsize=256)
+def axis_bands(lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Bands:
+    """Return the bands of one axis: products piece by piece save most of the work, as the matrix is 0 elsewhere.
+
+    Args:
+        lengths: of the axis along the chain.
+        dtype: of the matrices.
+        device: of the matrices.
+    """
+    with torch.inference_mode(False):  # kept tensors are read in training, too
+        matrix = _axis_matrix(lengths, dtype, device)
     count = max(1, min(lengths[0] // BAND_CELLS, lengths[-1]))
     edges = [i * lengths[-1] // count for i in range(count + 1)]
     bands = []
@@ -274,30 +303,23 @@ def _axis_bands(lengths: list[int]) -> Bands:
             centers = ((cell + 0.5) * source / target - 0.5 for cell in (low, high))
             low, high = (math.floor(center + slack) for center, slack in zip(centers, (-SLACK, SLACK), strict=True))
             low, high = max(low, 0), min(high + 1, source - 1)
-        bands.append((slice(first, last), slice(low, high + 1)))
-    return bands
+        rows, columns = slice(first, last), slice(low, high + 1)
+        bands.append((rows, columns, matrix[rows, columns].contiguous()))
+    return tuple(bands)
 
 
-def tap_matrices(chain: list[Size], like: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return the matrices that resize and shift taps.
+def _axis_matrix(lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix (last, first, 3) that resizes and shifts the three taps of each cell along one axis.
 
     Args:
-        chain: the size of the taps, and the sizes that they are resized to in turn.
-        like: a tensor of the device and type of the matrices.
-
-    Returns:
-        For each row of a kernel a matrix (H, h); and one matrix (W, w * 3) for the three taps of a row at once, those
-        of a cell side by side.
+        lengths: of the axis along the chain: the taps are resized to them in turn, then shifted by -1, 0 or 1 and
+            padded with zeros.
+        dtype: of the matrix.
+        device: of the matrix.
     """
-    rows, columns = (_axis_matrices([size[axis] for size in chain], like) for axis in (0, 1))
-    return rows, torch.stack(columns, dim=2).flatten(1)
-
-
-def _axis_matrices(lengths: list[int], like: Tensor) -> list[Tensor]:
-    """Return three matrices (last, first): resizes along `lengths` in turn, then a zero-padded shift by -1, 0 or 1."""
-    exact = torch.promote_types(like.dtype, torch.float32)  # rounded to a lower precision once, at the end
-    x = torch.eye(lengths[0], dtype=exact, device=like.device).view(lengths[0], 1, lengths[0], 1)
+    exact = torch.promote_types(dtype, torch.float32)  # rounded to a lower precision once, at the end
+    x = torch.eye(lengths[0], dtype=exact, device=device).view(lengths[0], 1, lengths[0], 1)
     for length in lengths[1:]:
         x = resize(x, (length, 1))
-    padded = F.pad(x.view(lengths[0], lengths[-1]).t(), (0, 0, 1, 1)).to(like.dtype)
-    return [padded[tap : tap + lengths[-1]] for tap in range(3)]
+    padded = F.pad(x.view(lengths[0], lengths[-1]).t(), (0, 0, 1, 1)).to(dtype)  # (last + 2, first)
+    return padded.unfold(0, 3, 1)
