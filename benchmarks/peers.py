@@ -35,7 +35,7 @@ from training.memory import keep_freed_memory
 from training.records import device_name, git_commit, now
 from utils.arguments import Parser, whole
 from utils.canvas import ArgmaxSink
-from utils.errors import exit_code
+from utils.errors import exit_code, required
 from utils.precision import PRECISIONS
 from utils.settings import Settings
 from utils.sources import MemorySource
@@ -98,7 +98,7 @@ def prepare(name: str, network: nn.Module, settings: Settings) -> Work:
     predictor = PatchPredictor(network, settings)
 
     def segment(sample: Sample) -> ArgmaxSink:
-        source = MemorySource(sample.image)
+        source = MemorySource(required(sample.image, "image"))
         sink = ArgmaxSink(source.size, settings.device)
         predictor.segment(source, {"global": sink})
         return sink
