@@ -41,11 +41,14 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> Levels:
         """Return c5, c4, c3, c2 of images (N, bands, H, W), (N, C, h, w) each: 1/32 to 1/4, sides rounded up."""
-        x = self.relu(self.bn1(self.conv1(image)))
-        c2 = self.layer1(_MaxPool.apply(x) if x.requires_grad else self.maxpool(x))
+        # nested, so that no map is held longer than it is read
+        c2 = self.layer1(self._pool(self.relu(self.bn1(self.conv1(image)))))
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
         return self.layer4(c4), c4, c3, c2
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return _MaxPool.apply(x) if x.requires_grad else self.maxpool(x)
 
 
 class _MaxPool(torch.autograd.Function):
