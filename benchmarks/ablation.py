@@ -8,7 +8,7 @@ where it stopped, and more seeds are added to what is there. The table is writte
 
 What each variant is:
 
-- `global`: the global branch alone. `global, longer`: with the epochs of all three stages.
+- `global`: the global branch alone.
 - `local`: the local branch alone. No maps are shared, and the regulariser is off.
 - `global to local`: stage 2; on Dubai also `longer`, with the epochs of U-Net.
 - `local to global`: stage 3 on a local branch that was trained alone.

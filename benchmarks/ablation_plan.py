@@ -115,7 +115,6 @@ def variants(recipe: Recipe) -> list[Variant]:
     ]
     return [
         Variant("global", "global", "global"),
-        Variant("global, longer", "global_longer", "global"),
         Variant("local", "alone", "local"),
         Variant("global to local", "g2l", ENSEMBLE),
         Variant("local to global", "l2g_alone", ENSEMBLE),
@@ -153,7 +152,6 @@ def plan(recipe: Recipe, factor: float) -> list[Run]:
         Run("deeplab", 0, second + third, ("--model=deeplab",)),
         Run("g2l_patches", 2, second, patches, start),
         refined("l2g_patches", "g2l_patches", patches),
-        Run("global_longer", 1, first + second + third),
     ]
     if recipe.parts:
         parts = (("path_g", "global_parts"),)

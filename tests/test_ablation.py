@@ -33,7 +33,6 @@ def test_budgets_are_equal(data: str) -> None:
     """U-Net and DeepLabV3+ read each patch as often as stages 2 and 3 together; a longer budget trains all longer."""
     small, large = ({run.name: run for run in plan(RECIPES[data], factor)} for factor in (1, 3))
     assert small["unet"].epochs == small["deeplab"].epochs == small["g2l"].epochs + small["l2g"].epochs
-    assert small["global_longer"].epochs == small["global"].epochs + small["unet"].epochs
     for stage in (2, 3):
         equal = [run for run in small.values() if run.name != "g2l_longer" and run.data == "scenes"]
         assert len({run.epochs for run in equal if run.mode == stage}) == 1
