@@ -22,7 +22,7 @@ from dataset import synthetic
 LIMIT = 240  # seconds; a run that takes longer hangs
 SIZES = ["--size_g=64", "--size_p=64", "--min_overlap=16", "--backbone=resnet18", "--backbone_weights=none"]
 SMALL = ["--batch_size=2", "--sub_batch_size=4", "--num_workers=0", "--num_epochs=2"]
-SAVE_OFTEN = "--save_every=0.0001"  # minutes: after every step
+SAVE_OFTEN = "--save_every=1e-9"  # minutes: after every step, however short
 STARTS = {1: [], 2: ["--path_g=one.pth"], 3: ["--path_g=one.pth", "--path_g2l=two.pth"]}
 NAMES = {1: "one", 2: "two", 3: "three"}
 
