@@ -195,7 +195,7 @@ def test_two_processes_killed_and_resumed_end_as_uninterrupted_ones(reference, t
     assert "Stage 1" not in results[1].output  # the other one is silent
 
     folders = reference.folders.beside(tmp_path / "stopped")
-    arguments = folders.arguments(1, "--save_every=0.0001", "--resume=auto")
+    arguments = folders.arguments(1, "--save_every=1e-9", "--resume=auto")
     path = folders.models / "one.resume.pth"
     for number, codes in ((signal.SIGKILL, {-signal.SIGKILL}), (signal.SIGTERM, {128 + signal.SIGTERM})):
         before = path.stat().st_mtime_ns if path.exists() else None

@@ -172,7 +172,7 @@ def test_resume_takes_a_path_and_tells_what_changed(unfinished: runs.Folders, tm
     result = runs.run(unfinished.arguments(1, *more), tmp_path / "other")
     assert result.code == 0, result.output
     assert "changed since: --num_epochs was 2, now 3" in result.output
-    assert "changed since: --save_every was 0.0001, now 5.0" in result.output
+    assert "changed since: --save_every was 1e-09, now 5.0" in result.output
     assert path.exists()
     assert (unfinished.models / "other.pth").exists()
     assert [json.loads(x)["epoch"] for x in (unfinished.logs / "other.jsonl").read_text().splitlines()] == [2, 3]
