@@ -11,9 +11,8 @@ printed. The counting of labels (`utils/metrics.py`), which is not run on fake t
 import argparse
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -21,11 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.fake_accelerator import allocate, fake_accelerator, host_tensors, no_metric, put_on_device
-from benchmarks.workload import MODES, Inference, TrainingStep, build_shapes, random_sample
-from utils.metrics import StageMetrics
+from benchmarks.fake_work import fake_inference, fake_training
+from benchmarks.workload import MODES
 from utils.settings import Settings
-from utils.stages import STAGES
 
 
 class CallCount(TorchDispatchMode):
@@ -90,23 +87,17 @@ def count(kind: str, mode: int, side: int = 2448, backbone: str = "resnet50") ->
     Returns:
         The calls by operator, and the number of copies to the host.
     """
-    model = build_shapes(backbone).train(kind == "training")
     calls = CallCount()
-    with fake_accelerator() as memory, patch.object(StageMetrics, "update", no_metric):
-        with host_tensors(memory):
-            allocate(model)
-            sample = random_sample(side)
-        if kind == "training":
-            put_on_device(memory, [getattr(model, name) for name in STAGES[mode].uses])
-            step = TrainingStep(model, mode, Settings())
-            calls.skip(branch.backbone for branch in (model.global_, model.local, model.refined))
-            work: Callable[[], object] = partial(step, [sample])
-        else:
-            inference = Inference(model, mode, Settings())
+    if kind == "training":
+        with fake_training(mode, Settings(), side, backbone=backbone) as (_, step, samples):
+            calls.skip(branch.backbone for branch in (step.model.global_, step.model.local, step.model.refined))
+            with host_copies() as copies, calls:
+                step(samples)
+    else:
+        with fake_inference(mode, Settings(), side, backbone=backbone) as (_, inference, sample):
             calls.skip(inference.predictor.network.backbones.values())
-            work = partial(inference, sample)
-        with host_copies() as copies, calls:
-            work()
+            with host_copies() as copies, calls:
+                inference(sample)
     return calls.calls, len(copies)
 
 

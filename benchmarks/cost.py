@@ -10,16 +10,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from unittest.mock import patch
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.fake_accelerator import allocate, fake_accelerator, host_tensors, no_metric, put_on_device
-from benchmarks.workload import Inference, TrainingStep, build_shapes, random_sample
+from benchmarks.fake_work import fake_inference, fake_training
 from models.backbone import backbone_name, check_backbone
 from utils.arguments import Parser, number, whole
 from utils.errors import exit_code
-from utils.metrics import StageMetrics
 from utils.settings import Settings
 from utils.stages import STAGES
 
@@ -38,28 +35,23 @@ class Geometry:
 
 def training_operations(mode: int, geometry: Geometry) -> int:
     """Return the operations of a training step with one image."""
-    model = build_shapes(geometry.backbone)
-    with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
-        with host_tensors(count):
-            allocate(model)
-            sample = random_sample(geometry.side, geometry.size_g)
-        put_on_device(count, [getattr(model, name) for name in STAGES[mode].uses])
-        step = TrainingStep(model, mode, Settings(size_p=geometry.size_p))
-        with FlopCounterMode(display=False) as counter:
-            step([sample])
+    settings, backbone = Settings(size_p=geometry.size_p), geometry.backbone
+    with (
+        fake_training(mode, settings, geometry.side, size_g=geometry.size_g, backbone=backbone) as (_, step, samples),
+        FlopCounterMode(display=False) as counter,
+    ):
+        step(samples)
     return int(counter.get_total_flops())
 
 
 def inference_operations(mode: int, geometry: Geometry) -> int:
     """Return the operations of segmenting one image, all predictions of the mode."""
-    model = build_shapes(geometry.backbone).eval()
-    with fake_accelerator() as count:
-        with host_tensors(count):
-            allocate(model)
-            sample = random_sample(geometry.side, geometry.size_g)
-        work = Inference(model, mode, Settings(size_p=geometry.size_p))
-        with FlopCounterMode(display=False) as counter:
-            work(sample)
+    settings, backbone = Settings(size_p=geometry.size_p), geometry.backbone
+    with (
+        fake_inference(mode, settings, geometry.side, size_g=geometry.size_g, backbone=backbone) as (_, work, sample),
+        FlopCounterMode(display=False) as counter,
+    ):
+        work(sample)
     return int(counter.get_total_flops())
 
 

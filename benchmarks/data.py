@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.speed import seconds
 from benchmarks.workload import N_CLASS, TrainingStep, random_sample
 from dataset.augmentation import Draw
 from dataset.base import Item, SegmentationDataset
@@ -154,10 +156,10 @@ def delivered(data: SegmentationDataset) -> dict[str, float]:
         start, used = time.perf_counter(), cpu_seconds(required(worker, "worker"))
         for _ in loader:
             pass
-        seconds, used = time.perf_counter() - start, cpu_seconds(required(worker, "worker")) - used
+        taken, used = time.perf_counter() - start, cpu_seconds(required(worker, "worker")) - used
     finally:
         loader.close()
-    return {"images_per_second": len(data) / seconds, "cpu_seconds": used / len(data)}
+    return {"images_per_second": len(data) / taken, "cpu_seconds": used / len(data)}
 
 
 def measure(kind: Kind, folder: Path, count: int) -> dict[str, Any]:
@@ -179,14 +181,7 @@ def step_of_stage_1(device: torch.device) -> float:
     settings = Settings(size_p=SIZE_G, sub_batch_size=BATCH, device=device)
     step = TrainingStep(GLNet(N_CLASS).to(device), 1, settings)
     batch = [random_sample(2448, SIZE_G) for _ in range(BATCH)]
-    taken = 0.0
-    for _ in range(2):  # the first warms up
-        start = time.perf_counter()
-        step(batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken = time.perf_counter() - start
-    return taken
+    return seconds(partial(step, batch), device)
 
 
 def main() -> None:

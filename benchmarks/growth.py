@@ -10,9 +10,9 @@ The figures go to growth.json, growth.md and growth.png.
 
 import argparse
 import sys
-import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from benchmarks.figures import draw_growth
 from benchmarks.memory import COUNTED_PRECISIONS, count_inference
 from benchmarks.records import RESULTS, command_of, write_results
+from benchmarks.speed import elapsed
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from models.backbone import BACKBONES
 from models.glnet import GLNet
@@ -49,11 +50,7 @@ def time_image(side: int, mode: int, backbone: str, size: int, settings: Setting
     work = Inference(GLNet(N_CLASS, backbone).eval(), mode, settings)
     work(random_sample(size, size))
     sample = random_sample(side, size)
-    start = time.perf_counter()
-    work(sample)
-    if settings.device.type == "cuda":
-        torch.cuda.synchronize(settings.device)
-    return time.perf_counter() - start, peak_memory_mb(torch.device("cpu"))
+    return elapsed(partial(work, sample), settings.device), peak_memory_mb(torch.device("cpu"))
 
 
 def measure(side: int, options: argparse.Namespace) -> dict[str, float]:

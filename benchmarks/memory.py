@@ -9,28 +9,18 @@ numpy arrays. With a GPU, `torch.cuda.max_memory_allocated` of the same work is 
 """
 
 import argparse
-import gc
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
-from benchmarks.fake_accelerator import (
-    MB,
-    allocate,
-    fake_accelerator,
-    host_tensors,
-    megabytes,
-    no_metric,
-    put_on_device,
-)
-from benchmarks.workload import N_CLASS, Inference, TrainingStep, build_shapes, random_sample
+from benchmarks.fake_accelerator import MB, megabytes
+from benchmarks.fake_work import fake_inference, fake_training
+from benchmarks.workload import N_CLASS, Inference, TrainingStep, random_sample
 from models.glnet import GLNet
 from utils.files import write_json
-from utils.metrics import StageMetrics
 from utils.settings import Settings
 from utils.stages import STAGES
 
@@ -63,14 +53,8 @@ def count_inference(
     Returns:
         MB by `device` and `host`.
     """
-    model = build_shapes(backbone).eval()
-    with fake_accelerator() as count:
-        with host_tensors(count):
-            allocate(model)
-            sample = random_sample(side, size)
-        work = Inference(model, mode, Settings(size_p=size, sub_batch_size=sub_batch, precision=precision))
-        del model
-        gc.collect()
+    settings = Settings(size_p=size, sub_batch_size=sub_batch, precision=precision)
+    with fake_inference(mode, settings, side, size_g=size, backbone=backbone) as (count, work, sample):
         count.peak = dict(count.live)
         work(sample)
     return megabytes(count)
@@ -98,13 +82,8 @@ def count_training(
     Returns:
         MB by `device` and `host`.
     """
-    model = build_shapes(backbone)
-    with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
-        with host_tensors(count):
-            allocate(model)
-            samples = [random_sample(side) for _ in range(batch)]
-        put_on_device(count, [getattr(model, name) for name in STAGES[mode].uses])
-        step = TrainingStep(model, mode, Settings(precision=precision, checkpoint_activations=recomputed))
+    settings = Settings(precision=precision, checkpoint_activations=recomputed)
+    with fake_training(mode, settings, side, images=batch, backbone=backbone) as (count, step, samples):
         step(samples[:1])
         count.peak = dict(count.live)
         step(samples)

@@ -14,7 +14,6 @@ allocator reports.
 import argparse
 import gc
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from benchmarks.baselines import PatchPredictor, build_network
 from benchmarks.fake_accelerator import MB, allocate, fake_accelerator, host_tensors, megabytes, put_on_device
 from benchmarks.memory import COUNTED_PRECISIONS
 from benchmarks.records import RESULTS, command_of, write_results
+from benchmarks.speed import elapsed
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from dataset.base import Sample
 from models.glnet import GLNet
@@ -143,11 +143,7 @@ def measure(name: str, options: argparse.Namespace, precision: str, sample: Samp
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work(sample)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    taken = time.perf_counter() - start
+    taken = elapsed(lambda: work(sample), device)
     return taken, torch.cuda.max_memory_allocated(device) / MB if device.type == "cuda" else 0.0
 
 

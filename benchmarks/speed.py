@@ -44,19 +44,20 @@ def unit(device: torch.device) -> float:
     return seconds(lambda: F.conv2d(x, weight, padding=1), device, calls=3)
 
 
+def elapsed(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Return the seconds of `calls` calls of `work`, until the device has done them."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
 def seconds(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
     """Return the mean seconds of `calls` calls of `work`, after one that warms up."""
-
-    def run(times: int) -> float:
-        start = time.perf_counter()
-        for _ in range(times):
-            work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    run(1)
-    return run(calls) / calls
+    elapsed(work, device)
+    return elapsed(work, device, calls) / calls
 
 
 def evaluation(mode: int, precision: str, device: torch.device) -> tuple[Inference, Sample]:
