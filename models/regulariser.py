@@ -8,9 +8,10 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.resized import conv, resize
+from models.resized import conv
 from utils.tiling import map_size
 
 
@@ -42,8 +43,8 @@ class _LastConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, crop: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, weight, crop)
-        pairs = () if crop is None else zip(x, crop, strict=True)
-        parts = (_difference(sample, target).square().sum() for sample, target in pairs)
+        pairs = () if crop is None else zip(x.split(1), crop.split(1), strict=True)
+        parts = (_difference(sample, target).square_().sum() for sample, target in pairs)
         return conv(x, weight, bias), reduce(torch.add, parts, x.new_zeros((), dtype=torch.float32)) / x.numel()
 
     @staticmethod
@@ -51,9 +52,9 @@ class _LastConv(torch.autograd.Function):
         x, weight, crop = ctx.saved_tensors
         x, padding = x.detach(), weight.shape[-1] // 2
         from_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        scale = 2 * of_distance / x.numel()
-        for i, (sample, gradient) in enumerate(zip(x.split(1), of_conv.split(1), strict=True)):
-            from_distance = 0 if crop is None else _difference(sample[0], crop[i]).mul_(scale)
+        scale = -2 * of_distance / x.numel()
+        crops = [None] * len(x) if crop is None else crop.split(1)
+        for sample, gradient, target in zip(x.split(1), of_conv.split(1), crops, strict=True):
             from_conv, from_sample, _ = torch.ops.aten.convolution_backward(
                 gradient,
                 sample,
@@ -68,11 +69,14 @@ class _LastConv(torch.autograd.Function):
                 output_mask=[True, True, False],
             )
             from_weight += from_sample
-            sample.copy_(from_conv[0].add_(from_distance))
+            if target is not None:  # adding to float32 is much faster on a CPU than adding float32 to bfloat16
+                from_conv = _difference(sample, target).mul_(scale).add_(from_conv)
+            sample.copy_(from_conv)
         from_bias = of_conv.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return x, from_weight.to(weight.dtype), from_bias, None
 
 
 def _difference(x: Tensor, crop: Tensor) -> Tensor:
-    """Return `x` (C, h, w) minus `crop` (C, h', w') resized to it, float32."""
-    return (x - resize(crop[None].float(), map_size(x))[0]).float()
+    """Return `crop` (1, C, h', w') resized to `x` (1, C, h, w), minus `x`: a new float32 tensor."""
+    target = crop.float().contiguous(memory_format=torch.channels_last)  # as `x`; a CPU resizes this much faster
+    return F.interpolate(target, size=map_size(x), mode="bilinear").sub_(x)

@@ -8,7 +8,7 @@ Resizes in a row multiply into one matrix. All of it is exact up to rounding, an
 Of these matrices only a band around the diagonal is not 0, so an axis is cut into pieces, each with the piece of the
 source that it reads. Columns come first, all rows of the kernel at once where memory allows: a batched product with a
 contiguous result, which is copied to its place. Then the rows, whose columns and channels are one long axis, are added
-to the result by large products.
+to the result by large products. Smaller pieces save arithmetic, larger ones save calls.
 """
 
 import functools
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from utils.tiling import Size, map_size
 
@@ -28,7 +29,7 @@ Bands = tuple[tuple[slice, slice, Tensor], ...]
 """Pieces of a target axis, each with the piece of the source axis that it depends on, and with the matrix (cells of the
 target, cells of the source, 3) that resizes and shifts the three taps of each cell."""
 
-BAND_CELLS = 12
+BAND_CELLS = 16
 """Cells of the source axis that a product of matrices takes at least at a time."""
 
 SLACK = 1e-3
@@ -36,6 +37,10 @@ SLACK = 1e-3
 
 TRANSIENT = 5 * 2**20
 """The most elements of transient maps. `add_resized_conv` takes fewer samples at a time to stay below it."""
+
+TRANSIENT_CHANNELS = 192
+"""Without gradients, transient maps may have as many elements as a map of this many channels at the result's size, if
+that is more than `TRANSIENT`. Calls are fewer then, and the peak of memory, which is elsewhere, is the same."""
 
 
 def resize(x: Tensor, size: Size) -> Tensor:
@@ -128,33 +133,37 @@ class _AddTaps(torch.autograd.Function):
         ctx.chain = chain
         ctx.mark_dirty(total)
         sums = _cells(total)  # (N, H, W, K)
-        for part, rows in _parts(len(x), chain, len(weight)):
+        weight = weight.to(total.dtype)
+        room = 0 if any(ctx.needs_input_grad) else TRANSIENT_CHANNELS * sums[..., 0].numel()
+        limit = max(TRANSIENT, room)
+        for part, rows in _parts(len(x), chain, len(weight), limit):
             cells = x[part].to(total.dtype).contiguous(memory_format=torch.channels_last)
-            kernel = _columns_of(weight[:, :, rows].to(total.dtype))[..., None, None]  # (3 * R * K, C, 1, 1)
-            _spread(sums[part], _cells(F.conv2d(cells, kernel)), chain, rows)
+            _spread(sums[part], _cells(F.conv2d(cells, _taps_of_rows(weight, rows))), chain, rows)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        cells = _cells(x.to(gradient.dtype))  # (N, h, w, C)
+        cells = x.to(gradient.dtype).contiguous(memory_format=torch.channels_last)
+        sums, weight_read = _cells(gradient), weight.to(gradient.dtype)  # (N, H, W, K) and (K, C, 3, 3)
         from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None
         from_kernel = torch.zeros_like(weight) if ctx.needs_input_grad[2] else None
-        for part, rows in _parts(len(x), ctx.chain, len(weight)):
-            taps = _gather(_cells(gradient[part]), ctx.chain, rows)  # (n, h, w, 3 * R * K)
+        limit = TRANSIENT * 3 // 4  # the rest is for copies that `_gather` makes
+        for part, rows in _parts(len(x), ctx.chain, len(weight), limit):
+            kernel = _taps_of_rows(weight_read, rows)
+            taps = _gather(sums[part], ctx.chain, rows).permute(0, 3, 1, 2)  # (n, 3 * R * K, h, w)
+            # convolutions, because in float32 they are faster than products of matrices on some CPUs
             if from_x is not None:
-                from_x[part] += torch.matmul(taps, _columns_of(weight[:, :, rows].to(taps.dtype)))
+                from_x[part] += F.conv2d(taps, kernel.transpose(0, 1))
             if from_kernel is not None:
-                found = torch.matmul(taps.flatten(0, 2).t(), cells[part].flatten(0, 2))  # (3 * R * K, C)
-                from_kernel[:, :, rows] += found.unflatten(0, (3, -1, len(weight))).permute(2, 3, 1, 0)
-        if from_x is not None:
-            from_x = from_x.permute(0, 3, 1, 2).to(x.dtype)  # (N, C, h, w)
-        return gradient, from_x, from_kernel, None
+                found = conv2d_weight(cells[part], list(kernel.shape), taps)  # (3 * R * K, C, 1, 1)
+                from_kernel[:, :, rows] += found.view(3, -1, *weight.shape[:2]).permute(2, 3, 1, 0)
+        return gradient, None if from_x is None else from_x.to(x.dtype), from_kernel, None
 
 
-def _columns_of(weight: Tensor) -> Tensor:
-    """Return the taps of R rows of a kernel (K, C, R, 3) as a matrix (3 * R * K, C): column by column, R taps each."""
-    return weight.permute(3, 2, 0, 1).flatten(0, 2)
+def _taps_of_rows(weight: Tensor, rows: slice) -> Tensor:
+    """Return R rows of a kernel (K, C, 3, 3) as one 1x1 convolution (3 * R * K, C, 1, 1): by column, R taps each."""
+    return weight[:, :, rows].permute(3, 2, 0, 1).flatten(0, 2)[..., None, None]
 
 
 def _cells(x: Tensor) -> Tensor:
@@ -162,21 +171,22 @@ def _cells(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _parts(count: int, chain: list[Size], k: int) -> list[tuple[slice, slice]]:
+def _parts(count: int, chain: list[Size], k: int, limit: int) -> list[tuple[slice, slice]]:
     """Return slices of `count` samples, each with each slice of the kernel's rows that is computed at a time.
 
-    The taps and what is resized of them stay below `TRANSIENT`, or are of one sample and one row. All rows at a time
-    are faster, but take three times as much of each sample; where that is more than half of the bound, rows go singly.
+    All rows at a time are faster, but take three times as much of each sample; where that is more than half of the
+    limit, rows go singly.
 
     Args:
         count: of the samples.
         chain: the size of the taps and the sizes that they are resized to in turn.
         k: channels of the result, K.
+        limit: elements that the taps and what is resized of them have at most, unless they are of one sample and row.
     """
     (h, w), width = chain[0], chain[-1][1]
     of_row = max(h * (3 * w + width) * k, 1)
-    rows = [slice(0, 3)] if 6 * of_row <= TRANSIENT else [slice(row, row + 1) for row in range(3)]
-    step = max(1, TRANSIENT * len(rows) // (3 * of_row))
+    rows = [slice(0, 3)] if 6 * of_row <= limit else [slice(row, row + 1) for row in range(3)]
+    step = max(1, limit * len(rows) // (3 * of_row))
     return [(slice(start, start + step), of_kernel) for start in range(0, count, step) for of_kernel in rows]
 
 

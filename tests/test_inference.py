@@ -75,8 +75,11 @@ def test_adding_a_resized_conv_equals_resizing_then_convolving(
     base = torch.randn(long_way.shape, dtype=torch.float64, requires_grad=True)
     monkeypatch.setattr(resized, "TRANSIENT", transient)
     short_way = add_resized_conv(base * 1, x, weight, chain)
+    with torch.no_grad():  # where more is held at a time
+        without_gradients = add_resized_conv(base * 1, x, weight, chain)
     long_way = base + long_way
     torch.testing.assert_close(short_way, long_way, rtol=0, atol=1e-10)
+    torch.testing.assert_close(without_gradients, long_way, rtol=0, atol=1e-10)
     seed = torch.randn_like(long_way)
     for a, b in zip(*(torch.autograd.grad(y, (base, x, weight), seed) for y in (short_way, long_way)), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)

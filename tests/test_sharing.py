@@ -72,6 +72,14 @@ def test_sub_batches_do_not_change_what_is_merged(sub_batch: int) -> None:
         assert torch.equal(merged, expected)
 
 
+def test_the_memory_layout_does_not_change_what_is_merged() -> None:
+    grid, frame = PatchGrid.cover(*INEXACT), random_pyramid(INEXACT[0])
+    channels_last = frame.map(lambda x: x.contiguous(memory_format=torch.channels_last))
+    for found, expected in zip(maps(merge(grid, channels_last, 3)), maps(merge(grid, frame, 3)), strict=True):
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_crop_is_what_its_box_covers() -> None:
     grid = PatchGrid.cover((160, 224), 96, min_overlap=32)
     x = random_pyramid((160, 224)).c[3]  # 40 x 56 cells, patches every 16
