@@ -120,9 +120,11 @@ def count(name: str, options: argparse.Namespace, precision: str) -> tuple[float
         work = prepare(name, network, settings)
         del network
         gc.collect()
-        memory.peak = dict(memory.live)
         with FlopCounterMode(display=False) as operations:
             work(sample)
+        gc.collect()
+        memory.peak = dict(memory.live)
+        work(sample)  # apart, because the counter of operations keeps tensors alive
     return operations.get_total_flops() / 2e9, megabytes(memory)["device"]
 
 
