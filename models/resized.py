@@ -148,7 +148,7 @@ class _AddTaps(torch.autograd.Function):
         sums, weight_read = _cells(gradient), weight.to(gradient.dtype)  # (N, H, W, K) and (K, C, 3, 3)
         from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None
         from_kernel = torch.zeros_like(weight) if ctx.needs_input_grad[2] else None
-        limit = TRANSIENT * 3 // 4  # the rest is for copies that `_gather` makes
+        limit = TRANSIENT // 2  # the other half is for copies that `_gather` makes
         for part, rows in _parts(len(x), ctx.chain, len(weight), limit):
             kernel = _taps_of_rows(weight_read, rows)
             taps = _gather(sums[part], ctx.chain, rows).permute(0, 3, 1, 2)  # (n, 3 * R * K, h, w)
