@@ -2,8 +2,8 @@
 
 One image of random pixels is segmented by each network in turn, in one process: GLNet in its three modes, all
 predictions of the mode; U-Net, DeepLabV3+ and FPN of segmentation_models_pytorch, and DeepLabV3 of torchvision, on the
-same patches, of which they see nothing else. All have the same encoder, with random weights. In bf16 the weights of all
-networks are bfloat16.
+same patches, of which they see nothing else. All have the same encoder, with random weights, and channels last in memory. In
+bf16 the weights of all networks are bfloat16.
 
 GMAC are 1e9 multiply-adds of convolutions and matrix products for the image, counted on fake tensors. Seconds are the
 smallest of several rounds, after an image of one patch that warms up. Memory is the peak of live tensors in MB of 2^20
@@ -135,9 +135,7 @@ def measure(name: str, options: argparse.Namespace, precision: str, sample: Samp
     torch.manual_seed(0)
     network = build(name, options.backbone, precision)
     if name not in GLNET:
-        network.to(device)
-        if precision != "fp32":
-            network.to(memory_format=torch.channels_last)
+        network.to(device, memory_format=torch.channels_last)
     work = prepare(name, network, settings)
     del network
     work(sample if device.type == "cuda" else random_sample(options.size, options.size))
