@@ -2,8 +2,8 @@
 
 One image of random pixels is segmented by each network in turn, in one process: GLNet in its three modes, all
 predictions of the mode; U-Net, DeepLabV3+ and FPN of segmentation_models_pytorch, and DeepLabV3 of torchvision, on the
-same patches, of which they see nothing else. All have the same encoder, with random weights, and channels last in memory. In
-bf16 the weights of all networks are bfloat16.
+same patches, of which they see nothing else. All have the same encoder, with random weights, and channels last in
+memory. In bf16 the weights of all networks are bfloat16.
 
 GMAC are 1e9 multiply-adds of convolutions and matrix products for the image, counted on fake tensors. Seconds are the
 smallest of several rounds, after an image of one patch that warms up. Memory is the peak of live tensors in MB of 2^20
