@@ -135,7 +135,8 @@ def measure(name: str, options: argparse.Namespace, precision: str, sample: Samp
     torch.manual_seed(0)
     network = build(name, options.backbone, precision)
     if name not in GLNET:
-        network.to(device, memory_format=torch.channels_last)
+        network.to(device)
+        network.to(memory_format=torch.channels_last)
     work = prepare(name, network, settings)
     del network
     work(sample if device.type == "cuda" else random_sample(options.size, options.size))
