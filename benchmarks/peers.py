@@ -119,7 +119,6 @@ def count(name: str, options: argparse.Namespace, precision: str) -> tuple[float
             put_on_device(memory, [network])
         work = prepare(name, network, settings)
         del network
-        gc.collect()
         with FlopCounterMode(display=False) as operations:
             work(sample)
         gc.collect()
@@ -195,7 +194,7 @@ def run(options: argparse.Namespace) -> None:
     device = device_name(torch.device(options.device))
     table = as_markdown(rows, options.precisions)
     head = (
-        f"`{command_of('peers')}`, {now()}, commit {git_commit()}, {device}, {torch.get_num_threads()} threads: "
+        f"`{command_of('peers')}`, {now()}, commit {git_commit()}, {device}: "
         f"{options.side} x {options.side} pixels, {patches} patches of {options.size}, {options.backbone}."
     )
     record = {"command": command_of("peers"), "date": now(), "commit": git_commit(), "device": device, "rows": rows}

@@ -101,7 +101,6 @@ class Mosaic:
         number of patches that cover a cell; the published weights were trained with that. Cells without any patch are
         0. Raises ValueError if a map was never added.
         """
-
         sums = [[required(total, "a merged map") for total in levels] for levels in self.sums]
         for level, size in enumerate(self.sizes):
             for image, grid in enumerate(self.grids):
