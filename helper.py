@@ -259,7 +259,14 @@ class SegmentsImages(Protocol):
         """The device."""
         ...
 
-    def segment(self, image: Source, sinks: Mapping[str, Sink], *, global_image: Tensor | None = None) -> Coverage:
+    def segment(
+        self,
+        image: Source,
+        sinks: Mapping[str, Sink],
+        *,
+        global_image: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Coverage:
         """Segment one image; see `Predictor.segment`."""
         ...
 
@@ -292,7 +299,7 @@ def evaluate(
         start, process_start = time.perf_counter(), time.process_time()
         source = MemorySource(required(sample.image, "image"))
         found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
-        coverage += predictor.segment(source, found, global_image=sample.global_image)
+        coverage += predictor.segment(source, found, global_image=sample.global_image, context=sample.context)
         if sample.label is not None:
             metrics.update(settings.to_device(sample.label), found)
         if settings.device.type == "cuda":

@@ -116,8 +116,8 @@ class PatchPredictor:
     stage: Stage = STAGES[1]
 
     @torch.inference_mode()
-    def segment(self, image: Source, sinks: Mapping[str, Sink], *, global_image: Tensor | None = None) -> Coverage:
-        """Segment one image; `global_image` is not read. The rest is as in `Predictor.segment`."""
+    def segment(self, image: Source, sinks: Mapping[str, Sink], **images: Tensor | None) -> Coverage:
+        """Segment one image; shrunk images are not read. The rest is as in `Predictor.segment`."""
         patches = ImagePatches(image, self.settings)
         canvas = patches.canvas(sinks["global"])
         for which, x in patches:

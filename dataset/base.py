@@ -17,6 +17,7 @@ from dataset.pictures import shrink
 from dataset.planes import MAX_PIXELS
 from dataset.windows import Windows, enlarged
 from utils.classes import Classes
+from utils.errors import InputError
 from utils.resize import shrink_label
 from utils.sources import MemorySource
 from utils.tiling import Size
@@ -25,11 +26,16 @@ KEPT_SHRUNK_BYTES = 256 << 20
 """How much of shrunk images a process keeps: of 508 x 508 pixels in RGB, 346."""
 
 
+GREY = 128
+"""The value of all pixels of the image whose maps `--share blank` shares."""
+
+
 class Sample(NamedTuple):
     """A decoded image with its label, and both as the global branch sees them.
 
     All tensors are uint8 on the CPU: images 0..255, labels class ids or 255 (left out), None where there are none. The
-    image is None where the data set leaves it out.
+    image is None where the data set leaves it out. The context is the shrunk image whose global maps are shared, None
+    for the image's own.
     """
 
     id: str
@@ -37,6 +43,7 @@ class Sample(NamedTuple):
     label: Tensor | None  # (H, W)
     global_image: Tensor  # (bands, size_g, size_g)
     global_label: Tensor | None  # (size_g // 4, size_g // 4)
+    context: Tensor | None = None  # (bands, size_g, size_g)
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -46,6 +53,7 @@ class SegmentationDataset(Dataset[Sample]):
         max_pixels: larger images are refused.
         view: which bands are read, and how values of more than 8 bits become 0..255.
         whole: whether samples hold the whole image. Stage 1 trains without: it need not be sent between processes.
+        share: whose global maps are shared, one of `utils.settings.SHARES`; another image is the next one of the set.
         keep_shrunk: whether shrunk images are kept in memory, for passes without any variation: each process keeps
             those that it has read, up to `KEPT_SHRUNK_BYTES`.
     """
@@ -85,6 +93,7 @@ class SegmentationDataset(Dataset[Sample]):
         self.max_pixels = MAX_PIXELS
         self.view = View()
         self.whole = True
+        self.share = "own"
         self.keep_shrunk = False
         self._shrunk: dict[int, Tensor] = {}
         self._files = OpenFiles(KEPT_BYTES if windows else 0)
@@ -157,7 +166,19 @@ class SegmentationDataset(Dataset[Sample]):
             label=ids,
             global_image=self._shrink(index, image),
             global_label=None if ids is None else shrink_label(ids, (quarter, quarter)),
+            context=self._context(index, image),
         )
+
+    def _context(self, index: int, image: Tensor) -> Tensor | None:
+        """Return the context of sample `index`, whose image is (bands, H, W); see `Sample`."""
+        if self.share == "blank":
+            return image.new_full((len(image), self.size_g, self.size_g), GREY)
+        if self.share != "other":
+            return None
+        if len(self) == 1:
+            raise InputError(f"--share other needs a second image; the split has {self.id(index)} alone")
+        following = (index + 1) % len(self)
+        return self._shrink(following, self.reader.read(self._samples[following][0])[0])
 
     def _shrink(self, index: int, image: Tensor) -> Tensor:
         """Return the image of sample `index` at (bands, size_g, size_g), kept from an earlier pass if it may be."""

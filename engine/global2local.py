@@ -91,7 +91,7 @@ def _sub_batch_terms(
         The terms of the loss, with gradients, and the logits (n, n_class, h / 4, w / 4) by prediction, without.
     """
     settings = image.settings
-    # (n, 512, h / 4, w / 4)
+    # (n, C, h / 4, w / 4)
     ps3 = model.local.pyramid(model.local.backbone(x), crop_pyramid(context, image.grid, patches)).ps3
     logits, half, distance = model.read_local(ps3, crop_global(context.ps3, image.grid, patches))
     ensemble = half + ensemble_global_half(taps, image.grid, patches, map_size(half))
@@ -121,12 +121,15 @@ def infer(
     """
     requested = patch_predictions(sinks)
     selects = bool(requested) and image.settings.selection is not None
-    maps = network.global_maps(
-        x, logits=selects or "global" in sinks, context=bool(requested), ensemble="ensemble" in requested
-    )
+    logits, shared = selects or "global" in sinks, {"context": bool(requested), "ensemble": "ensemble" in requested}
+    if image.context is None:
+        maps = given = network.global_maps(x, logits=logits, **shared)
+    else:
+        maps = network.global_maps(x, logits=logits, context=False, ensemble=False)
+        given = network.global_maps(image.context, logits=False, **shared)
     if not requested or (selects and not image.select_patches(required(maps.logits, "logits"))):
         return maps.logits
-    context, taps = required(maps.context, "context"), maps.taps
+    context, taps = required(given.context, "context"), given.taps
     if not image.settings.share_maps:
         context, taps = context.withheld(), None if taps is None else torch.zeros_like(taps)
     canvases = patch_canvases(image, sinks, means)

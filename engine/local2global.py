@@ -11,7 +11,6 @@ from dataset.base import Sample
 from engine.global2local import patch_canvases, patch_predictions, select_training_patches
 from engine.patches import ImagePatches, TrainingPatches
 from engine.terms import Terms, add_terms, global_inputs, global_targets
-from models.fpn import PS3_CHANNELS
 from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import Levels, Pyramid
@@ -79,7 +78,7 @@ def _train_ensemble(
     found = {"ensemble": image.ids(), "global": image.ids()}
     canvas = image.canvas(found["ensemble"])
     context = tuple(x.to(settings.device) for x in maps.context)
-    weight, bias = model.ensemble.weight[:, :PS3_CHANNELS], model.ensemble.bias
+    weight, bias = model.ensemble.local_weight, model.ensemble.bias
     for patches, kept in zip(image.grid.sub_batches(settings.sub_batch_size), maps.local, strict=True):
         ps2 = tuple(x.to(settings.device) for x in kept)
         crops = tuple(crop_global(x, image.grid, patches) for x in context)
@@ -168,9 +167,11 @@ def infer(
     """
     requested = patch_predictions(sinks)
     selects = image.settings.selection is not None
-    maps = network.global_maps(x, logits=selects, context=True, ensemble=False)
+    maps = network.global_maps(x, logits=selects, context=image.context is None, ensemble=False)
     if selects and not image.select_patches(required(maps.logits, "logits")):
         return maps.logits
+    if image.context is not None:
+        maps = network.global_maps(image.context, logits=False, context=True, ensemble=False)
     context = required(maps.context, "context")
     if not image.settings.share_maps:
         context = context.withheld()

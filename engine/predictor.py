@@ -79,6 +79,7 @@ class Predictor:
         sinks: Mapping[str, Sink],
         *,
         global_image: Tensor | None = None,
+        context: Tensor | None = None,
         on_patches: OnPatches | None = None,
         means: bool = False,
     ) -> Coverage:
@@ -92,6 +93,7 @@ class Predictor:
             sinks: by name, the predictions that are requested (of `stage.predictions`); nothing else is computed. Each
                 sink gets the scores (n_class, rows, W) of its prediction, from top to bottom.
             global_image: the image shrunk, (bands, size_g, size_g) uint8, if it is available.
+            context: the shrunk image whose maps are shared in place of the image's own, in all turns; the same shape.
             on_patches: called after each sub-batch.
             means: whether scores are means over the patches that cover a pixel. By default they are sums, as released.
                 Over several turns they are always the mean over turns of such means, which are held on the host.
@@ -102,14 +104,14 @@ class Predictor:
         if len(self.turns) == 1:
             turned = TurnedSource(image, self.turns[0]) if self.turns[0] != Turn() else image
             if turned is image and global_image is not None:
-                return self._segment_turned(image, global_image, sinks, on_patches, means)
-            return self._segment_turned(turned, self._shrink(turned), sinks, on_patches, means)
+                return self._segment_turned(image, global_image, context, sinks, on_patches, means)
+            return self._segment_turned(turned, self._shrink(turned), context, sinks, on_patches, means)
         totals: dict[str, Tensor] = {}
         coverage = Coverage()
         for turn in self.turns:
             turned = TurnedSource(image, turn)
             back = {name: _TurnedBackSink(turn, image.size, totals, name) for name in sinks}
-            coverage += self._segment_turned(turned, self._shrink(turned), back, on_patches, True)
+            coverage += self._segment_turned(turned, self._shrink(turned), context, back, on_patches, True)
         for name, sink in sinks.items():
             for top in range(0, image.size[0], RESULT_ROWS):
                 sink(top, (totals[name][:, top : top + RESULT_ROWS] / len(self.turns)).to(self.settings.device))
@@ -123,12 +125,15 @@ class Predictor:
         self,
         image: Source,
         global_image: Tensor,
+        context: Tensor | None,
         sinks: Mapping[str, Sink],
         on_patches: OnPatches | None,
         means: bool,
     ) -> Coverage:
         """Segment one image as it is, without turns; see `segment`."""
         patches = ImagePatches(image, self.settings, on_patches)
+        if context is not None:
+            patches.context = self.settings.to_input(context[None])
         x = self.settings.to_input(global_image[None])
         logits = _INFER[self.stage.number](self.network, x, patches, sinks, means)
         for name, sink in sinks.items():

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from models.bands import fit_kernels
+from models.fpn import WIDTH
 from models.glnet import GLNet
 from models.header import Header
 from models.tensors import load, only_tensors
@@ -284,6 +285,11 @@ def export(source: Path, target: Path) -> str:
         raise InputError(f"{source} was made with {checkpoint.n_bands} bands; released files are of {RGB}")
     if checkpoint.header.backbone.startswith(PREFIX):
         raise InputError(f"{source} was made with {checkpoint.header.backbone}; the released code has ResNets only")
+    if (checkpoint.header.pyramid_width, checkpoint.header.pyramid_norm) != (WIDTH, "none"):
+        raise InputError(
+            f"{source} was made with --pyramid_width {checkpoint.header.pyramid_width} --pyramid_norm "
+            f"{checkpoint.header.pyramid_norm}; the released code has {WIDTH} and none only"
+        )
     stage = checkpoint.header.stage
     save_torch(target, to_released(checkpoint.tensors, stage))
     return f"{target}: the released file of mode {stage}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.backbone import build_backbone
 from models.bands import set_bands
-from models.fpn import FPN, INITIAL_STD, PS3_CHANNELS, SameConv
+from models.fpn import FPN, INITIAL_STD, WIDTH, SameConv
 from models.pyramid import FullPyramid, Pyramid
 from models.regulariser import conv_and_distance, last_conv
 from models.resized import add_taps, resize, resize_and_add_taps, taps_of
@@ -22,7 +22,9 @@ from utils.tiling import Patches, Size, map_size
 class Branch(nn.Module):
     """One branch of GLNet: backbone, feature pyramid and a 3x3 head that classifies ps3."""
 
-    def __init__(self, backbone: str, n_class: int, fused: bool, n_bands: int = RGB) -> None:
+    def __init__(
+        self, backbone: str, n_class: int, fused: bool, n_bands: int = RGB, width: int = WIDTH, norm: str = "none"
+    ) -> None:
         """Make the branch.
 
         Args:
@@ -30,12 +32,14 @@ class Branch(nn.Module):
             n_class: number of classes.
             fused: whether the pyramid reads another branch's pyramid, too.
             n_bands: number of bands of the images.
+            width: of the pyramid, see `FPN`.
+            norm: of the pyramid, see `FPN`.
         """
         super().__init__()
         self.backbone = build_backbone(backbone)
         set_bands(self.backbone, n_bands)
-        self.pyramid = FPN(self.backbone.channels, fused)
-        self.head = SameConv(PS3_CHANNELS, n_class, 3)
+        self.pyramid = FPN(self.backbone.channels, fused, width, norm)
+        self.head = SameConv(self.pyramid.ps3_channels, n_class, 3)
 
     def forward(self, image: Tensor, other: Pyramid | None = None) -> tuple[Tensor, FullPyramid]:
         """Compute logits and pyramid of images or patches.
@@ -71,36 +75,47 @@ class Ensemble(nn.Module):
     halves apart; `forward` computes the concatenation itself.
 
     Attributes:
-        weight: (n_class, 1024, 3, 3), the local half first.
+        weight: (n_class, 2 * C, 3, 3), C being the channels of ps3; the local half first.
         bias: (n_class,).
     """
 
-    def __init__(self, n_class: int) -> None:
+    def __init__(self, n_class: int, channels: int) -> None:
+        """Make the convolution for ps3 of `channels` channels."""
         super().__init__()
-        initial = nn.Conv2d(2 * PS3_CHANNELS, n_class, 3)
+        initial = nn.Conv2d(2 * channels, n_class, 3)
         self.weight, self.bias = initial.weight, required(initial.bias, "bias")
         nn.init.normal_(self.weight, 0, INITIAL_STD)
+
+    @property
+    def local_weight(self) -> Tensor:
+        """The half that reads the local ps3, (n_class, C, 3, 3)."""
+        return self.weight.chunk(2, dim=1)[0]
+
+    @property
+    def global_weight(self) -> Tensor:
+        """The half that reads the global ps3, (n_class, C, 3, 3)."""
+        return self.weight.chunk(2, dim=1)[1]
 
     def forward(self, local: Tensor, crop: Tensor) -> Tensor:
         """Return logits of patches, (n, n_class, h, w).
 
         Args:
-            local: the patches' own ps3, (n, 512, h, w).
-            crop: the cells of the global ps3 that the patches cover, (n, 512, h', w'); resized to `local`.
+            local: the patches' own ps3, (n, C, h, w).
+            crop: the cells of the global ps3 that the patches cover, (n, C, h', w'); resized to `local`.
         """
-        joined = torch.cat([local, resize(crop, map_size(local))], dim=1)  # (n, 1024, h, w)
+        joined = torch.cat([local, resize(crop, map_size(local))], dim=1)  # (n, 2 * C, h, w)
         return F.conv2d(joined, self.weight, self.bias, padding=1)
 
     def local_half(self, ps3: Tensor) -> Tensor:
-        """Return the local map's part of the logits, bias included: (n, 512, h, w) to (n, n_class, h, w)."""
-        return F.conv2d(ps3, self.weight[:, :PS3_CHANNELS], self.bias, padding=1)
+        """Return the local map's part of the logits, bias included: (n, C, h, w) to (n, n_class, h, w)."""
+        return F.conv2d(ps3, self.local_weight, self.bias, padding=1)
 
     def global_taps(self, ps3: Tensor) -> Tensor:
         """Return the nine taps of the global map's part, which `ensemble_global_half` crops, shifts and adds.
 
-        (1, 512, H, W) to (1, 9 * n_class, H, W), the places of the kernel outermost, row by row.
+        (1, C, H, W) to (1, 9 * n_class, H, W), the places of the kernel outermost, row by row.
         """
-        return F.conv2d(ps3, taps_of(self.weight[:, PS3_CHANNELS:]))
+        return F.conv2d(ps3, taps_of(self.global_weight))
 
 
 def ensemble_global_half(taps: Tensor, grid: Patches, patches: slice, size: Size) -> Tensor:
@@ -150,19 +165,28 @@ class GLNet(nn.Module):
         learning: names of the children that learn; see `learn`.
     """
 
-    def __init__(self, n_class: int = 7, backbone: str = "resnet50", n_bands: int = RGB) -> None:
+    def __init__(
+        self,
+        n_class: int = 7,
+        backbone: str = "resnet50",
+        n_bands: int = RGB,
+        pyramid_width: int = WIDTH,
+        pyramid_norm: str = "none",
+    ) -> None:
         """Make a network with initial weights; nothing learns yet.
 
         Args:
             n_class: number of classes.
             backbone: its name; see `models.backbone.build_backbone`.
             n_bands: number of bands of the images.
+            pyramid_width: channels of ps0 and ps1, even; see `FPN`.
+            pyramid_norm: what follows each convolution of the pyramids; see `models.fpn.NORMS`.
         """
         super().__init__()
-        self.global_ = Branch(backbone, n_class, fused=False, n_bands=n_bands)
-        self.local = Branch(backbone, n_class, fused=True, n_bands=n_bands)
-        self.refined = Branch(backbone, n_class, fused=True, n_bands=n_bands)
-        self.ensemble = Ensemble(n_class)
+        self.global_ = Branch(backbone, n_class, False, n_bands, pyramid_width, pyramid_norm)
+        self.local = Branch(backbone, n_class, True, n_bands, pyramid_width, pyramid_norm)
+        self.refined = Branch(backbone, n_class, True, n_bands, pyramid_width, pyramid_norm)
+        self.ensemble = Ensemble(n_class, self.global_.pyramid.ps3_channels)
         self.n_class = n_class
         self.n_bands = n_bands
         self.learning: tuple[str, ...] = ()
@@ -223,6 +247,48 @@ class GLNet(nn.Module):
         self.refined.backbone.load_state_dict(self.global_.backbone.state_dict())
         self.refined.head.load_state_dict(self.global_.head.state_dict())
 
+    @torch.no_grad()
+    def continue_global(self) -> None:
+        """Start stage 2's ensemble as the global branch: its global half is the global head, its local half is 0.
+
+        The head reads the crop of the global ps3 at the size of the patch, as the ensemble does.
+        """
+        self.ensemble.local_weight.zero_()
+        self.ensemble.global_weight.copy_(self.global_.head.weight)
+        self.ensemble.bias.copy_(self.global_.head.bias)
+
+    @torch.no_grad()
+    def continue_refined(self) -> None:
+        """Start stage 3's refined branch as the global branch: after `start_refined`, the pyramid follows.
+
+        The halves of its convolutions that read local maps are 0; the last convolution passes its own maps on. In
+        evaluation mode the branch computes what the global one does, whatever local maps it gets. In training mode the
+        last norm layer does so up to the differences between a batch's statistics and the recorded ones.
+        """
+        plain, fused = self.global_.pyramid, self.refined.pyramid
+        for name in ("lateral", "smooth1", "smooth2"):
+            for source, target in zip(getattr(plain, name), getattr(fused, name), strict=True):
+                target.weight.zero_()
+                target.weight[:, : source.in_channels].copy_(source.weight)
+                target.bias.copy_(source.bias)
+                if source.norm is not None:
+                    target.norm.load_state_dict(source.norm.state_dict())
+        smooth = required(fused.smooth, "the last convolution")
+        smooth.weight.zero_()
+        smooth.bias.zero_()
+        # the inputs of the last convolution are, level by level, own maps and then the other branch's
+        own = smooth.weight.unflatten(1, (4, 2, -1))[:, :, 0, :, 1, 1]  # (C, 4, C / 4)
+        own.copy_(torch.eye(len(own)).view(own.shape))
+        norms = [layer.norm for layer in plain.smooth2 if layer.norm is not None]
+        if smooth.norm is not None:  # its input has the mean and the deviation that smooth2's norm layers gave it
+            mean = torch.cat([required(norm.bias, "bias") for norm in norms])
+            deviation = torch.cat([required(norm.weight, "weight") for norm in norms]).abs()
+            variance = required(smooth.norm.running_var, "running variance")
+            required(smooth.norm.running_mean, "running mean").copy_(mean)
+            variance.copy_((deviation.square() - smooth.norm.eps).clamp(min=0))
+            smooth.norm.weight.copy_((variance + smooth.norm.eps).sqrt())
+            smooth.norm.bias.copy_(mean)
+
     def read_local(self, ps3: Tensor, crop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute all that training needs of the local ps3, the largest map, in one pass.
 
@@ -230,14 +296,14 @@ class GLNet(nn.Module):
         is made once.
 
         Args:
-            ps3: of n patches, (n, 512, h, w); overwritten in the backward pass.
-            crop: the cells of the global ps3 that the patches cover, (n, 512, h', w').
+            ps3: of n patches, (n, C, h, w); overwritten in the backward pass.
+            crop: the cells of the global ps3 that the patches cover, (n, C, h', w').
 
         Returns:
             Logits (n, n_class, h, w); the local half of the ensemble, of the same shape; the mean squared distance of
             `ps3` to `crop` resized to it, a scalar (the feature-map regulariser, paper, section 3.3).
         """
-        weight = torch.cat([self.local.head.weight, self.ensemble.weight[:, :PS3_CHANNELS]])
+        weight = torch.cat([self.local.head.weight, self.ensemble.local_weight])
         bias = torch.cat([self.local.head.bias, self.ensemble.bias])
         scores, distance = conv_and_distance(ps3, weight, bias, crop)
         logits, half = scores.chunk(2, dim=1)
@@ -247,12 +313,12 @@ class GLNet(nn.Module):
         """Compute all that training needs of the refined ps3 in one pass.
 
         Args:
-            ps3: (N, 512, h, w); overwritten in the backward pass.
+            ps3: (N, C, h, w); overwritten in the backward pass.
 
         Returns:
             Logits (N, n_class, h, w), and the taps of `Ensemble.global_taps`, (N, 9 * n_class, h, w).
         """
-        kernels = self.refined.head.weight, self.ensemble.weight[:, PS3_CHANNELS:]
+        kernels = self.refined.head.weight, self.ensemble.global_weight
         own, taps = last_conv(ps3, torch.cat([taps_of(kernel) for kernel in kernels])).chunk(2, dim=1)
         # a copy, so that the other half is freed
         return add_taps(own) + self.refined.head.bias.view(-1, 1, 1), taps.clone()

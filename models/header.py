@@ -5,11 +5,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from models.backbone import NAME
+from models.fpn import MOST_WIDTH, NORMS, WIDTH
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.metrics import MEASURES
 from utils.selection import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine, PatchSelection, UncertainPatches
-from utils.settings import DATA, LONGEST_SIDE, MOST_CLASSES, NORMALIZATIONS, STATISTICS, Settings, Statistics
+from utils.settings import (
+    DATA,
+    LONGEST_SIDE,
+    MOST_CLASSES,
+    NORMALIZATIONS,
+    STATISTICS,
+    TRAINED_SHARES,
+    Settings,
+    Statistics,
+)
 from utils.stages import STAGES
 from utils.stretch import RGB, Stretch, count_bands
 
@@ -21,8 +31,8 @@ class Header:
     Attributes:
         stage: that trained it last, 1, 2 or 3; or, in an evaluation, the mode.
         classes: of its predictions.
-        backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, share_maps, bands, stretch: the
-            options of these names; see `utils.settings.RECORDED`.
+        backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, share, pyramid_width,
+            pyramid_norm, bands, stretch: the options of these names; see `utils.settings.RECORDED`.
         statistics: of the training images, with `--normalize data`; else None.
     """
 
@@ -35,7 +45,9 @@ class Header:
     normalize: str
     coarse_to_fine: bool = False
     box_margin: float = BOX_MARGIN
-    share_maps: bool = True
+    share: str = "own"
+    pyramid_width: int = WIDTH
+    pyramid_norm: str = "none"
     bands: str | None = None
     stretch: str = "2%,98%"
     statistics: Statistics | None = None
@@ -95,7 +107,7 @@ class Header:
             min_overlap=self.min_overlap,
             statistics=self.normalization(),
             selection=selection,
-            share_maps=self.share_maps,
+            share_maps=self.share != "none",
             blend=blend,
             **more,
         )
@@ -107,7 +119,10 @@ class Header:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Header":
         """Return the header that `to_record` recorded. Raises ValueError or TypeError if no run can have written it."""
-        header = cls(**{**record, "classes": Classes.from_record(record["classes"])})
+        values = {**record, "classes": Classes.from_record(record["classes"])}
+        if "share_maps" in values:  # of older files
+            values["share"] = {True: "own", False: "none"}.get(values.pop("share_maps"))
+        header = cls(**values)
         if header.statistics is not None:
             header = replace(header, statistics=Statistics.from_record(header.statistics, header.n_bands))
         if header.stage not in STAGES or not NAME.fullmatch(header.backbone) or header.normalize not in NORMALIZATIONS:
@@ -119,8 +134,10 @@ class Header:
                 raise ValueError(f"{name} {getattr(header, name)}")
         if not isinstance(header.coarse_to_fine, bool) or not 0 <= header.box_margin <= MOST_MARGIN:
             raise ValueError(f"coarse_to_fine {header.coarse_to_fine}, box_margin {header.box_margin}")
-        if not isinstance(header.share_maps, bool):
-            raise ValueError(f"share_maps {header.share_maps}")
+        if header.share not in TRAINED_SHARES or header.pyramid_norm not in NORMS:
+            raise ValueError(f"share {header.share}, pyramid_norm {header.pyramid_norm}")
+        if not isinstance(header.pyramid_width, int) or not 2 <= header.pyramid_width <= MOST_WIDTH:
+            raise ValueError(f"pyramid_width {header.pyramid_width}")
         count_bands(header.bands)
         Stretch.parse(header.stretch)
         _check_classes(header.classes)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fpn import FPN, PS3_CHANNELS, LevelConvs
+from models.fpn import FPN, LevelConvs
 from models.glnet import Branch, Ensemble, GLNet
 from models.pyramid import FullPyramid, Levels, Pyramid
 from utils.stages import STAGES
@@ -88,8 +88,8 @@ class EnsemblePart(Part):
 
     def compute(self, *inputs: Tensor) -> dict[str, Tensor]:
         half, crop = inputs
-        weight = self.ensemble.weight[:, PS3_CHANNELS:]
-        return {"logits": half + F.conv2d(resize(crop, map_size(half)), weight, padding=1)}
+        resized = resize(crop, map_size(half))
+        return {"logits": half + F.conv2d(resized, self.ensemble.global_weight, padding=1)}
 
 
 def parts_of(model: GLNet, mode: int) -> list[Part]:

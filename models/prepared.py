@@ -2,7 +2,8 @@
 
 It gives the scores of the plain form, up to rounding, for about a third of the work. Its parts, each exact:
 
-*Norm layers* whose statistics are fixed are affine, so each folds into the convolution before it (`models/folding.py`).
+*Norm layers* whose statistics are fixed are affine, so each folds into the convolution before it (`models/folding.py`,
+`SameConv.kernel`).
 
 *A convolution of a concatenation* is the sum of convolutions of its parts, and a *1x1 convolution commutes* with
 resizing and cropping. So the global branch's half of every local lateral is computed once per image, on the whole
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from models.folding import Placement, fold_norms
-from models.fpn import FPN, PS2_CHANNELS, PS3_CHANNELS, interleaved
+from models.fpn import FPN, interleaved
 from models.glnet import GLNet, ensemble_global_half
 from models.pyramid import Levels, OnMap, Pyramid
 from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize, taps_of
@@ -67,13 +68,14 @@ class PreparedPyramid:
         self.own: list[list[tuple[Tensor, Tensor]]] = []
         self.other: list[list[Tensor]] = []
         for convs in (fpn.lateral, fpn.smooth1, fpn.smooth2):
-            halves = [layer.weight.chunk(2 if fpn.fused else 1, dim=1) for layer in convs]
-            biases = [placement.put(layer.bias) for layer in convs]
+            kernels = [layer.kernel() for layer in convs]
+            halves = [weight.chunk(2 if fpn.fused else 1, dim=1) for weight, _ in kernels]
+            biases = [placement.put(bias) for _, bias in kernels]
             self.own.append([(placement.put(own), bias) for (own, *_), bias in zip(halves, biases, strict=True)])
             self.other.append([placement.put(other) for _, *others in halves for other in others])
 
     def project(self, level: int, c: Tensor) -> Tensor:
-        """Return the other branch's half of a lateral, (N, 256, h, w), from the other branch's map `c` (N, C, h, w)."""
+        """Return the other branch's half of a lateral, (N, C', h, w), from the other branch's map `c` (N, C, h, w)."""
         return conv(c, self.other[0][level])
 
     def __call__(self, c: list[Tensor], other: Pyramid | None = None, on_map: OnMap | None = None) -> Levels:
@@ -85,7 +87,7 @@ class PreparedPyramid:
             on_map: gets every map as soon as it is computed, coarsest level first.
 
         Returns:
-            (N, 128, h, w) each, coarsest first.
+            (N, C, h, w) each, coarsest first.
         """
         maps: list[Any] = c
         for depth, layers in enumerate(self.own):
@@ -114,7 +116,7 @@ class FoldedTail:
     """The end of the pyramid, from ps2 to the nine taps of 3x3 convolutions of ps3, which is never built.
 
     Attributes:
-        groups: for each map that ps3 reads a kernel (9, outputs, n_class, 128, k, k), k being 3 in the fused form.
+        groups: for each map that ps3 reads a kernel (9, outputs, n_class, C / 4, k, k), k being 3 in the fused form.
         bias: (9, outputs, n_class).
     """
 
@@ -123,26 +125,27 @@ class FoldedTail:
 
         Args:
             fpn: the pyramid.
-            kernels: (n_class, 512, 3, 3) each, one for each output.
+            kernels: (n_class, C, 3, 3) each, one for each output, C being the channels of ps3.
             placement: of the folded kernels.
         """
-        # (9, outputs, n_class, 512): the places outermost, row by row
+        # (9, outputs, n_class, C): the places outermost, row by row
         taps = torch.stack([taps_of(kernel.double()).flatten(1).unflatten(0, (9, -1)) for kernel in kernels], 1)
-        if fpn.smooth is not None:  # (9, outputs, n_class, 512) by (512, 1024, 3, 3)
-            weight = torch.tensordot(taps, fpn.smooth.weight.double(), dims=1)
-            self.bias = placement.put(torch.tensordot(taps, fpn.smooth.bias.double(), dims=1))
+        if fpn.smooth is not None:  # (9, outputs, n_class, C) by (C, 2 * C, 3, 3)
+            smooth, bias = fpn.smooth.kernel()
+            weight = torch.tensordot(taps, smooth.double(), dims=1)
+            self.bias = placement.put(torch.tensordot(taps, bias.double(), dims=1))
         else:  # ps3 is the concatenation itself
-            weight = taps[..., None, None]  # (9, outputs, n_class, 512, 1, 1)
+            weight = taps[..., None, None]  # (9, outputs, n_class, C, 1, 1)
             self.bias = placement.put(taps.new_zeros(taps.shape[:-1]))
         # one group for each map that is read: of each level the own, then in the fused form the other branch's
-        self.groups = [placement.put(group) for group in weight.split(PS2_CHANNELS, dim=3)]
+        self.groups = [placement.put(group) for group in weight.split(fpn.ps2_channels, dim=3)]
 
     def __call__(self, outputs: list[int], own: Levels, other: Levels | None = None) -> Tensor:
         """Compute taps of ps3.
 
         Args:
             outputs: which kernels, by their index.
-            own: the branch's ps2, (N, 128, h, w) each, coarsest first.
+            own: the branch's ps2, (N, C / 4, h, w) each, coarsest first.
             other: the other branch's ps2 in the fused form.
 
         Returns:
@@ -172,7 +175,7 @@ class PreparedGLNet:
         self.n_class = model.n_class
         self.placement = placement
         joint = [branch for branch in ("local", "refined") if branch in stage.uses]
-        local_kernel, global_kernel = model.ensemble.weight.split(PS3_CHANNELS, dim=1)
+        local_kernel, global_kernel = model.ensemble.weight.chunk(2, dim=1)
         kernels = {"global_": global_kernel, "local": local_kernel, "refined": global_kernel}
         self.backbones: dict[str, nn.Module] = {}
         self.pyramids: dict[str, PreparedPyramid] = {}
@@ -272,7 +275,7 @@ class PreparedGLNet:
 
         Args:
             name: of the branch.
-            own: its ps2, (1, 128, h, w) each, coarsest first.
+            own: its ps2, (1, C / 4, h, w) each, coarsest first.
             other: the other branch's ps2 in the fused form.
             logits: whether the logits are requested.
             ensemble: whether the taps that the ensemble reads are requested.

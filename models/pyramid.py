@@ -20,9 +20,9 @@ class Pyramid:
 
     Attributes:
         c: the backbone's c5, c4, c3, c2.
-        ps0: top-down sums, 256 channels.
-        ps1: ps0 smoothed, 256 channels.
-        ps2: ps1 smoothed, 128 channels.
+        ps0: top-down sums, 256 channels as released (`models.fpn.WIDTH`).
+        ps1: ps0 smoothed, as many channels.
+        ps2: ps1 smoothed, half as many channels.
     """
 
     c: Levels
@@ -62,7 +62,7 @@ class FullPyramid(Pyramid):
     """A pyramid with its last map.
 
     Attributes:
-        ps3: all levels of ps2 joined at 1/4 of the input, (N, 512, h / 4, w / 4).
+        ps3: all levels of ps2 joined at 1/4 of the input, twice as many channels as ps0.
     """
 
     ps3: Tensor

@@ -36,6 +36,11 @@ def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], rel
     return replace(recorded, stage=mode or recorded.stage, **values)
 
 
+def build_network(header: Header) -> GLNet:
+    """Return the network that `header` describes, with initial weights, on the CPU."""
+    return GLNet(len(header.classes), header.backbone, header.n_bands, header.pyramid_width, header.pyramid_norm)
+
+
 def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None) -> GLNet:
     """Build the network that `header` describes and load the weights that its mode needs.
 
@@ -54,7 +59,7 @@ def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None)
     """
     made_by = header.stage if file.header is None else file.header.stage
     check_serves(file, header.stage)
-    model = GLNet(len(header.classes), header.backbone, header.n_bands)
+    model = build_network(header)
     checkpoint.load_whole(model, file, made_by)
     if context is not None:
         checkpoint.load_context(model, context)

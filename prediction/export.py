@@ -59,8 +59,8 @@ def export(checkpoint: Path, folder: Path, mode: int | None, path_g: Path | None
     if kind == "onnx":
         require_packages("--format onnx", PACKAGES)
     model, header = load_network(checkpoint, path_g, mode, {})
-    if header.stage > 1 and not header.share_maps:
-        raise InputError(f"{checkpoint} was trained with --no-share_maps, which the parts cannot express; use --mode 1")
+    if header.stage > 1 and header.share == "none":
+        raise InputError(f"{checkpoint} was trained with --share none, which the parts cannot express; use --mode 1")
     if kind == "pt2" and min(header.size_g, header.size_p) < SMALLEST_PROGRAM_SIDE:
         raise InputError(f"--format pt2 needs sides of at least {SMALLEST_PROGRAM_SIDE} pixels; use --format onnx")
     parts = parts_of(model, header.stage)

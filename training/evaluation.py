@@ -50,6 +50,7 @@ def prepare_evaluation(
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, device)
     data = setup.open_data(options, described, options.split, header)
+    data.share = header.share
     limits.check_images(data, None)
     # the prepared network is a copy; the files' tensors and the plain network are freed
     file = files.pop(stage.reads)

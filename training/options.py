@@ -6,6 +6,7 @@ from pathlib import Path
 from dataset.augmentation import LARGEST_SCALE
 from dataset.registry import NAMES
 from models.backbone import BACKBONES, backbone_name
+from models.fpn import MOST_WIDTH, NORMS
 from utils.arguments import (
     LOGGED,
     SILENT,
@@ -24,9 +25,12 @@ from utils.errors import InputError
 from utils.loss import GAMMA, LOSSES
 from utils.precision import PRECISIONS
 from utils.selection import BOX_RECALL
-from utils.settings import MOST_CLASSES, SMALLEST_SIDE
+from utils.settings import MOST_CLASSES, SHARES, SMALLEST_SIDE, TRAINED_SHARES
 from utils.stages import STAGES
 from utils.turns import TURNS
+
+STARTS = ("released", "previous")
+"""The values of `--start`."""
 
 
 def build_parser() -> Parser:
@@ -185,10 +189,31 @@ def _add_network(parser: Parser) -> None:
     )
     add_normalize(add)
     add(
-        "--share_maps",
-        action=argparse.BooleanOptionalAction,
-        help="modes 2 and 3: the local branch reads the global branch's maps; --no-share_maps leaves them out, to\n"
-        "measure what they bring (default: the checkpoint's, else on)",
+        "--pyramid_width",
+        type=whole(2, MOST_WIDTH),
+        metavar="N",
+        help="channels of the pyramid's maps ps0 and ps1; ps2 has N / 2, ps3 2 N. Smaller ones are faster\n"
+        f"{recorded_default('pyramid_width')}",
+    )
+    add(
+        "--pyramid_norm",
+        choices=NORMS,
+        help="what follows each convolution of the pyramid: none, as released, or batch normalisation, which costs\n"
+        f"nothing in inference {recorded_default('pyramid_norm')}",
+    )
+    add(
+        "--start",
+        choices=STARTS,
+        default=STARTS[0],
+        help="how the new parts of modes 2 and 3 start: at random, as released, or so that the ensemble of mode 2\n"
+        "is the global head, and the refined branch of mode 3 the global branch (default: %(default)s)",
+    )
+    add(
+        "--share",
+        choices=SHARES,
+        help="modes 2 and 3: the local branch reads the global maps of its own image, or none; in evaluation, to\n"
+        "measure what they bring, also those of another image of the set, or of a grey one\n"
+        f"{recorded_default('share')}",
     )
 
 
@@ -402,6 +427,10 @@ def check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} goes with training; --evaluation takes images whole, as they are")
     if (options.window is None) != (options.windows is None):
         raise InputError("--window SIZE and --windows N go together: give both, or none")
+    if options.share not in (None, *TRAINED_SHARES) and not options.evaluation:
+        raise InputError(f"--share {options.share} goes with --evaluation; training has {' and '.join(TRAINED_SHARES)}")
+    if options.pyramid_width is not None and options.pyramid_width % 2:
+        raise InputError(f"--pyramid_width {options.pyramid_width} must be even: ps2 has half as many channels")
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
     if options.report and not options.evaluation:

@@ -24,7 +24,7 @@ from models.bands import fit_kernels
 from models.checkpoint import Checkpoint
 from models.glnet import GLNet
 from models.header import Header
-from models.restore import check_serves
+from models.restore import build_network, check_serves
 from models.timm_backbone import TimmBackbone, convert_sync_batchnorm
 from training import state
 from training.state import resume_source
@@ -70,8 +70,8 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
     """Fill in all options that were not given, and return the header of the run's network.
 
     An option takes the given value, else the checkpoint's, else the default of the data set or the mode.
-    From the file of `--init_from` only backbone and normalisation are taken. The header has no statistics yet where
-    stage 1 will measure them.
+    From the file of `--init_from` only backbone, pyramid and normalisation are taken. The header has no statistics yet
+    where stage 1 will measure them.
 
     Args:
         options: changed in place.
@@ -86,7 +86,7 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
     first = next(iter(files.values()), None)
     recorded = {} if first is None or first.header is None else vars(first.header)
     if recorded and "init_from" in files:
-        recorded = {name: recorded[name] for name in ("backbone", "normalize")}
+        recorded = {name: recorded[name] for name in ("backbone", "normalize", "pyramid_width", "pyramid_norm")}
     elif recorded:
         recorded = {**recorded, "n_class": len(recorded["classes"])}
     defaults = {**RECORDED, "n_class": len(described.classes), "size_p": described.size_p, **view_options(described)}
@@ -97,7 +97,7 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
         if given is None:
             setattr(options, name, recorded.get(name, default))
         elif first is not None and name in recorded and given != recorded[name]:
-            if name in ("backbone", "n_class"):
+            if name in ("backbone", "n_class", "pyramid_width", "pyramid_norm"):
                 raise InputError(f"--{name} {given}: {first.path} was made with {recorded[name]}")
             logging.info(f"note: --{name} {given}; {first.path} was made with {recorded[name]}")
     others = {
@@ -284,7 +284,7 @@ def build_training_model(options: argparse.Namespace, header: Header, files: Fil
         InputError: a file does not fit, or `--path_g` holds another global branch than the file of stage 2.
     """
     stage = STAGES[header.stage]
-    model = GLNet(len(header.classes), header.backbone, header.n_bands)
+    model = build_network(header)
     if stage.number > 1:
         start = files[stage.starts_from[0]]
         checkpoint.load_whole(model, start, stage.number - 1)
@@ -292,6 +292,8 @@ def build_training_model(options: argparse.Namespace, header: Header, files: Fil
             checkpoint.check_context(model, files["path_g"], start.path)
         if stage.number == 3:
             model.start_refined()
+        if options.start == "previous":
+            (model.continue_global if stage.number == 2 else model.continue_refined)()
     elif not resumed:
         _load_initial_weights(model, header, files, options.backbone_weights)
     model.learn(stage.trains)

@@ -20,6 +20,10 @@ REFUSED, LOGGED, SILENT = "refused", "logged", "silent"
 experiment; a line is logged; nothing."""
 
 
+REPLACED = {"--share_maps": "--share own", "--no-share_maps": "--share none"}
+"""Options of earlier versions, and what they are now."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that keeps line breaks in help texts and raises InputError instead of ending the process.
 
@@ -46,6 +50,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError with argparse's message, such as `--lr -1 must be at least 0`."""
+        for name, instead in REPLACED.items():
+            if message.startswith("unrecognized arguments:") and name in message.split():
+                raise InputError(f"{name} is now {instead}")
         raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
 
 

@@ -63,12 +63,20 @@ RECORDED: dict[str, Any] = {
     "normalize": "none",
     "coarse_to_fine": False,
     "box_margin": BOX_MARGIN,
-    "share_maps": True,
+    "share": "own",
+    "pyramid_width": 256,
+    "pyramid_norm": "none",
     "bands": None,
     "stretch": "2%,98%",
 }
 """Options that a checkpoint's header records, each under its own name. An option that is not given takes the recorded
 value, else the data set's, else this one."""
+
+SHARES = ("own", "none", "other", "blank")
+"""Whose global maps the local branch reads: of its own image, none, of another image, of a grey one."""
+
+TRAINED_SHARES = SHARES[:2]
+"""The values of `--share` that training has; the others are controls in evaluation."""
 
 MOST_CLASSES = 255
 """The number of ids that a byte holds beside the ignored one, 255."""
