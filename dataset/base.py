@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,7 +30,8 @@ class Sample(NamedTuple):
     """A decoded image with its label, and both as the global branch sees them.
 
     All tensors are uint8 on the CPU: images 0..255, labels class ids or 255 (left out), None where there are none. The
-    image is None where the data set leaves it out.
+    image is None where the data set leaves it out. `seed` is of what the training step draws; it follows from seed, epoch,
+    id and the window's number.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Sample(NamedTuple):
     label: Tensor | None  # (H, W)
     global_image: Tensor  # (bands, size_g, size_g)
     global_label: Tensor | None  # (size_g // 4, size_g // 4)
+    seed: int = 0
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -142,7 +145,8 @@ class SegmentationDataset(Dataset[Sample]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item, number = self._samples[index]
-        draw = self._draw(epoch, item.id, number)
+        drawn_from = self._drawn_from(epoch, item.id, number)
+        draw = Draw.of(drawn_from, self.augment, self.jitter)
         if self.windows is None or number is None:
             image, ids = self.reader.read(item)
             size = enlarged(image.shape[1], draw.scale), enlarged(image.shape[2], draw.scale)
@@ -157,6 +161,7 @@ class SegmentationDataset(Dataset[Sample]):
             label=ids,
             global_image=self._shrink(index, image),
             global_label=None if ids is None else shrink_label(ids, (quarter, quarter)),
+            seed=int(np.random.SeedSequence(drawn_from).generate_state(1)[0]),
         )
 
     def _shrink(self, index: int, image: Tensor) -> Tensor:
@@ -168,8 +173,8 @@ class SegmentationDataset(Dataset[Sample]):
             self._shrunk[index] = shrunk.clone()
         return shrunk
 
-    def _draw(self, epoch: int, id_: str, number: int | None) -> Draw:
-        """Draw how a sample differs from the image on disk."""
+    def _drawn_from(self, epoch: int, id_: str, number: int | None) -> list[int]:
+        """Return the whole numbers that all random draws of a sample follow from."""
         # ids come from file names, which are bytes
         key = [self.seed, epoch, zlib.crc32(id_.encode("utf-8", "surrogateescape"))]
-        return Draw.of(key if number is None else [*key, 1 + number], self.augment, self.jitter)
+        return key if number is None else [*key, 1 + number]
