@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -35,7 +36,8 @@ class Sample(NamedTuple):
 
     All tensors are uint8 on the CPU: images 0..255, labels class ids or 255 (left out), None where there are none. The
     image is None where the data set leaves it out. The context is the shrunk image whose global maps are shared, None
-    for the image's own.
+    for the image's own. `seed` is of what the training step draws; it follows from seed, epoch,
+    id and the window's number.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Sample(NamedTuple):
     global_image: Tensor  # (bands, size_g, size_g)
     global_label: Tensor | None  # (size_g // 4, size_g // 4)
     context: Tensor | None = None  # (bands, size_g, size_g)
+    seed: int = 0
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -151,7 +154,8 @@ class SegmentationDataset(Dataset[Sample]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item, number = self._samples[index]
-        draw = self._draw(epoch, item.id, number)
+        drawn_from = self._drawn_from(epoch, item.id, number)
+        draw = Draw.of(drawn_from, self.augment, self.jitter)
         if self.windows is None or number is None:
             image, ids = self.reader.read(item)
             size = enlarged(image.shape[1], draw.scale), enlarged(image.shape[2], draw.scale)
@@ -167,6 +171,7 @@ class SegmentationDataset(Dataset[Sample]):
             global_image=self._shrink(index, image),
             global_label=None if ids is None else shrink_label(ids, (quarter, quarter)),
             context=self._context(index, image),
+            seed=int(np.random.SeedSequence(drawn_from).generate_state(1)[0]),
         )
 
     def _context(self, index: int, image: Tensor) -> Tensor | None:
@@ -189,8 +194,8 @@ class SegmentationDataset(Dataset[Sample]):
             self._shrunk[index] = shrunk.clone()
         return shrunk
 
-    def _draw(self, epoch: int, id_: str, number: int | None) -> Draw:
-        """Draw how a sample differs from the image on disk."""
+    def _drawn_from(self, epoch: int, id_: str, number: int | None) -> list[int]:
+        """Return the whole numbers that all random draws of a sample follow from."""
         # ids come from file names, which are bytes
         key = [self.seed, epoch, zlib.crc32(id_.encode("utf-8", "surrogateescape"))]
-        return Draw.of(key if number is None else [*key, 1 + number], self.augment, self.jitter)
+        return key if number is None else [*key, 1 + number]

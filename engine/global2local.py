@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dataset.base import Sample
+from engine.counting import StepScores
 from engine.patches import ImagePatches, TrainingPatches
 from engine.terms import Terms, add_terms, global_inputs, total_loss
 from models.glnet import GLNet, ensemble_global_half
@@ -25,8 +26,8 @@ PATCH_PREDICTIONS = ("local", "ensemble")
 def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics: StageMetrics) -> Terms:
     """Add the gradients of one step: loss(local) + loss(ensemble) + lambda MSE(local ps3, crop of the global ps3).
 
-    Gradients of all sub-batches of all images are added. The parameters and the result are those of
-    `engine.global_only.training_step`.
+    Gradients of all sub-batches of all images are added. If the settings draw patches, only these are computed. The
+    parameters and the result are those of `engine.global_only.training_step`.
     """
     total: Terms = {}
     for sample in batch:
@@ -35,21 +36,21 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
             logits_g, context = model.global_(global_inputs([sample], settings))
         if not select_training_patches(image, logits_g, metrics):
             continue
+        image.keep(image.draw())
         if not settings.share_maps:
             context = context.withheld()
         taps = model.ensemble.global_taps(context.ps3)  # (1, 9 * n_class, size_g / 4, size_g / 4)
         leaf = taps.detach().requires_grad_()  # gathers the gradients of all sub-batches
-        found = {name: image.ids() for name in metrics.matrices}
-        canvases = patch_canvases(image, found)
+        found = StepScores(image, metrics.matrices)
         for patches, x in image:
             terms, scores = _sub_batch_terms(model, x, patches, image, context, leaf)
             settings.scaler.scale(total_loss(terms)).backward()
             add_terms(total, terms)
-            for name, canvas in canvases.items():
-                canvas.add(scores[name], patches)
+            for name in PATCH_PREDICTIONS:
+                found.add(name, scores[name], patches)
         torch.autograd.backward(taps, leaf.grad)
-        image.enlarge(logits_g, found["global"])
-        metrics.update(image.label(), found)
+        found.add_global(logits_g)
+        found.count(metrics)
     return total
 
 

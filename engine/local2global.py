@@ -1,6 +1,6 @@
 """Stage 3, local to global: the refined branch reads the shrunk image and the local maps merged into its frame."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dataset.base import Sample
+from engine.counting import StepScores
 from engine.global2local import patch_canvases, patch_predictions, select_training_patches
 from engine.patches import ImagePatches, TrainingPatches
 from engine.terms import Terms, add_terms, global_inputs, global_targets
@@ -25,7 +26,8 @@ from utils.tiling import map_size
 def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics: StageMetrics) -> Terms:
     """Add the gradients of one step: loss(refined logits) + the sum over sub-batches of loss(ensemble).
 
-    Local maps are constants here. Each ensemble sub-batch backpropagates into a detached copy of the taps of its
+    Local maps are constants here, and those of all patches are merged; if the settings draw patches, the ensemble's
+    loss reads these. Each ensemble sub-batch backpropagates into a detached copy of the taps of its
     image's refined ps3. The gradient that gathers there goes through the refined branch once, with that of the global
     loss. The parameters and the result are those of `engine.global_only.training_step`.
     """
@@ -75,8 +77,7 @@ def _train_ensemble(
     if not image.boxes:
         return
     settings = image.settings
-    found = {"ensemble": image.ids(), "global": image.ids()}
-    canvas = image.canvas(found["ensemble"])
+    found = StepScores(image, ("ensemble", "global"))
     context = tuple(x.to(settings.device) for x in maps.context)
     weight, bias = model.ensemble.local_weight, model.ensemble.bias
     for patches, kept in zip(image.grid.sub_batches(settings.sub_batch_size), maps.local, strict=True):
@@ -87,9 +88,9 @@ def _train_ensemble(
         term = settings.loss(logits, image.targets(patches, logits))
         settings.scaler.scale(term).backward()
         add_terms(total, {settings.loss.term("ensemble"): term})
-        canvas.add(logits.detach(), patches)
-    image.enlarge(logits_g, found["global"])
-    metrics.update(image.label(), found)
+        found.add("ensemble", logits.detach(), patches)
+    found.add_global(logits_g)
+    found.count(metrics)
 
 
 @dataclass
@@ -107,6 +108,16 @@ class _KeptMaps:
     context: Levels = ()
     local: list[Levels] = field(default_factory=list)
 
+    def add(self, ps2: Levels, wanted: Sequence[int]) -> None:
+        """Add the `wanted` patches of one sub-batch, whose maps `ps2` are (n, 128, h, w) each."""
+        if wanted:
+            self.local.append(tuple((x if len(wanted) == len(x) else x[wanted]).cpu() for x in ps2))
+
+    def regroup(self, size: int) -> None:
+        """Make sub-batches of `size` patches of what was added."""
+        whole = [torch.cat(level) for level in zip(*self.local, strict=True)]
+        self.local = list(zip(*(level.split(size) for level in whole), strict=True))
+
 
 @torch.no_grad()
 def _local_maps(
@@ -117,7 +128,8 @@ def _local_maps(
     Args:
         model: the network.
         inputs: the shrunk images, (B, bands, size_g, size_g).
-        images: the patches of each image; if the settings select patches, some of them are left.
+        images: the patches of each image; if the settings select patches, some of them are left; if they draw, the
+            drawn ones are left in the end.
         metrics: counts the local predictions.
 
     Returns:
@@ -137,16 +149,18 @@ def _local_maps(
             context = context.withheld()
         mosaic = mosaic or Mosaic(len(images), context)
         kept[-1].context = tuple(x.cpu() for x in context.ps2)
-        ids = image.ids()
-        canvas = image.canvas(ids)
+        found, drawn = StepScores(image, ("local",)), image.draw()
         for patches, x_p in image:
             crops = crop_pyramid(context, image.grid, patches)
             maps = model.local.context(x_p, crops)
             maps.visit(partial(mosaic.add, i, image.grid, patches))
-            canvas.add(model.local.logits_of(maps, crops), patches)
-            kept[-1].local.append(tuple(x.cpu() for x in maps.ps2))
+            found.add("local", model.local.logits_of(maps, crops), patches)
+            kept[-1].add(maps.ps2, [k - patches.start for k in drawn if patches.start <= k < patches.stop])
             del maps, crops  # so that they are freed before the next ones are computed
-        metrics.update(image.label(), {"local": ids})
+        found.count(metrics)
+        image.keep(drawn)
+        if image.drawn:
+            kept[-1].regroup(settings.sub_batch_size)
     if mosaic is None:
         return context.map(lambda x: x.new_zeros((len(images), *x.shape[1:]))), kept
     return mosaic.merged(), kept

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dataset.base import Sample
 from utils.canvas import ArgmaxSink, Outside, ScoreCanvas, Sink, enlarge
+from utils.classes import IGNORED
 from utils.errors import required
 from utils.resize import shrink_label
 from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import MemorySource, Source
-from utils.tiling import Patches, PatchGrid, Size, map_size
+from utils.tiling import Patches, PatchGrid, PatchSubset, Size, map_size
 
 OnPatches = Callable[[int], object]
 """A callback with the number of patches of a sub-batch after it is computed."""
@@ -111,12 +113,17 @@ class TrainingPatches(ImagePatches):
     """The patches of a labelled image.
 
     The label stays on the host, too.
+
+    Attributes:
+        drawn: whether `keep` left out patches, so that the others stand for the image.
     """
 
     def __init__(self, sample: Sample, settings: Settings) -> None:
         """Cut the image of `sample`. Raises ValueError if the sample lacks the image or the label."""
         super().__init__(MemorySource(required(sample.image, "image")), settings)
         self._label = required(sample.label, "label")
+        self._seed = sample.seed
+        self.drawn = False
 
     def label(self) -> Tensor:
         """Return a copy of the label on the device, (H, W) uint8 class ids."""
@@ -125,6 +132,35 @@ class TrainingPatches(ImagePatches):
     def select_patches(self, logits: Tensor) -> bool:
         """Keep only the patches that the settings select, by the logits or by the label; see the base class."""
         return self._select(logits, None if self.settings.selection is None else self.label())
+
+    def draw(self) -> tuple[int, ...]:
+        """Draw the patches that the loss reads; return their indices in the grid, rising.
+
+        They are as many as the settings say, by the sample's seed; all if the grid has no more, or the settings say 0.
+        """
+        everything, count = len(self.grid), self.settings.patches
+        if not 0 < count < everything:
+            return tuple(range(everything))
+        return tuple(sorted(np.random.default_rng(self._seed).choice(everything, count, replace=False).tolist()))
+
+    def keep(self, indices: tuple[int, ...]) -> None:
+        """Leave out all patches of the grid but those at `indices`, by `draw`."""
+        if len(indices) < len(self.grid):
+            self.drawn = True
+            self.grid = PatchSubset(self.grid, indices)
+            self.boxes = self.grid.boxes()
+
+    def labels_once(self) -> Tensor:
+        """Return the labels of all patches, (n, height, width) uint8, on the device.
+
+        A pixel of several patches is of the first one; in the others it is ignored.
+        """
+        labels = torch.stack([box.of(self._label) for box in self.boxes])
+        for k, box in enumerate(self.boxes):
+            for earlier in self.boxes[:k]:
+                if shared := box.overlap(earlier):
+                    shared.within(box).of(labels[k]).fill_(IGNORED)
+        return self.settings.to_device(labels)
 
     def targets(self, patches: slice, logits: Tensor) -> Tensor:
         """Return the labels of some patches at the size of their logits: cropped first, then shrunk.

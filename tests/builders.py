@@ -55,7 +55,12 @@ def build_sample(size: Size, seed: int = 0, id_: str = "1", left_out: float = 0.
     label[rng.random(size) < left_out] = IGNORED
     label = torch.from_numpy(label)
     return Sample(
-        id_, image_tensor(image), label, image_tensor(shrink_image(image, SIDE)), shrink_label(label, (SIDE // 4,) * 2)
+        id_,
+        image_tensor(image),
+        label,
+        image_tensor(shrink_image(image, SIDE)),
+        shrink_label(label, (SIDE // 4,) * 2),
+        seed,
     )
 
 

@@ -45,7 +45,8 @@ def check_batches(images: int, batch_size: int, size_g: int, *, world: int = 1, 
 def problem_of(item: Item, size: Size, settings: Settings) -> InputError | None:
     """Return why mode 2 cannot train the local branch on an item at `size` pixels, None where it can."""
     grid = PatchGrid.cover(size, settings.size_p, settings.min_overlap)
-    alone = len(grid) % settings.sub_batch_size == 1 or settings.sub_batch_size == 1
+    count = min(len(grid), settings.patches or len(grid))
+    alone = count % settings.sub_batch_size == 1 or settings.sub_batch_size == 1
     if max(grid.patch) > STRIDE or not (alone or settings.selection is not None):
         return None
     if max(size) <= STRIDE:

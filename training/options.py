@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dataset.augmentation import LARGEST_SCALE
 from dataset.registry import NAMES
@@ -31,6 +32,14 @@ from utils.turns import TURNS
 
 STARTS = ("released", "previous")
 """The values of `--start`."""
+
+RELEASED: dict[str, Any] = {"patches": 0}
+"""Options of training whose parser default is None, by name: what they are where nothing else sets them, as released."""
+
+
+def released(name: str) -> str:
+    """Return a help text that tells the default of one of `RELEASED`."""
+    return f"(default: {RELEASED[name]}, as released)"
 
 
 def build_parser() -> Parser:
@@ -293,6 +302,14 @@ def _add_variation(parser: Parser) -> None:
         help="with --window: how many each epoch draws from each of these images",
     )
     add(
+        "--patches",
+        type=whole(0),
+        metavar="N",
+        help="modes 2 and 3: in training each image gives N of its patches, drawn anew in each epoch, with the maps of\n"
+        "the whole image as context; in mode 3 all patches are merged and the ensemble's loss reads N. Images of\n"
+        f"no more patches give all; 0: all {released('patches')}",
+    )
+    add(
         "--augment",
         action="store_true",
         help=f"vary scale (1 / {LARGEST_SCALE:g} to {LARGEST_SCALE:g}), brightness, contrast, saturation and hue of "
@@ -422,7 +439,7 @@ def check(options: argparse.Namespace) -> None:
         raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
     if options.refine_share < 1 and not options.evaluation:
         raise InputError(f"--refine_share {options.refine_share:g} goes with --evaluation")
-    for name in ("window", "augment"):
+    for name in ("window", "augment", "patches"):
         if options.evaluation and getattr(options, name):
             raise InputError(f"--{name} goes with training; --evaluation takes images whole, as they are")
     if (options.window is None) != (options.windows is None):

@@ -27,6 +27,7 @@ from models.header import Header
 from models.restore import build_network, check_serves
 from models.timm_backbone import TimmBackbone, convert_sync_batchnorm
 from training import state
+from training.options import RELEASED
 from training.state import resume_source
 from utils.classes import Classes
 from utils.distributed import Ranks
@@ -105,6 +106,7 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
         "lr": stage.lr,
         "batch_size": described.batch_size,
         "split": described.validation,
+        **RELEASED,
     }
     for name, default in others.items():
         if getattr(options, name) is None:
@@ -230,6 +232,7 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         sub_batch_size=options.sub_batch_size,
         loss=_chosen_loss(options, header.classes, device),
         lamb_fmreg=options.lamb_fmreg,
+        patches=options.patches,
         device=device,
         precision=options.precision,
         scaler=gradient_scaler(device, options.precision),

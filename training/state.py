@@ -14,7 +14,7 @@ from torch import Tensor
 from helper import EpochState
 from models.glnet import GLNet
 from models.tensors import load, only_tensors
-from training.options import build_parser
+from training.options import RELEASED, build_parser
 from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
 from utils.errors import InputError
@@ -271,7 +271,7 @@ def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: 
     """
     parser = build_parser()
     rules = parser.on_resume
-    defaults = options_record(argparse.Namespace(**{name: parser.get_default(name) for name in rules}))
+    defaults = options_record(argparse.Namespace(**{name: parser.get_default(name) for name in rules} | RELEASED))
     known = {name for name in {*saved, *given} if rules.get(name) != SILENT and (name in given or name in saved)}
     lines = {}
     for name in sorted(known):

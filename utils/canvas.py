@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.tiling import Patches, Size, map_size
+from utils.tiling import Box, Patches, Size, map_size
 
 Sink = Callable[[int, Tensor], None]
 """Takes rows that are final, from the top of the image to its bottom: the first row's number, and the rows' scores
@@ -150,14 +150,24 @@ def enlarged_rows(logits: Tensor, size: Size, upsample: str = "nearest") -> Outs
         size: of the image, in pixels.
         upsample: one of `UPSAMPLES`.
     """
+    give = enlarged_boxes(logits, size, upsample)
+    return lambda top, count: give(Box(top, 0, min(count, size[0] - top), size[1]))
+
+
+def enlarged_boxes(logits: Tensor, size: Size, upsample: str = "nearest") -> Callable[[Box], Tensor]:
+    """Return a function that gives boxes of a whole image's logits, enlarged, (n_class, height, width).
+
+    The parameters are those of `enlarged_rows`.
+    """
     rows, columns = (
         _positions(source, target, upsample).to(logits.device)
         for source, target in zip(map_size(logits), size, strict=True)
     )
     read = _read_cells if upsample == "nearest" else _read_between
 
-    def give(top: int, count: int) -> Tensor:
-        return read(read(logits[0], rows[top : top + count], 1), columns, 2)
+    def give(box: Box) -> Tensor:
+        read_rows = read(logits[0], rows[box.top : box.top + box.height], 1)
+        return read(read_rows, columns[box.left : box.left + box.width], 2)
 
     return give
 

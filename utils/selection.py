@@ -254,11 +254,6 @@ def _enlarged(box: Box, size: Size, least: Size, margin: float) -> Box:
     return Box(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    """Return whether two boxes share a pixel."""
-    return all(a[k] < b[k] + b[k + 2] and b[k] < a[k] + a[k + 2] for k in (0, 1))
-
-
 def _joined(boxes: Sequence[Box]) -> list[Box]:
     """Return boxes that do not overlap, sorted: overlapping ones are replaced by the box around them, again and again.
 
@@ -266,7 +261,7 @@ def _joined(boxes: Sequence[Box]) -> list[Box]:
     """
     apart: list[Box] = []
     for box in boxes:
-        while others := [other for other in apart if _overlap(box, other)]:
+        while others := [other for other in apart if box.overlap(other)]:
             apart = [other for other in apart if other not in others]
             box = around([box, *others])
         apart.append(box)

@@ -50,6 +50,17 @@ class Box(NamedTuple):
         """Return the view of `x` (..., H, W) that this box covers, (..., height, width)."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
+    def overlap(self, other: "Box") -> "Box | None":
+        """Return the cells that both boxes cover, None without any."""
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        bottom = min(self.top + self.height, other.top + other.height)
+        right = min(self.left + self.width, other.left + other.width)
+        return Box(top, left, bottom - top, right - left) if top < bottom and left < right else None
+
+    def within(self, other: "Box") -> "Box":
+        """Return this box as seen from the upper left corner of `other`."""
+        return self._replace(top=self.top - other.top, left=self.left - other.left)
+
 
 def around(boxes: Sequence[Box]) -> Box:
     """Return the smallest box that holds all of `boxes`."""
@@ -356,14 +367,14 @@ class RegionGrids(Patches):
 
 @dataclass(frozen=True)
 class PatchSubset(Patches):
-    """Some patches of a grid.
+    """Some of an image's patches.
 
     Attributes:
-        grid: all patches of the image.
+        grid: all patches.
         kept: indices of the patches that are left, rising.
     """
 
-    grid: PatchGrid
+    grid: Patches
     kept: tuple[int, ...]
 
     def __len__(self) -> int:

@@ -1,0 +1,118 @@
+"""`--patches N`: each image gives a training step N of its patches, and all else is as with all patches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from builders import MIN_OVERLAP, SIDE, build_model, build_sample, build_settings
+from PIL import Image
+from torch import Tensor
+
+from dataset.base import Item, Sample, SegmentationDataset
+from engine.patches import TrainingPatches
+from helper import TRAINING_STEPS
+from utils.classes import IGNORED, Classes
+from utils.metrics import StageMetrics
+from utils.stages import STAGES
+from utils.tiling import Patches, PatchGrid, PatchSubset
+
+SAMPLE = build_sample((130, 150), seed=7, left_out=0.2)
+"""3 x 3 patches of 64 x 64, which overlap."""
+
+
+def take_step(mode: int, batch: list[Sample], **changes) -> tuple[dict[str, Tensor], dict[str, Tensor], StageMetrics]:
+    """Terms, gradients and norm statistics, and the metric of one batch."""
+    model, metrics = build_model(), StageMetrics(STAGES[mode], 5)
+    model.learn(STAGES[mode].trains)
+    model.train()
+    terms = TRAINING_STEPS[mode](model, batch, build_settings(**changes), metrics)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return terms, found | {name: b for name, b in model.named_buffers() if "running" in name}, metrics
+
+
+def assert_equal(found, expected) -> None:
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        assert one.keys() == other.keys()
+        for name, tensor in other.items():
+            assert torch.equal(one[name], tensor), name
+    for one, other in zip(found[2].sums(), expected[2].sums(), strict=True):
+        assert torch.equal(one, other)
+
+
+def drawn(sample: Sample, count: int) -> tuple[int, ...]:
+    return TrainingPatches(sample, build_settings(patches=count)).draw()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A selection of patches by their numbers; other pixels are of class 0."""
+
+    kept: tuple[int, ...]
+
+    def patches(self, logits, size, patch, min_overlap, label=None) -> Patches:
+        return PatchSubset(PatchGrid.cover(size, patch, min_overlap), self.kept)
+
+    def outside(self, logits, size, upsample="nearest"):
+        return lambda top, rows: logits.new_zeros(logits.shape[1], 1, 1)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_stage_2_computes_what_it_would_of_these_patches_alone(count: int) -> None:
+    """Bit by bit: gradients, norm statistics and the metric, which leaves out pixels without a patch."""
+    kept = drawn(SAMPLE, count)
+    assert len(set(kept)) == count
+    covered = torch.zeros_like(SAMPLE.label, dtype=torch.bool)
+    for k in kept:
+        PatchGrid.cover((130, 150), SIDE, MIN_OVERLAP).boxes()[k].of(covered).fill_(True)
+    masked = SAMPLE._replace(label=SAMPLE.label.where(covered, torch.tensor(IGNORED, dtype=torch.uint8)))
+    expected = take_step(2, [masked], selection=Chosen(kept))
+    found = take_step(2, [SAMPLE], patches=count)
+    assert_equal(found, expected)
+    assert int(found[2].matrices["local"].counts.sum()) == int((masked.label != IGNORED).sum())
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3])
+def test_as_many_as_there_are_or_none_given_are_all(mode: int) -> None:
+    plain = take_step(mode, [SAMPLE])
+    for count in (0, 9, 100):
+        assert_equal(take_step(mode, [SAMPLE], patches=count), plain)
+
+
+def test_stage_3_merges_all_patches_and_learns_from_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = SAMPLE._replace(label=SAMPLE.label.where(SAMPLE.label != IGNORED, torch.zeros_like(SAMPLE.label)))
+    plain = take_step(3, [sample], sub_batch_size=4)
+    terms, tensors, metrics = take_step(3, [sample], patches=6, sub_batch_size=4)
+    kept = drawn(sample, 6)
+    alone = []
+    for k in kept:
+        monkeypatch.setattr(TrainingPatches, "draw", lambda self, k=k: (k,))
+        alone.append(take_step(3, [sample], sub_batch_size=4)[:2])
+    # sub-batches of four and of two patches; a mean each
+    weights = [1 / 4] * 4 + [1 / 2] * 2
+    expected = sum(w * float(own["focal_ensemble"]) for w, (own, _) in zip(weights, alone, strict=True))
+    assert float(terms["focal_ensemble"]) == pytest.approx(expected, rel=1e-5)
+    gradient = sum(w * own["ensemble.weight"] for w, (_, own) in zip(weights, alone, strict=True))
+    assert (tensors["ensemble.weight"] - gradient).norm() <= 1e-4 * gradient.norm()
+    assert torch.equal(terms["focal_global"], plain[0]["focal_global"])
+    assert torch.equal(metrics.matrices["local"].counts, plain[2].matrices["local"].counts)
+    assert 0 < metrics.matrices["ensemble"].counts.sum() < plain[2].matrices["ensemble"].counts.sum()
+
+
+def test_the_draw_follows_from_seed_epoch_and_id_alone(tmp_path: Path) -> None:
+    items = []
+    for name in ("a", "b"):
+        for ending in ("", "_label"):
+            Image.new("L" if ending else "RGB", (100, 100)).save(tmp_path / f"{name}{ending}.png")
+        items.append(Item(name, tmp_path / f"{name}.png", tmp_path / f"{name}_label.png"))
+
+    def seeds(items: list[Item], seed: int, index: int) -> list[int]:
+        data = SegmentationDataset(items, Classes.generic(3), SIDE, seed=seed)
+        return [data[epoch, index].seed for epoch in range(5)]
+
+    assert seeds(items, 0, 1) == seeds(items[1:], 0, 0)
+    every = [*seeds(items, 0, 0), *seeds(items, 0, 1), *seeds(items, 1, 0)]
+    assert len(set(every)) == len(every)
+    draws = [drawn(SAMPLE._replace(seed=seed), 3) for seed in range(200)]
+    assert len(set(draws)) > 60  # of 84
+    assert {k for one in draws for k in one} == set(range(9))
