@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dataset.augmentation import LARGEST_SCALE
+from dataset.augmentation import DRAWN_TURNS, LARGEST_SCALE
 from dataset.registry import NAMES
 from models.backbone import BACKBONES, backbone_name
 from utils.arguments import (
@@ -29,8 +29,11 @@ from utils.settings import MOST_CLASSES, SMALLEST_SIDE
 from utils.stages import STAGES
 from utils.turns import TURNS
 
-RELEASED: dict[str, Any] = {"patches": 0}
-"""Options of training whose parser default is None, by name: what they are where nothing else sets them, as released."""
+RELEASED: dict[str, Any] = {"patches": 0, "turns": "all", "loss_size": "quarter"}
+"""Options of training whose parser default is None, and their values where nothing else sets them, as released."""
+
+LOSS_SIZES = ("quarter", "full")
+"""Where logits and labels meet, by `--loss_size`."""
 
 
 def released(name: str) -> str:
@@ -246,6 +249,12 @@ def _add_training(parser: Parser) -> None:
         help="of the focal loss; 0 is cross-entropy (default: %(default)g)",
     )
     add(
+        "--loss_size",
+        choices=LOSS_SIZES,
+        help="quarter: labels are shrunk to the logits, a quarter of the input's side; full: logits are enlarged\n"
+        f"bilinearly to the labels of the input's size {released('loss_size')}",
+    )
+    add(
         "--class_weights",
         type=float,
         nargs="+",
@@ -280,16 +289,22 @@ def _add_variation(parser: Parser) -> None:
         "--patches",
         type=whole(0),
         metavar="N",
-        help="modes 2 and 3: in training each image gives N of its patches, drawn anew in each epoch, with the maps of\n"
-        "the whole image as context; in mode 3 all patches are merged and the ensemble's loss reads N. Images of\n"
-        f"no more patches give all; 0: all {released('patches')}",
+        help="modes 2 and 3: in training each image gives N of its patches, drawn anew in each epoch, with the maps\n"
+        "of the whole image as context; in mode 3 all patches are merged and the ensemble's loss reads N. Images\n"
+        f"of no more patches give all; 0: all {released('patches')}",
+    )
+    add(
+        "--turns",
+        choices=DRAWN_TURNS,
+        help="of training images: mirrored left-right and rotated by quarter turns, mirrored alone, or none;\n"
+        f"documents and street scenes have an up {released('turns')}",
     )
     add(
         "--augment",
         action="store_true",
         help=f"vary scale (1 / {LARGEST_SCALE:g} to {LARGEST_SCALE:g}), brightness, contrast, saturation and hue of "
-        "training images too\n(of other than three bands brightness and contrast alone); without it they are mirrored "
-        "and rotated by\nquarter turns, as released",
+        "training images too\n(of other than three bands brightness and contrast alone); without it --turns "
+        "alone\nvaries them, as released",
     )
 
 

@@ -231,6 +231,7 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         upsample=options.upsample,
         sub_batch_size=options.sub_batch_size,
         loss=_chosen_loss(options, header.classes, device),
+        full_labels=options.loss_size == "full",
         lamb_fmreg=options.lamb_fmreg,
         patches=options.patches,
         device=device,
@@ -270,6 +271,9 @@ def open_data(
         windows=Windows(options.window, options.windows) if training and options.window else None,
     )
     data.max_pixels = options.max_pixels or MAX_PIXELS
+    if training:
+        data.turns = options.turns
+        data.full_labels = options.loss_size == "full"
     data.view = View.parse(header.bands, header.stretch)
     return data
 

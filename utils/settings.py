@@ -106,6 +106,7 @@ class Settings:
         sub_batch_size: patches that are computed at a time.
         min_overlap: pixels that neighbouring patches share at least.
         loss: the training loss of one prediction.
+        full_labels: whether patches' labels stay as they are for the loss, or are shrunk to the logits.
         lamb_fmreg: weight of the feature-map regulariser, lambda in the paper (section 3.3).
         statistics: what pixel values are normalised by; None leaves them in [0, 1].
         device: where the network is.
@@ -124,6 +125,7 @@ class Settings:
     sub_batch_size: int = 6
     min_overlap: int = MIN_OVERLAP
     loss: Loss = field(default_factory=build_loss)
+    full_labels: bool = False
     lamb_fmreg: float = 0.15
     statistics: Statistics | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
