@@ -7,6 +7,7 @@ from typing import Any
 from dataset.augmentation import DRAWN_TURNS, LARGEST_SCALE
 from dataset.registry import NAMES
 from models.backbone import BACKBONES, backbone_name
+from training.optimizer import OPTIMIZERS
 from utils.arguments import (
     LOGGED,
     SILENT,
@@ -29,7 +30,18 @@ from utils.settings import MOST_CLASSES, SMALLEST_SIDE
 from utils.stages import STAGES
 from utils.turns import TURNS
 
-RELEASED: dict[str, Any] = {"patches": 0, "turns": "all", "loss_size": "quarter"}
+RELEASED: dict[str, Any] = {
+    "optimizer": "adam",
+    "weight_decay": 5e-4,
+    "backbone_lr": 1.0,
+    "warmup": 0,
+    "clip_grad": 0.0,
+    "ema": 0.0,
+    "loss_size": "quarter",
+    "patches": 0,
+    "turns": "all",
+    "val_every": 1,
+}
 """Options of training whose parser default is None, and their values where nothing else sets them, as released."""
 
 LOSS_SIZES = ("quarter", "full")
@@ -38,7 +50,8 @@ LOSS_SIZES = ("quarter", "full")
 
 def released(name: str) -> str:
     """Return a help text that tells the default of one of `RELEASED`."""
-    return f"(default: {RELEASED[name]}, as released)"
+    value = RELEASED[name]
+    return f"(default: {value if isinstance(value, str) else f'{value:g}'}, as released)"
 
 
 def build_parser() -> Parser:
@@ -237,6 +250,39 @@ def _add_training(parser: Parser) -> None:
     add("--num_epochs", type=whole(1), help=f"(default: {epochs})")
     add("--lr", type=number(0), help=f"base learning rate (default: {rates})")
     add(
+        "--backbone_lr",
+        type=number(0),
+        metavar="FACTOR",
+        help=f"the encoder's learning rate is FACTOR times --lr {released('backbone_lr')}",
+    )
+    add(
+        "--warmup",
+        type=whole(0),
+        metavar="STEPS",
+        help="the rate grows linearly over the first STEPS, and falls by the poly schedule over the others "
+        f"{released('warmup')}",
+    )
+    add(
+        "--optimizer",
+        choices=tuple(OPTIMIZERS),
+        help=f"adamw: the decay of weights does not go through the moments {released('optimizer')}",
+    )
+    add("--weight_decay", type=number(0), metavar="DECAY", help=f"of the optimizer {released('weight_decay')}")
+    add(
+        "--clip_grad",
+        type=number(0),
+        metavar="NORM",
+        help=f"scale a step's gradient down to NORM where it is larger; 0: never {released('clip_grad')}",
+    )
+    add(
+        "--ema",
+        type=number(0, 1),
+        metavar="DECAY",
+        help="average weights and norm statistics exponentially over the steps, with this decay, such as 0.999. The\n"
+        "average is validated: TASK.best.pth holds it, TASK.ema.pth that of the last epoch, and TASK.pth the last\n"
+        f"weights themselves; 0: off {released('ema')}",
+    )
+    add(
         "--loss",
         choices=LOSSES,
         default=LOSSES[0],
@@ -345,6 +391,13 @@ def _add_safety(parser: Parser) -> None:
         metavar="STEPS",
         on_resume=LOGGED,
         help="stop after so many steps in a row whose loss or gradient is not finite;\neach is skipped (default: 10)",
+    )
+    add(
+        "--val_every",
+        type=whole(1),
+        metavar="EPOCHS",
+        on_resume=LOGGED,
+        help=f"validate, and so choose the best, after every so many epochs and after the last {released('val_every')}",
     )
     add(
         "--early_stopping",

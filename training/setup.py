@@ -60,7 +60,7 @@ def read_checkpoints(options: argparse.Namespace) -> dict[str, Checkpoint]:
         context = checkpoint.read(path_g) if stage.number == 3 and path_g else None
     if context is not None:
         files["path_g"] = context
-    outputs = [options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth")]
+    outputs = [options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth", ".ema.pth")]
     for output in () if options.evaluation else outputs:
         if any(file.path.resolve() == output.resolve() for file in files.values()):
             raise InputError(f"--task_name {options.task_name} would overwrite {output}, which this run starts from")
@@ -237,6 +237,7 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         device=device,
         precision=options.precision,
         scaler=gradient_scaler(device, options.precision),
+        clip_grad=options.clip_grad,
         checkpoint_activations=options.checkpoint_activations,
     )
 
