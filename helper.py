@@ -129,7 +129,7 @@ def _joint_step(
         stage: the stage that is trained.
         batch: this process's samples.
         settings: see `train_one_epoch`.
-        optimizer: its gradients are unscaled.
+        optimizer: its gradients are unscaled, and clipped if the settings say so.
         epoch: images and `save_requested` are updated.
         ranks: the processes that train together.
         save: whether this process requests a save.
@@ -142,7 +142,10 @@ def _joint_step(
     numbers = torch.cat([torch.stack(losses), counts.to(settings.device)])
     reduce_step(ranks, learned, trained_statistics(model), numbers, active=bool(terms))
     settings.scaler.unscale_(optimizer)
-    norm = torch.stack([torch.linalg.vector_norm(p.grad) for p in learned if p.grad is not None]).norm()
+    gradients = [p.grad for p in learned if p.grad is not None]
+    norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
+    if settings.clip_grad:
+        torch._foreach_mul_(gradients, (settings.clip_grad / (norm + 1e-6)).clamp(max=1))
     shown = [epoch.metrics.mean_iou_on_device().to(norm)] if ranks.main and epoch.batches % SHOWN_EVERY == 0 else []
     values = torch.cat([numbers, torch.stack([norm, *shown])]).tolist()
     losses_now, (images, saves, active, norm_now, *mean_iou) = values[: len(names)], values[len(names) :]
@@ -180,7 +183,7 @@ def train_one_epoch(
         scheduler: of the optimizer.
         settings: loss, sizes, device, precision.
         on_step: gets the loss terms, their sum (`loss/total`), `gradient_norm` and `learning_rate` of each step. All
-            state may be saved when it is called; it ends the epoch by raising.
+            state may be saved when it is called; it ends the epoch by raising. The norm is that before clipping.
         title: of the progress bar.
         epoch: the progress of the epoch, which is updated; by default a new one.
         ranks: the processes that train together.
@@ -202,7 +205,8 @@ def train_one_epoch(
         optimizer.zero_grad(set_to_none=True)
         before = [tensor.clone() for tensor in (*statistics, *epoch.metrics.sums())]
         step = _joint_step(model, stage, batch, settings, optimizer, epoch, ranks=ranks, save=save_due())
-        values = {**step.values, "learning_rate": float(scheduler.get_last_lr()[0])}
+        # the last group's is the base rate
+        values = {**step.values, "learning_rate": float(scheduler.get_last_lr()[-1])}
         epoch.batches += 1
         finite = all(map(math.isfinite, values.values()))
         if finite:

@@ -26,9 +26,10 @@ from engine.patches import ImagePatches, TrainingPatches
 from models.header import Header
 from training import options as command_line
 from training import setup
+from training.average import WeightAverage
 from training.memory import keep_freed_memory, peak_memory_mb
+from training.optimizer import build_optimizer, build_schedule
 from training.report import evaluation_record, evaluation_table
-from training.run import WEIGHT_DECAY, poly
 from utils.arguments import Parser
 from utils.canvas import Sink
 from utils.distributed import pick_device
@@ -89,12 +90,15 @@ def train_one_epoch(
         optimizer.zero_grad(set_to_none=True)
         for sample in batch:
             image = TrainingPatches(sample, settings)
+            image.keep(image.draw())
             for patches, x in image:
                 with autocast(settings.device, settings.precision):
                     logits = padded(network, x).float()
                     loss = settings.loss(logits, image.targets(patches, logits))
                 loss.backward()
                 total, count = total + float(loss.detach()), count + 1
+        if settings.clip_grad:
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip_grad)
         optimizer.step()
         scheduler.step()
         bar.set_postfix(loss=f"{total / count:.3f}")
@@ -127,14 +131,19 @@ class PatchPredictor:
         return patches.coverage()
 
 
-def train(network: nn.Module, options: Namespace, header: Header, described: Description, settings: Settings) -> None:
-    """Train with GLNet's optimizer, schedule and samples; write a line of the log after each epoch."""
+def train(
+    network: nn.Module, options: Namespace, header: Header, described: Description, settings: Settings
+) -> WeightAverage | None:
+    """Train with GLNet's optimizer, schedule and samples; write a line of the log after each epoch.
+
+    Return the average of the weights, with `--ema`.
+    """
     data = setup.open_data(options, described, TRAIN, header, training=True)
     parts = BatchPart(EpochSampler(len(data), options.seed), options.batch_size)
     loader = SampleLoader(data, sampler=parts, num_workers=options.num_workers, persistent=True)
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.lr, weight_decay=WEIGHT_DECAY)
-    steps = parts.batches * options.num_epochs
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: poly(t, steps))
+    optimizer = build_optimizer(options, network)
+    average = WeightAverage(network, options.ema, optimizer) if options.ema else None
+    scheduler = build_schedule(options, optimizer, parts.batches * options.num_epochs)
     log = options.log_path / f"{options.task_name}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
@@ -146,6 +155,7 @@ def train(network: nn.Module, options: Namespace, header: Header, described: Des
         with log.open("a") as file:
             file.write(json.dumps({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}) + "\n")
     loader.close()
+    return average
 
 
 def work(options: Namespace) -> None:
@@ -160,8 +170,11 @@ def work(options: Namespace) -> None:
     if options.precision != "fp32":
         network = network.to(memory_format=torch.channels_last)
     if not options.evaluation:
-        train(network, options, header, described, settings)
+        average = train(network, options, header, described, settings)
         save_torch(options.model_path / f"{options.task_name}.pth", network.state_dict())
+        if average is not None:
+            with average.applied():
+                save_torch(options.model_path / f"{options.task_name}.ema.pth", network.state_dict())
         return
     network.load_state_dict(load_torch(options.model_path / options.path_g))
     predictor = PatchPredictor(network.eval(), settings)

@@ -17,7 +17,7 @@ def read_curves(log: Path) -> dict[str, Any]:
 
     Returns:
         `run` (its name), `stage`, `seed`, `epochs` (their numbers, from 1), and under `train` and `validation` the mIoU
-        (0..1, None where no class counts) after each epoch, by prediction.
+        (0..1, None where no class counts, and without a validation) after each epoch, by prediction.
 
     Raises:
         InputError: the log or the record of its run is missing, or is something else.
@@ -42,6 +42,7 @@ def read_curves(log: Path) -> dict[str, Any]:
         ) from error
 
 
-def _by_prediction(epochs: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
+def _by_prediction(epochs: Sequence[dict[str, Any] | None]) -> dict[str, list[float | None]]:
     """Return the mIoU of each epoch by prediction."""
-    return {name: [scores[name]["mIoU"] for scores in epochs] for name in epochs[0]}
+    names = next(filter(None, epochs))
+    return {name: [scores and scores[name]["mIoU"] for scores in epochs] for name in names}

@@ -150,9 +150,10 @@ def _draw_range(axes: "Axes", runs: Sequence[Record], part: str, name: str) -> N
         part: `train`, which is drawn dotted and without marks, or `validation`.
         name: of the prediction.
     """
-    found = [dict(zip(run["epochs"], run[part][name], strict=True)) for run in runs]
+    # an epoch without a score was not validated
+    found = [{k: x for k, x in zip(run["epochs"], run[part][name], strict=True) if x is not None} for run in runs]
     epochs = sorted(set.intersection(*(set(scores) for scores in found)))
-    values = [[math.nan if scores[k] is None else 100 * scores[k] for scores in found] for k in epochs]
+    values = [[100 * scores[k] for scores in found] for k in epochs]
     mark = OF_PREDICTION[name]
     more: dict[str, Any] = {"marker": mark.marker, "markevery": max(1, len(epochs) // 6)}
     more = {"linestyle": (0, (1, 1))} if part == "train" else more

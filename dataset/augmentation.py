@@ -17,6 +17,9 @@ from utils.stretch import RGB
 from utils.tiling import Size, map_size
 from utils.turns import Turn
 
+DRAWN_TURNS = ("all", "mirror", "none")
+"""How training images are turned, by `--turns`: mirrored left-right and rotated by quarters, mirrored, not at all."""
+
 LARGEST_SCALE = 1.5
 """Samples are enlarged by a factor between 1 / 1.5 and 1.5, as often below as above 1."""
 
@@ -95,18 +98,19 @@ class Draw:
     color: ColorChange | None = None
 
     @classmethod
-    def of(cls, key: Sequence[int], turns: bool = True, jitter: bool = False) -> "Draw":
+    def of(cls, key: Sequence[int], turns: str = "all", jitter: bool = False) -> "Draw":
         """Draw from `key` alone: whole numbers that name seed, epoch and sample.
 
         Args:
             key: at least 0 each.
-            turns: whether the sample may be turned.
+            turns: how the sample may be turned, one of `DRAWN_TURNS`; all else is the same with any.
             jitter: whether scale and colours vary; turn and position are the same with it and without.
         """
         rng = np.random.default_rng(key)
-        turn = Turn(*draw_turn(rng))
+        mirrored, quarters = draw_turn(rng)
         top, left = rng.random(2).tolist()
-        varied = cls(turn if turns else Turn(), (top, left))
+        turn = Turn(mirrored and turns != "none", quarters if turns == "all" else 0)
+        varied = cls(turn, (top, left))
         if not jitter:
             return varied
         scale = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_SCALE))

@@ -36,15 +36,15 @@ class Sample(NamedTuple):
 
     All tensors are uint8 on the CPU: images 0..255, labels class ids or 255 (left out), None where there are none. The
     image is None where the data set leaves it out. The context is the shrunk image whose global maps are shared, None
-    for the image's own. `seed` is of what the training step draws; it follows from seed, epoch,
-    id and the window's number.
+    for the image's own. `seed` is of what the training step draws; it follows from the data set's seed, epoch, id and
+    the window's number.
     """
 
     id: str
     image: Tensor | None  # (bands, H, W)
     label: Tensor | None  # (H, W)
     global_image: Tensor  # (bands, size_g, size_g)
-    global_label: Tensor | None  # (size_g // 4, size_g // 4)
+    global_label: Tensor | None  # (size_g // 4, size_g // 4), or (size_g, size_g)
     context: Tensor | None = None  # (bands, size_g, size_g)
     seed: int = 0
 
@@ -55,6 +55,8 @@ class SegmentationDataset(Dataset[Sample]):
     Attributes:
         max_pixels: larger images are refused.
         view: which bands are read, and how values of more than 8 bits become 0..255.
+        turns: how samples are turned where they are (`augment`), one of `DRAWN_TURNS`.
+        full_labels: whether `global_label` is as large as `global_image`; else a quarter of it, as the logits are.
         whole: whether samples hold the whole image. Stage 1 trains without: it need not be sent between processes.
         share: whose global maps are shared, one of `utils.settings.SHARES`; another image is the next one of the set.
         keep_shrunk: whether shrunk images are kept in memory, for passes without any variation: each process keeps
@@ -95,6 +97,8 @@ class SegmentationDataset(Dataset[Sample]):
         self.windows = windows
         self.max_pixels = MAX_PIXELS
         self.view = View()
+        self.turns = "all"
+        self.full_labels = False
         self.whole = True
         self.share = "own"
         self.keep_shrunk = False
@@ -155,7 +159,7 @@ class SegmentationDataset(Dataset[Sample]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item, number = self._samples[index]
         drawn_from = self._drawn_from(epoch, item.id, number)
-        draw = Draw.of(drawn_from, self.augment, self.jitter)
+        draw = Draw.of(drawn_from, self.turns if self.augment else "none", self.jitter)
         if self.windows is None or number is None:
             image, ids = self.reader.read(item)
             size = enlarged(image.shape[1], draw.scale), enlarged(image.shape[2], draw.scale)
@@ -163,13 +167,13 @@ class SegmentationDataset(Dataset[Sample]):
             box, size = self.windows.place(self.reader.size(item), draw.position, draw.scale)
             image, ids = self.reader.read(item, box)
         image, ids = draw.apply(image, ids, size)
-        quarter = self.size_g // 4
+        side = self.size_g if self.full_labels else self.size_g // 4
         return Sample(
             id=item.id,
             image=image if self.whole else None,
             label=ids,
             global_image=self._shrink(index, image),
-            global_label=None if ids is None else shrink_label(ids, (quarter, quarter)),
+            global_label=None if ids is None else shrink_label(ids, (side, side)),
             context=self._context(index, image),
             seed=int(np.random.SeedSequence(drawn_from).generate_state(1)[0]),
         )

@@ -163,14 +163,14 @@ class TrainingPatches(ImagePatches):
         return self.settings.to_device(labels)
 
     def targets(self, patches: slice, logits: Tensor) -> Tensor:
-        """Return the labels of some patches at the size of their logits: cropped first, then shrunk.
+        """Return the labels of some patches: cropped first, then, without `full_labels`, shrunk to their logits.
 
         Args:
             patches: which patches of the grid, n of them.
             logits: of these patches, (n, n_class, h, w); only their size is read.
 
         Returns:
-            (n, h, w) uint8, on the device.
+            (n, h, w) uint8 on the device; with `full_labels` in the settings of the patches' own size.
         """
         cut = self.settings.to_device(torch.stack([box.of(self._label) for box in self.boxes[patches]]))
-        return shrink_label(cut, map_size(logits))
+        return cut if self.settings.full_labels else shrink_label(cut, map_size(logits))

@@ -31,5 +31,5 @@ def global_inputs(batch: list[Sample], settings: Settings) -> Tensor:
 
 
 def global_targets(batch: list[Sample], settings: Settings) -> Tensor:
-    """Return the shrunk labels of a batch, (B, size_g / 4, size_g / 4) uint8, on the device."""
+    """Return the shrunk labels of a batch, (B, side, side) uint8, on the device; the side is size_g / 4, or size_g."""
     return settings.to_device(torch.stack([required(sample.global_label, "label") for sample in batch]))

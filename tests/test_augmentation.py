@@ -1,6 +1,7 @@
 """Scale and colours of `--augment`: drawn from seed, epoch and sample alone, and true to the labels."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,18 @@ def test_every_scaled_size_can_be_cut_into_patches(tmp_path: Path) -> None:
         assert sum(box.height * box.width for box in PatchGrid.cover(size, 32, 8).boxes()) >= size[0] * size[1]
         sizes.add(tuple(sorted(size)))
     assert len(sizes) > 15
+
+
+def test_turns_of_fewer_kinds_leave_all_else_as_drawn(tmp_path: Path) -> None:
+    """Not turned, or mirrored where all turns mirror; position, scale and colours are the same."""
+    mirrored = []
+    for seed in range(30):
+        every, mirror, none = (Draw.of([seed, 0, 1], turns, jitter=True) for turns in ("all", "mirror", "none"))
+        assert (mirror.turn, none.turn) == (Turn(every.turn.mirrored), Turn())
+        assert mirror == replace(every, turn=mirror.turn) and none == replace(every, turn=Turn())
+        mirrored.append(mirror.turn.mirrored)
+    assert set(mirrored) == {False, True}
+    data = SegmentationDataset([write_item(tmp_path, (20, 31))], CLASSES, 8, augment=True)
+    data.turns = "mirror"
+    assert {tuple(data[epoch, 0].label.shape) for epoch in range(20)} == {(20, 31)}
+    assert len({data[epoch, 0].image.numpy().tobytes() for epoch in range(20)}) == 2

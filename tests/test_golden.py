@@ -26,7 +26,7 @@ from helper import TRAINING_STEPS, StageMetrics
 from models import checkpoint
 from models.pyramid import Pyramid
 from models.sharing import Mosaic
-from training.run import poly
+from training.optimizer import poly
 from utils.canvas import ArgmaxSink
 from utils.loss import focal_loss
 from utils.metrics import ConfusionMatrix

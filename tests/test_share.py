@@ -95,11 +95,11 @@ def test_another_context_changes_what_reads_local_maps_and_nothing_else(mode: in
 
     own, same, changed = scores(None), scores(sample.global_image), scores(other.global_image)
     for name, values in own.items():
-        assert torch.equal(same[name], values), name
+        torch.testing.assert_close(same[name], values, rtol=1e-4, atol=1e-4)
         if (mode, name) != (2, "global"):
             assert (changed[name] - values).abs().max() > 1e-2, name
     if mode == 2:
-        assert torch.equal(changed["global"], own["global"])
+        torch.testing.assert_close(changed["global"], own["global"], rtol=1e-4, atol=1e-4)
 
 
 def test_the_context_is_the_next_image_or_grey(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The logs of a training run: the released text log, lines of JSON, and events for TensorBoard."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Container, Iterator, Mapping
@@ -51,20 +52,21 @@ def epoch_lines(epoch: int, num_epochs: int, train: Matrices, val: Matrices, cla
         epoch: counted from 0; printed from 1.
         num_epochs: of the run.
         train: training scores.
-        val: validation scores.
+        val: validation scores; empty if the epoch was not validated.
         classes: of the scores.
 
     Returns:
         Nine lines and a rule, each with its newline. A prediction that the mode does not have gets the scores of an
-        empty matrix: 0 on the whole, NaN per class.
+        empty matrix: 0 on the whole, NaN per class. Without a validation all its values are NaN.
     """
     nothing = ConfusionMatrix(len(classes))
     # the headline comes first, without a name
-    shown = [("", headline(val), ""), ("Local ", "local", "Local  -- "), ("Global ", "global", "Global -- ")]
+    shown = [("", headline(train), ""), ("Local ", "local", "Local  -- "), ("Global ", "global", "Global -- ")]
     means, arrays = [], []
     for prefix, name, dashed in shown:
         pair = train.get(name, nothing), val.get(name, nothing)
         mean_train, mean_val = (matrix.mean_iou(classes.left_out) for matrix in pair)
+        mean_val = mean_val if val else math.nan
         means.append(f"epoch [{epoch + 1}/{num_epochs}] {dashed}IoU: train = {mean_train:.4f}, val = {mean_val:.4f}")
         # the released log has a space after the first colon only
         arrays.append(f"{prefix}train:{'' if prefix else ' '}{_one_line(pair[0].iou())}")
@@ -210,20 +212,23 @@ class RunLog:
         TensorBoard gets `IoU` (the headline's mIoU; two runs, `IoU/train iou` and `IoU/validation iou`, as
         released), `mIoU/<prediction>_train` and `_validation`, the same of each measure of the classes
         (`jaccard/<prediction>_train`), and the headline's `IoU_per_class/<class>_train` and `_validation`, without
-        classes that have no union.
+        classes that have no union. An epoch without a validation has no validation's values there.
         """
         lines = epoch_lines(epoch, num_epochs, train, val, self._classes)
         with _writing(self.text), self.text.open("a", encoding="utf-8") as log:
             log.write(lines)
         with _writing(self.folder):
-            chosen = headline(val)
-            for curve, matrix in (("train iou", train[chosen]), ("validation iou", val[chosen])):
+            chosen = headline(train)
+            for curve, scores in (("train iou", train), ("validation iou", val)):
+                if not scores:
+                    continue
                 if curve not in self._curves:  # a folder each, as SummaryWriter.add_scalars does
                     self._curves[curve] = _Events(self.folder / "IoU" / curve, self._anew)
-                self._curves[curve].add(summary.scalar("IoU", self._mean(matrix)), epoch)
+                self._curves[curve].add(summary.scalar("IoU", self._mean(scores[chosen])), epoch)
                 self._curves[curve].flush()
             self._scores(epoch, "train", train)
-            self._scores(epoch, "validation", val)
+            if val:
+                self._scores(epoch, "validation", val)
             self._events.flush()
         return lines
 

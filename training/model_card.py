@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.header import Header
+from training.options import RELEASED
 from training.report import per_cent
 from training.state import RunFiles, RunState
 from utils.files import replacing
@@ -75,6 +76,7 @@ def model_card(
         _table("what", "value", _facts(files, stage, header, run, record, data)),
         _classes(header),
         _scores(stage, header, run, data["validation"], best, last),
+        *([_averaged(files)] if record["options"].get("ema") else []),
         _usage(files, stage, record["options"]),
         _limits(stage, run, record["options"], data, epochs),
     ]
@@ -100,6 +102,7 @@ def _facts(
         network.append(f"coarse to fine, box_margin {header.box_margin:g}")
     names = ["num_epochs", "lr", "batch_size", "sub_batch_size", "loss", "gamma", "class_weights", "lamb_fmreg"]
     names += ["window", "windows", "augment", "precision", "seed", "sync_bn"]
+    names += [name for name, value in RELEASED.items() if options.get(name) != value]
     settings = ", ".join(f"{name} {options[name]}" for name in names if options.get(name) not in (None, False))
     return [
         ("last epoch", f"`{files.last.name}`"),
@@ -173,12 +176,21 @@ def _scores(
     return "\n".join(parts)
 
 
+def _averaged(files: RunFiles) -> str:
+    """Return which files the scores of a run with averaged weights are of."""
+    return (
+        f"The scores are of averaged weights: those of the best epoch are in `{files.best.name}`, those of the last in "
+        f"`{files.average.name}`; `{files.last.name}` holds the last weights themselves, which were not evaluated.\n"
+    )
+
+
 def _usage(files: RunFiles, stage: Stage, options: Mapping[str, Any]) -> str:
+    file = files.average if options.get("ema") else files.last
     return (
         "## Use\n\n```bash\n"
-        f"python predict.py --checkpoint {files.last} --input IMAGES --output masks\n"
+        f"python predict.py --checkpoint {file} --input IMAGES --output masks\n"
         f"python train_deep_globe.py --evaluation --mode {stage.number} --dataset {options['dataset']} "
-        f"--data_path DATA --model_path {files.last.parent} --{stage.reads} {files.last.name}\n```\n\n"
+        f"--data_path DATA --model_path {files.last.parent} --{stage.reads} {file.name}\n```\n\n"
         "Both commands are the project's; the file holds the whole network and its settings.\n"
     )
 

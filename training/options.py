@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dataset.augmentation import LARGEST_SCALE
+from dataset.augmentation import DRAWN_TURNS, LARGEST_SCALE
 from dataset.registry import NAMES
 from models.backbone import BACKBONES, backbone_name
 from models.fpn import MOST_WIDTH, NORMS
+from training.optimizer import OPTIMIZERS
 from utils.arguments import (
     LOGGED,
     SILENT,
@@ -33,13 +34,28 @@ from utils.turns import TURNS
 STARTS = ("released", "previous")
 """The values of `--start`."""
 
-RELEASED: dict[str, Any] = {"patches": 0}
-"""Options of training whose parser default is None, by name: what they are where nothing else sets them, as released."""
+RELEASED: dict[str, Any] = {
+    "optimizer": "adam",
+    "weight_decay": 5e-4,
+    "backbone_lr": 1.0,
+    "warmup": 0,
+    "clip_grad": 0.0,
+    "ema": 0.0,
+    "loss_size": "quarter",
+    "patches": 0,
+    "turns": "all",
+    "val_every": 1,
+}
+"""Options of training whose parser default is None, and their values where nothing else sets them, as released."""
+
+LOSS_SIZES = ("quarter", "full")
+"""Where logits and labels meet, by `--loss_size`."""
 
 
 def released(name: str) -> str:
     """Return a help text that tells the default of one of `RELEASED`."""
-    return f"(default: {RELEASED[name]}, as released)"
+    value = RELEASED[name]
+    return f"(default: {value if isinstance(value, str) else f'{value:g}'}, as released)"
 
 
 def build_parser() -> Parser:
@@ -259,6 +275,39 @@ def _add_training(parser: Parser) -> None:
     add("--num_epochs", type=whole(1), help=f"(default: {epochs})")
     add("--lr", type=number(0), help=f"base learning rate (default: {rates})")
     add(
+        "--backbone_lr",
+        type=number(0),
+        metavar="FACTOR",
+        help=f"the encoder's learning rate is FACTOR times --lr {released('backbone_lr')}",
+    )
+    add(
+        "--warmup",
+        type=whole(0),
+        metavar="STEPS",
+        help="the rate grows linearly over the first STEPS, and falls by the poly schedule over the others "
+        f"{released('warmup')}",
+    )
+    add(
+        "--optimizer",
+        choices=tuple(OPTIMIZERS),
+        help=f"adamw: the decay of weights does not go through the moments {released('optimizer')}",
+    )
+    add("--weight_decay", type=number(0), metavar="DECAY", help=f"of the optimizer {released('weight_decay')}")
+    add(
+        "--clip_grad",
+        type=number(0),
+        metavar="NORM",
+        help=f"scale a step's gradient down to NORM where it is larger; 0: never {released('clip_grad')}",
+    )
+    add(
+        "--ema",
+        type=number(0, 1),
+        metavar="DECAY",
+        help="average weights and norm statistics exponentially over the steps, with this decay, such as 0.999. The\n"
+        "average is validated: TASK.best.pth holds it, TASK.ema.pth that of the last epoch, and TASK.pth the last\n"
+        f"weights themselves; 0: off {released('ema')}",
+    )
+    add(
         "--loss",
         choices=LOSSES,
         default=LOSSES[0],
@@ -269,6 +318,12 @@ def _add_training(parser: Parser) -> None:
         type=number(0),
         default=GAMMA,
         help="of the focal loss; 0 is cross-entropy (default: %(default)g)",
+    )
+    add(
+        "--loss_size",
+        choices=LOSS_SIZES,
+        help="quarter: labels are shrunk to the logits, a quarter of the input's side; full: logits are enlarged\n"
+        f"bilinearly to the labels of the input's size {released('loss_size')}",
     )
     add(
         "--class_weights",
@@ -305,16 +360,22 @@ def _add_variation(parser: Parser) -> None:
         "--patches",
         type=whole(0),
         metavar="N",
-        help="modes 2 and 3: in training each image gives N of its patches, drawn anew in each epoch, with the maps of\n"
-        "the whole image as context; in mode 3 all patches are merged and the ensemble's loss reads N. Images of\n"
-        f"no more patches give all; 0: all {released('patches')}",
+        help="modes 2 and 3: in training each image gives N of its patches, drawn anew in each epoch, with the maps\n"
+        "of the whole image as context; in mode 3 all patches are merged and the ensemble's loss reads N. Images\n"
+        f"of no more patches give all; 0: all {released('patches')}",
+    )
+    add(
+        "--turns",
+        choices=DRAWN_TURNS,
+        help="of training images: mirrored left-right and rotated by quarter turns, mirrored alone, or none;\n"
+        f"documents and street scenes have an up {released('turns')}",
     )
     add(
         "--augment",
         action="store_true",
         help=f"vary scale (1 / {LARGEST_SCALE:g} to {LARGEST_SCALE:g}), brightness, contrast, saturation and hue of "
-        "training images too\n(of other than three bands brightness and contrast alone); without it they are mirrored "
-        "and rotated by\nquarter turns, as released",
+        "training images too\n(of other than three bands brightness and contrast alone); without it --turns "
+        "alone\nvaries them, as released",
     )
 
 
@@ -355,6 +416,13 @@ def _add_safety(parser: Parser) -> None:
         metavar="STEPS",
         on_resume=LOGGED,
         help="stop after so many steps in a row whose loss or gradient is not finite;\neach is skipped (default: 10)",
+    )
+    add(
+        "--val_every",
+        type=whole(1),
+        metavar="EPOCHS",
+        on_resume=LOGGED,
+        help=f"validate, and so choose the best, after every so many epochs and after the last {released('val_every')}",
     )
     add(
         "--early_stopping",

@@ -135,7 +135,7 @@ def record_epoch(
     classes: Classes,
     state: TrainerState,
     trained: Matrices,
-    validated: helper.Evaluation,
+    validated: helper.Evaluation | None,
     collected: Mapping[int, dict[str, np.ndarray]],
     *,
     num_epochs: int,
@@ -148,7 +148,7 @@ def record_epoch(
         classes: names and measures.
         state: of the run, in which the epoch is counted already.
         trained: the training metric of all processes.
-        validated: the validation's result.
+        validated: the validation's result; None if the epoch was not validated.
         collected: the pictures of the validation, by image.
         num_epochs: of the whole run.
         peak_memory_mb: so far.
@@ -158,28 +158,28 @@ def record_epoch(
     numbers = {
         "seconds": seconds,
         "images_per_second": state.epoch.images / max(seconds, 1e-9),
-        "validation_seconds_per_image": validated.seconds_per_image,
+        **({} if validated is None else {"validation_seconds_per_image": validated.seconds_per_image}),
         "peak_memory_mb": peak_memory_mb,
         "skipped_steps": state.epoch.skipped,
     }
-    log.epoch(epoch, num_epochs, trained, validated.metrics.matrices)
+    log.epoch(epoch, num_epochs, trained, {} if validated is None else validated.metrics.matrices)
     log.scalars(epoch, {f"epoch/{name}": value for name, value in numbers.items()})
     for index, kinds in sorted(collected.items()):
         if index < FIXED:
             log.images(epoch, {f"fixed_{index + 1}/{name}": picture for name, picture in kinds.items()})
-        if index == epoch % validated.images:
+        if validated is not None and index == epoch % validated.images:
             log.images(epoch, kinds)
     log.line(
         {
             "started": state.run.started,
             "epoch": state.run.epoch,
             "time": now(),
-            "learning_rate": state.scheduler.get_last_lr()[0],
+            "learning_rate": state.scheduler.get_last_lr()[-1],
             "loss": state.epoch.loss,
             **numbers,
             "best": state.run.best_epoch == state.run.epoch,
             "classes": list(classes.names),
             "train": scores(classes, trained),
-            "validation": scores(classes, validated.metrics.matrices),
+            "validation": None if validated is None else scores(classes, validated.metrics.matrices),
         }
     )

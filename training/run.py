@@ -8,8 +8,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 import helper
 from dataset.base import SegmentationDataset
 from dataset.layout import TRAIN
@@ -20,9 +18,11 @@ from models import checkpoint
 from models.glnet import GLNet
 from models.header import Header
 from training import records, state
+from training.average import WeightAverage
 from training.log import RunLog
 from training.memory import peak_memory_mb
 from training.model_card import keep_previous_card, model_card, read_epochs, write_card
+from training.optimizer import build_optimizer, build_schedule
 from training.records import Pictures, picture_collector, record_epoch
 from training.signals import StopSignals
 from training.state import RunFiles, RunState, Snapshot, TrainerState, resume_source
@@ -32,13 +32,6 @@ from utils.files import check_writable, remove_leftovers
 from utils.metrics import StageMetrics
 from utils.settings import Settings
 from utils.stages import Stage
-
-WEIGHT_DECAY = 5e-4
-
-
-def poly(step: int, total: int, power: float = 0.9) -> float:
-    """Return the factor of the base learning rate at schedule step `step` of `total`: (1 - t/T)^0.9, 0 past the end."""
-    return max(0.0, 1 - step / total) ** power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +100,15 @@ class TrainingRun:
         self.val_loader = SampleLoader(
             plan.val_data, sampler=own, num_workers=options.num_workers, persistent=True, pin=pin
         )
-        learned = [p for p in plan.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(learned, lr=options.lr, weight_decay=WEIGHT_DECAY)
-        steps = self.parts.batches * options.num_epochs
+        optimizer = build_optimizer(options, plan.model)
         self.state = TrainerState(
             model=plan.model,
             optimizer=optimizer,
-            scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: poly(t, steps)),
+            scheduler=build_schedule(options, optimizer, self.parts.batches * options.num_epochs),
             scaler=plan.settings.scaler,
             run=RunState(records.now()),
             epoch=self._new_epoch(),
+            average=WeightAverage(plan.model, options.ema, optimizer) if options.ema else None,
         )
         self.saved_at = time.monotonic()
 
@@ -127,7 +119,7 @@ class TrainingRun:
         return EpochState(self._new_metrics())
 
     def run(self) -> None:
-        """Train the epochs that are left, validate after each, keep the last and the best checkpoint."""
+        """Train the epochs that are left, validate after those that are due, keep the last and the best checkpoint."""
         options, ranks = self.plan.options, self.plan.ranks
         snapshot = self._resume()
         self._check_processes()
@@ -157,7 +149,8 @@ class TrainingRun:
             return None
         snapshot = state.read(path)
         changed = state.changed_options(snapshot.options, self.plan.record(), options.resume_anyway)
-        self.state.restore(snapshot, path, self.plan.ranks)
+        anew = not state.RATE_OPTIONS.isdisjoint(changed)
+        self.state.restore(snapshot, path, self.plan.ranks, anew=anew)
         self.state.run.resumed.append(records.now())
         lines = [f"changed since: {line}" for line in changed.values()]
         lines += self._adapt_to_changes(set(changed))
@@ -183,8 +176,8 @@ class TrainingRun:
                 f"--num_epochs {options.num_epochs} is less than the {done} epochs that the unfinished run has begun: "
                 "raise it, or give --overwrite to start over"
             )
-        if changed.intersection((*state.EPOCH_OPTIONS, "lr", "num_epochs")):
-            self.state.reschedule(options.lr, run.epoch * self.parts.batches + self.state.epoch.batches)
+        if not state.RATE_OPTIONS.isdisjoint(changed):
+            self.state.reschedule(run.epoch * self.parts.batches + self.state.epoch.batches)
         return lines
 
     def _check_processes(self) -> None:
@@ -219,8 +212,9 @@ class TrainingRun:
         for path in vars(self.files).values():
             remove_leftovers(path)
         if not own:
-            for path in (self.files.last, self.files.best):
+            for path in (self.files.last, self.files.best, self.files.average):
                 checkpoint.keep_previous(path)
+            self.files.average.unlink(missing_ok=True)  # the new run may have none
             keep_previous_card(self.files.card)
             self.files.resume.unlink(missing_ok=True)
         more = f" and {plan.ranks.world - 1} more" if plan.ranks.world > 1 else ""
@@ -236,13 +230,19 @@ class TrainingRun:
         return records.run_record(plan.record(), plan.settings.device, plan.ranks.world, run.started, run.resumed)
 
     def _stalled(self) -> bool:
-        """Return whether early stopping ends the run."""
-        return 0 < self.plan.options.early_stopping <= self.state.run.epoch - self.state.run.best_epoch
+        """Return whether early stopping ends the run, which it does after a validation only."""
+        run = self.state.run
+        return run.unvalidated == 0 and 0 < self.plan.options.early_stopping <= run.epoch - run.best_epoch
+
+    def _validation_due(self) -> bool:
+        """Return whether the epoch that has been trained is to be validated."""
+        options, done = self.plan.options, self.state.run.epoch + 1
+        return done % options.val_every == 0 or done == options.num_epochs
 
     # an epoch
 
     def _run_epoch(self) -> None:
-        """Train the rest of the epoch, validate, save, record.
+        """Train the rest of the epoch, validate if that is due, save, record.
 
         The resume file is written last: a run that dies before repeats the end of the epoch, with the same results.
         """
@@ -250,22 +250,26 @@ class TrainingRun:
         title = f"epoch {run.epoch + 1}/{plan.options.num_epochs}"
         trained = self._train(title)
         collected: Pictures = {}
-        validated = self._validate(collected)
-        if not validated.complete:
+        validated = self._validate(collected) if self._validation_due() else None
+        if validated is not None and not validated.complete:
             self._save()
             self._leave()
         for counts in trained.sums():
             plan.ranks.sum_([counts])
-        score = validated.metrics.mean_iou()
-        best = score > run.best_score
         run.epoch += 1
-        if best:
+        run.unvalidated = run.unvalidated + 1 if validated is None else 0
+        score = None if validated is None else validated.metrics.mean_iou()
+        best = score is not None and score > run.best_score
+        if score is not None and best:
             run.best_score, run.best_epoch = score, run.epoch
         parts = plan.ranks.gather(collected)
         if self.log is not None:
             checkpoint.save(self.files.last, plan.model, plan.header)
-            if best:
-                checkpoint.save(self.files.best, plan.model, plan.header)
+            with self.state.averaged():
+                if self.state.average is not None:
+                    checkpoint.save(self.files.average, plan.model, plan.header)
+                if best:
+                    checkpoint.save(self.files.best, plan.model, plan.header)
             record_epoch(
                 self.log,
                 plan.header.classes,
@@ -276,7 +280,8 @@ class TrainingRun:
                 num_epochs=plan.options.num_epochs,
                 peak_memory_mb=peak_memory_mb(plan.settings.device),
             )
-            logging.info(f"{title}: mIoU {100 * trained.mean_iou():.2f} training, {100 * score:.2f} validation")
+            validation = "no" if score is None else f"{100 * score:.2f}"
+            logging.info(f"{title}: mIoU {100 * trained.mean_iou():.2f} training, {validation} validation")
         self.state.epoch = self._new_epoch()
         self._save()
 
@@ -308,19 +313,20 @@ class TrainingRun:
             ) from error
 
     def _validate(self, collected: Pictures) -> helper.Evaluation:
-        """Evaluate the validation images, and collect pictures of some of them."""
+        """Evaluate the validation images with the averaged weights, if any; collect pictures of some of them."""
         plan = self.plan
-        return helper.evaluate(
-            Predictor.prepare(plan.model, plan.stage, plan.settings, plan.header.size_g),
-            self.val_loader,
-            self._new_metrics(),
-            on_image=picture_collector(
-                collected, plan.header.classes, self.state.run.epoch, len(plan.val_data), plan.ranks
-            ),
-            title="validate",
-            ranks=plan.ranks,
-            should_stop=self._should_stop,
-        )
+        with self.state.averaged():
+            return helper.evaluate(
+                Predictor.prepare(plan.model, plan.stage, plan.settings, plan.header.size_g),
+                self.val_loader,
+                self._new_metrics(),
+                on_image=picture_collector(
+                    collected, plan.header.classes, self.state.run.epoch, len(plan.val_data), plan.ranks
+                ),
+                title="validate",
+                ranks=plan.ranks,
+                should_stop=self._should_stop,
+            )
 
     # after a step
 

@@ -60,7 +60,7 @@ def read_checkpoints(options: argparse.Namespace) -> dict[str, Checkpoint]:
         context = checkpoint.read(path_g) if stage.number == 3 and path_g else None
     if context is not None:
         files["path_g"] = context
-    outputs = [options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth")]
+    outputs = [options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth", ".ema.pth")]
     for output in () if options.evaluation else outputs:
         if any(file.path.resolve() == output.resolve() for file in files.values()):
             raise InputError(f"--task_name {options.task_name} would overwrite {output}, which this run starts from")
@@ -231,11 +231,13 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         upsample=options.upsample,
         sub_batch_size=options.sub_batch_size,
         loss=_chosen_loss(options, header.classes, device),
+        full_labels=options.loss_size == "full",
         lamb_fmreg=options.lamb_fmreg,
         patches=options.patches,
         device=device,
         precision=options.precision,
         scaler=gradient_scaler(device, options.precision),
+        clip_grad=options.clip_grad,
         checkpoint_activations=options.checkpoint_activations,
     )
 
@@ -270,6 +272,9 @@ def open_data(
         windows=Windows(options.window, options.windows) if training and options.window else None,
     )
     data.max_pixels = options.max_pixels or MAX_PIXELS
+    if training:
+        data.turns = options.turns
+        data.full_labels = options.loss_size == "full"
     data.view = View.parse(header.bands, header.stretch)
     return data
 

@@ -3,6 +3,7 @@
 import argparse
 import random
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from helper import EpochState
 from models.glnet import GLNet
 from models.tensors import load, only_tensors
+from training.average import WeightAverage
 from training.options import RELEASED, build_parser
 from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
@@ -25,6 +27,9 @@ FORMAT, VERSION = "glnet training", 2
 EPOCH_OPTIONS = ("batch_size", "seed", "training_images", "window", "windows")
 """The options, and the training images, that determine which images are in which step of an epoch."""
 
+RATE_OPTIONS = {*EPOCH_OPTIONS, "num_epochs", "lr", "backbone_lr", "warmup", "optimizer", "weight_decay"}
+"""The options that determine the rates of the steps, and how the optimizer takes them."""
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -35,18 +40,20 @@ class RunFiles:
         best: checkpoint of the epoch with the best validation score.
         resume: the resume file, which exists as long as the run is unfinished.
         card: the model card, written when the run is finished.
+        average: checkpoint of the last epoch with averaged weights, of a run with `--ema`.
     """
 
     last: Path
     best: Path
     resume: Path
     card: Path
+    average: Path
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "RunFiles":
         """Return the paths that follow from `--model_path` and `--task_name`."""
         folder, name = options.model_path, options.task_name
-        return cls(*(folder / f"{name}{ending}" for ending in (".pth", ".best.pth", ".resume.pth", ".md")))
+        return cls(*(folder / f"{name}{ending}" for ending in (".pth", ".best.pth", ".resume.pth", ".md", ".ema.pth")))
 
 
 def resume_source(options: argparse.Namespace) -> Path | None:
@@ -79,6 +86,7 @@ class RunState:
         best_score: the headline's best mIoU on the validation images, 0..1; -1 before the first.
         best_epoch: the epoch that reached it, counted from 1.
         bad_in_row: the last steps in a row whose loss or gradient was not finite.
+        unvalidated: epochs since the last validation.
     """
 
     started: str
@@ -87,6 +95,7 @@ class RunState:
     best_score: float = -1.0
     best_epoch: int = 0
     bad_in_row: int = 0
+    unvalidated: int = 0
 
 
 @dataclass
@@ -103,6 +112,7 @@ class Snapshot:
         options: the options that the run was started with.
         logs: the length of each log file, in bytes.
         random: the states of all random generators.
+        average: the state dict of the weights' average; None without one.
     """
 
     model: dict[str, Tensor]
@@ -115,6 +125,7 @@ class Snapshot:
     options: dict[str, Any]
     logs: dict[str, int]
     random: dict[str, Any]
+    average: dict[str, Any] | None = None
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
@@ -143,7 +154,10 @@ def read(path: Path) -> Snapshot:
 
 @dataclass
 class TrainerState:
-    """Everything that changes while a run trains, and so is in a snapshot."""
+    """Everything that changes while a run trains, and so is in a snapshot.
+
+    `average` is that of the weights, if the run averages them.
+    """
 
     model: GLNet
     optimizer: torch.optim.Optimizer
@@ -151,6 +165,11 @@ class TrainerState:
     scaler: torch.amp.GradScaler
     run: RunState
     epoch: EpochState
+    average: WeightAverage | None = None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has the averaged weights; without an average, its own."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def capture(self, ranks: Ranks, options: Mapping[str, Any], logs: Mapping[str, int]) -> Snapshot:
         """Take a snapshot; all processes take part.
@@ -174,33 +193,46 @@ class TrainerState:
             options=dict(options),
             logs=dict(logs),
             random=_random_states(),
+            average=None if self.average is None else self.average.state_dict(),
         )
 
-    def restore(self, snapshot: Snapshot, path: Path, ranks: Ranks) -> None:
+    def restore(self, snapshot: Snapshot, path: Path, ranks: Ranks, *, anew: bool = False) -> None:
         """Restore a snapshot.
 
         Args:
             snapshot: by `capture`.
             path: its file, for messages.
             ranks: all processes; the metric is restored in the main one.
+            anew: whether the optimizer's groups keep their rates and settings, and take over only the moments;
+                `reschedule` is to follow.
 
         Raises:
             InputError: the snapshot is damaged or of another network.
         """
         load(self.model, only_tensors(path, snapshot.model), path, ("",))
         try:
-            self.optimizer.load_state_dict(snapshot.optimizer)
+            own = {"param_groups": self.optimizer.state_dict()["param_groups"]} if anew else {}
+            # in every grouping the parameters have the network's order
+            self.optimizer.load_state_dict({**snapshot.optimizer, **own})
             for parameter, moments in self.optimizer.state.items():
                 if any(moment.shape not in (parameter.shape, torch.Size()) for moment in moments.values()):
                     raise ValueError("moments of another shape than their weights")
             self.scheduler.load_state_dict(snapshot.scheduler)
             if snapshot.scaler and self.scaler.is_enabled():
                 self.scaler.load_state_dict(snapshot.scaler)
+            self._restore_average(snapshot)
             self._restore_epoch(snapshot, ranks.main)
             _set_random_states(snapshot.random)
             self.run = RunState(**snapshot.standing)
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{path} is damaged, or of another network: {error}") from error
+
+    def _restore_average(self, snapshot: Snapshot) -> None:
+        """Restore the average, or start it with the restored weights if the run did not average before."""
+        if self.average is not None and snapshot.average is not None:
+            self.average.load_state_dict(snapshot.average)
+        elif self.average is not None:
+            self.average.restart()
 
     def _restore_epoch(self, snapshot: Snapshot, main: bool) -> None:
         """Restore the epoch. The metric, a sum over processes, is restored in the `main` process alone."""
@@ -210,12 +242,12 @@ class TrainerState:
             if main:
                 counts.copy_(saved)
 
-    def reschedule(self, lr: float, step: int) -> None:
-        """Set the base learning rate `lr` and the number of schedule steps taken, `step`."""
+    def reschedule(self, step: int) -> None:
+        """Set the number of schedule steps taken, `step`, and the rates that follow from the groups' initial ones."""
         self.scheduler.last_epoch = step
-        self.scheduler.base_lrs = [lr for _ in self.scheduler.base_lrs]
+        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
         for group, factor in zip(self.optimizer.param_groups, self.scheduler.lr_lambdas, strict=True):
-            group["initial_lr"], group["lr"] = lr, lr * factor(step)
+            group["lr"] = group["initial_lr"] * factor(step)
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
@@ -269,9 +301,13 @@ def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: 
     Raises:
         InputError: the changes make another experiment, and that is not allowed.
     """
+    saved, given = (
+        {**options, **{name: value for name, value in RELEASED.items() if options.get(name) is None}}
+        for options in (saved, given)
+    )
     parser = build_parser()
     rules = parser.on_resume
-    defaults = options_record(argparse.Namespace(**{name: parser.get_default(name) for name in rules} | RELEASED))
+    defaults = options_record(argparse.Namespace(**{name: parser.get_default(name) for name in rules}))
     known = {name for name in {*saved, *given} if rules.get(name) != SILENT and (name in given or name in saved)}
     lines = {}
     for name in sorted(known):

@@ -119,7 +119,12 @@ class Loss:
     class_weights: Tensor | None = None
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of `logits` (N, K, H, W) against ids `target` (N, H, W), a scalar."""
+        """Return the loss of `logits` (N, K, h, w) against ids `target` (N, H, W), a scalar.
+
+        Logits of another size than the target are enlarged to it bilinearly, corners not aligned.
+        """
+        if logits.shape[2:] != target.shape[1:]:
+            logits = F.interpolate(logits.float(), target.shape[1:], mode="bilinear", align_corners=False)
         return reduce(torch.add, (part(logits, target) for part in self.parts))
 
     def term(self, prediction: str) -> str:

@@ -114,6 +114,7 @@ class Settings:
         sub_batch_size: patches that are computed at a time.
         min_overlap: pixels that neighbouring patches share at least.
         loss: the training loss of one prediction.
+        full_labels: whether patches' labels stay as they are for the loss, or are shrunk to the logits.
         lamb_fmreg: weight of the feature-map regulariser, lambda in the paper (section 3.3).
         statistics: what pixel values are normalised by; None leaves them in [0, 1].
         device: where the network is.
@@ -125,6 +126,7 @@ class Settings:
         share_maps: whether the local branch, and in stage 2 the ensemble, read the global branch's maps, or zeros.
         blend: the weights of a patch's scores, a key of `utils.tiling.BLENDS`.
         upsample: how logits are enlarged to pixels, one of `utils.canvas.UPSAMPLES`.
+        clip_grad: the largest norm of a step's gradient; a larger one is scaled down to it. 0: none is.
         checkpoint_activations: whether training computes encoders again in the backward pass, to save memory.
     """
 
@@ -132,6 +134,7 @@ class Settings:
     sub_batch_size: int = 6
     min_overlap: int = MIN_OVERLAP
     loss: Loss = field(default_factory=build_loss)
+    full_labels: bool = False
     lamb_fmreg: float = 0.15
     statistics: Statistics | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -143,6 +146,7 @@ class Settings:
     share_maps: bool = True
     blend: str = "none"
     upsample: str = "nearest"
+    clip_grad: float = 0.0
     checkpoint_activations: bool = False
 
     def to_device(self, x: Tensor) -> Tensor:
