@@ -148,9 +148,14 @@ class Experiment:
             f"--seed={fold}",
         ]
 
+    def checkpoint(self, run: Run, fold: int) -> str:
+        """Return the file that a run is read from: its averaged weights, if it is trained with `--ema`."""
+        averaged = any(one.startswith("--ema=") for one in (*COMMON, *self.changed(run)))
+        return f"{self.name(run, fold)}{'.ema' if averaged else ''}.pth"
+
     def starts(self, run: Run, fold: int) -> list[str]:
         """Return the arguments that name the checkpoints of other runs."""
-        return [f"--{option}={self.name(self.runs[other], fold)}.pth" for option, other in run.starts]
+        return [f"--{option}={self.checkpoint(self.runs[other], fold)}" for option, other in run.starts]
 
     def evaluation(self, run: Run, fold: int, evaluation: str) -> list[str]:
         """Return the command of one of a run's evaluations."""
@@ -158,11 +163,12 @@ class Experiment:
         where = [f"--task_name=eval_{name}_{evaluation}", *self.places(fold), "--evaluation"]
         more = [*self.recipe.evaluation, *run.evaluations[evaluation]]
         if run.mode:
-            file = f"--{STAGES[run.mode].reads}={name}.pth"
+            file = f"--{STAGES[run.mode].reads}={self.checkpoint(run, fold)}"
             program = [sys.executable, "-m", "benchmarks.scores", f"--mode={run.mode}", file]
             return [*program, *where, "--precision=bf16", *more]
         known = [one for one in (*COMMON, *self.changed(run)) if one.split("=")[0] in NOT_RECORDED]
-        program = [sys.executable, "-m", "benchmarks.baselines", f"--path_g={name}.pth", *self.starts(run, fold)]
+        file = f"--path_g={self.checkpoint(run, fold)}"
+        program = [sys.executable, "-m", "benchmarks.baselines", file, *self.starts(run, fold)]
         return [*program, *where, *known, *more]
 
     def execute(self, command: list[str], name: str, threads: int) -> tuple[float, float]:

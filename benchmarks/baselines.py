@@ -180,11 +180,12 @@ class PatchPredictor:
     stage: Stage = STAGES[1]
 
     @torch.inference_mode()
-    def segment(self, image: Source, sinks: Mapping[str, Sink], *, global_image: Tensor | None = None) -> Coverage:
-        """Segment one image; `global_image` is read for `scores_of` only. The rest is as in `Predictor.segment`."""
+    def segment(self, image: Source, sinks: Mapping[str, Sink], **images: Tensor | None) -> Coverage:
+        """Segment one image; its shrunk image is read for `scores_of` only. The rest is as in `Predictor.segment`."""
         patches = ImagePatches(image, self.settings)
         canvas = patches.canvas(sinks["global"])
-        further = self.scores_of.of(required(global_image, "shrunk image"), image.size) if self.scores_of else None
+        shrunk = images.get("global_image")
+        further = self.scores_of.of(required(shrunk, "shrunk image"), image.size) if self.scores_of else None
         for which, x in inputs(patches, further):
             with autocast(self.settings.device, self.settings.precision):
                 logits = padded(self.network, x)

@@ -60,7 +60,7 @@ class LateFusion:
         """The network's own settings."""
         return self.predictor.settings
 
-    def segment(self, image: Source, sinks: Mapping[str, Sink], *, global_image: Tensor | None = None) -> Coverage:
+    def segment(self, image: Source, sinks: Mapping[str, Sink], **images: Any) -> Coverage:
         """Segment one image; the parameters are those of `Predictor.segment`. `sinks` are all predictions of a stage.
 
         Local scores are means over the patches that cover a pixel, before their softmax.
@@ -77,7 +77,7 @@ class LateFusion:
             return take
 
         own = {name: adding(sinks[name]) for name in FUSED}
-        coverage = self.predictor.segment(image, own, global_image=global_image, means=True)
+        coverage = self.predictor.segment(image, own, means=True, **images)
         for top in range(0, image.size[0], RESULT_ROWS):
             sinks["ensemble"](top, totals[0][:, top : top + RESULT_ROWS] / len(FUSED))
         return coverage

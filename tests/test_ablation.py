@@ -89,6 +89,16 @@ def test_the_command_line_changes_budgets_rates_and_the_runs(tmp_path: Path) -> 
     assert {"--num_epochs=6", "--batch_size=2", "--patches=4", "--lr=0.5"} <= set(found["unet_scores"])
 
 
+def test_averaged_weights_are_read_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = build_experiment(tmp_path)
+    run = experiment.runs["l2g"]
+    assert "--path_l2g=l2g_0.pth" in experiment.evaluation(run, 0, "own")
+    monkeypatch.setattr(ablation, "COMMON", ("--ema=0.99",))
+    assert "--path_g2l=g2l_0.ema.pth" in experiment.training(run, 0)
+    assert "--path_l2g=l2g_0.ema.pth" in experiment.evaluation(run, 0, "own")
+    assert "--path_g=unet_0.ema.pth" in experiment.evaluation(experiment.runs["unet"], 0, "own")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -307,7 +317,7 @@ class TwoBranches:
     def __init__(self, global_: torch.Tensor, local: torch.Tensor) -> None:
         self.scores = {"global": (global_, 3), "local": (local, 2)}
 
-    def segment(self, image, sinks, *, global_image=None, means=False) -> Coverage:
+    def segment(self, image, sinks, *, means=False) -> Coverage:
         assert means and set(sinks) == {"global", "local"}
         for name in ("local", "global"):
             scores, rows = self.scores[name]
