@@ -1,7 +1,8 @@
-"""The images of `benchmarks.ablation`, at a size that two cores train: real scenes shrunk, and made-up ones."""
+"""The images of `benchmarks.ablation`, at a size that two cores train: pages, real scenes shrunk, and made-up ones."""
 
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import deep_globe, dubai, synthetic
-from dataset.base import Item
 from dataset.folder_file import NAME, FolderFile, Splits
-from dataset.layout import TRAIN, VAL, SplitChoice
+from dataset.layout import TRAIN, VAL, SplitChoice, read_list
 from dataset.pairs import PairReader
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
@@ -35,6 +35,10 @@ SEED = 12
 """Of the made-up scenes; the demo's have another."""
 
 
+Lists = dict[str, list[str]]
+"""Ids of images by split."""
+
+
 class Picture(NamedTuple):
     """An image (H, W, 3) uint8 and its class ids (H, W) uint8."""
 
@@ -44,67 +48,92 @@ class Picture(NamedTuple):
     label: np.ndarray
 
 
-def prepare(data: str, source: Path | None, folder: Path) -> None:
-    """Write the data sets of an experiment, unless they are there: `scenes`, and of Dubai `parts`.
+def prepare(data: str, source: Path | None, folder: Path, folds: int, group: Callable[[str], str]) -> None:
+    """Write the data sets of an experiment, unless they are there: one folder for each fold, named by its number.
+
+    Folds of pages are of groups: each validates every `folds`-th of them and trains on all others. Other data sets have
+    one split, and folds that differ by their seeds.
 
     Args:
-        data: `dubai` or `synthetic`.
-        source: of Dubai, the published set.
+        data: `pages`, `dubai` or `synthetic`.
+        source: of pages, the data set that `dataset.alto` wrote; of Dubai, the published set.
         folder: of the data sets, which `--dataset folder` reads.
+        folds: how many.
+        group: gives the group of an id, such as the book of a page.
 
     Raises:
-        InputError: the published set is not named, or cannot be used.
+        InputError: the source is not named, or cannot be used.
     """
     if folder.is_dir():
         return
     beside = folder.with_name(f"{folder.name}.part")  # renamed when complete
     shutil.rmtree(beside, ignore_errors=True)
     if data == "synthetic":
-        _write(beside / "scenes", deep_globe.DEEP_GLOBE, _made_up())
+        described, ids = _write(beside / "scenes", deep_globe.DEEP_GLOBE, _made_up())
+        lists = [ids] * folds
     elif source is None:
-        raise InputError("--data dubai needs --data_path: the folder of the published set")
+        raise InputError(f"--data {data} needs --data_path: the folder of the data set")
+    elif data == "dubai":
+        described, ids = _write(beside / "scenes", dubai.DUBAI, _scenes(source))
+        lists = [ids] * folds
     else:
-        _write(beside / "scenes", dubai.DUBAI, _scenes(source))
-        _write(beside / "parts", dubai.DUBAI, _parts(source))
+        described = FolderFile.read(source)
+        lists = deal(_listed(described), folds, group)
+    for number, of_fold in enumerate(lists):
+        _write_lists(beside / str(number), described, of_fold)
     beside.rename(folder)
 
 
-def _write(folder: Path, classes: Classes, pictures: Iterable[Picture]) -> None:
-    """Write images and ids as TIFF files, which windows are read from, with lists and the file that describes them."""
-    ids: dict[str, list[str]] = {}
+def deal(ids: Sequence[str], folds: int, group: Callable[[str], str]) -> list[Lists]:
+    """Return the lists of each fold: the k-th validates the images of groups k, k + folds, ... in order of names.
+
+    Raises InputError if there are fewer groups than folds.
+    """
+    groups = sorted({group(id_) for id_ in ids})
+    if len(groups) < folds:
+        raise InputError(f"{folds} folds need as many books, and there are {len(groups)}: {', '.join(groups)}")
+    held = [set(groups[number::folds]) for number in range(folds)]
+    return [
+        {TRAIN: [id_ for id_ in ids if group(id_) not in out], VAL: [id_ for id_ in ids if group(id_) in out]}
+        for out in held
+    ]
+
+
+def _listed(file: FolderFile) -> list[str]:
+    """Return the ids of all images of a data set that names lists. Raises InputError if it names none."""
+    if not file.splits.lists:
+        raise InputError(f"{file.folder / NAME} names no lists of images; make the set by python -m dataset.alto")
+    return sorted({id_ for path in file.splits.lists.values() for id_ in read_list(file.folder / path)})
+
+
+def _write_lists(folder: Path, file: FolderFile, ids: Lists) -> None:
+    """Write a data set that has the images of another one, and lists of its own."""
+    folder.mkdir(parents=True)
+    for split, listed in ids.items():
+        (folder / f"{split}.txt").write_text("".join(f"{id_}\n" for id_ in listed))
+    splits = Splits(lists={split: f"{split}.txt" for split in ids})
+    root = os.path.relpath((file.folder / file.root).resolve(), folder.resolve())
+    write_json(folder / NAME, replace(file, folder=folder, root=root, splits=splits).to_record())
+
+
+def _write(folder: Path, classes: Classes, pictures: Iterable[Picture]) -> tuple[FolderFile, Lists]:
+    """Write images and ids as TIFF files, which windows are read from; return their description, and their ids."""
+    ids: Lists = {}
     for picture in tqdm(pictures, desc=f"images to {folder}", unit="image"):
         for kind, pixels in (("images", picture.image), ("labels", picture.label)):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / kind / f"{picture.id}.tif")
         ids.setdefault(picture.split, []).append(picture.id)
-    for split, listed in ids.items():
-        (folder / f"{split}.txt").write_text("".join(f"{id_}\n" for id_ in listed))
     numbered = replace(classes, values=(), ignored=(IGNORED,))  # labels hold ids
-    splits = Splits(lists={split: f"{split}.txt" for split in ids})
-    file = FolderFile(folder, ".", "images/{id}.tif", "labels/{id}.tif", numbered, splits)
-    write_json(folder / NAME, file.to_record())
-
-
-def _items(source: Path) -> Iterator[tuple[str, Item]]:
-    for split in (TRAIN, VAL):
-        for item in dubai.find_items(source, split, SplitChoice()):
-            yield split, item
+    return FolderFile(folder, ".", "images/{id}.tif", "labels/{id}.tif", numbered, Splits()), ids
 
 
 def _scenes(source: Path) -> Iterator[Picture]:
     """Yield the joined scenes, shrunk."""
     reader = PairReader(dubai.DUBAI)
-    for split, item in _items(source):
-        yield _shrunk(split, item.id, *reader.read(item))
-
-
-def _parts(source: Path) -> Iterator[Picture]:
-    """Yield the published parts of the scenes, shrunk."""
-    reader = PairReader(dubai.DUBAI)
-    for split, item in _items(source):
-        for number, (image, label) in enumerate(item.pairs(), 1):
-            part = item._replace(id=f"{item.id}_{number}", image=image, label=label)
-            yield _shrunk(split, part.id, *reader.read(part))
+    for split in (TRAIN, VAL):
+        for item in dubai.find_items(source, split, SplitChoice()):
+            yield _shrunk(split, item.id, *reader.read(item))
 
 
 def _shrunk(split: str, id_: str, image: Tensor, label: Tensor | None) -> Picture:

@@ -1,168 +1,258 @@
-"""What `benchmarks.ablation` trains: the recipe of each data set, the variants, and the runs that they consist of."""
+"""What `benchmarks.ablation` trains: the recipe, the budgets of each data set, the runs, and the rows of the table.
 
-from dataclasses import dataclass, replace
+Everything that a trial may change stands here.
+"""
 
-BUDGETS = {"small": 1.0, "medium": 4.0}
-"""By which the numbers of epochs are multiplied."""
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-ENSEMBLE = "ensemble"
+ENSEMBLE, LOCAL, GLOBAL = "ensemble", "local", "global"
+
+COMMON = (
+    "--backbone=timm/tf_efficientnet_lite0",
+    "--normalize=half",
+    "--min_overlap=0",
+    "--sub_batch_size=16",
+    "--loss=ce",
+    "--loss_size=full",
+    "--optimizer=adamw",
+    "--weight_decay=0.01",
+    "--warmup=50",
+    "--clip_grad=1",
+    "--augment",
+    "--precision=bf16",
+)
+"""Arguments of every training, of GLNet and of the others: one encoder, optimizer, schedule, augmentation and loss."""
+
+NETWORK = ("--pyramid_norm=batch", "--pyramid_width=64", "--start=previous")
+"""Arguments of GLNet by the recipe; the released start and pyramid go without."""
+
+NO_REGULARISER = "--lamb_fmreg=0"
+
+RATES = {
+    "global": 5e-4,
+    "local": 1e-3,
+    "g2l": 3e-4,
+    "l2g": 3e-4,
+    "unet": 1e-3,
+    "deeplab": 1e-3,
+    "released_global": 5e-4,
+    "released_g2l": 1e-4,
+}
+"""Learning rate by family of runs, each found by the same number of trials."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of all variants on one data set, chosen by stage 1 and U-Net alone.
+    """One data set: its folds, and how long everything is trained on it.
 
     Attributes:
-        epochs: of the three stages in the smallest budget.
-        arguments: of training, beside those of `COMMON`.
-        windows: further arguments of training on whole scenes.
-        evaluation: arguments of the evaluation on whole scenes.
-        parts: by how much more epochs parts of scenes are trained, so that as many patches are read; 0 for no parts.
-        reasons: whether U-Net is also trained as stage 2 is, and stage 2 for longer, to tell networks from training.
+        folds: how many; each has a seed of its own, its number.
+        arguments: of training and, of other networks than GLNet, also of evaluation.
+        epochs: of stage 1; of everything that is trained on patches; of stage 3.
+        images: in a step, in the same order.
+        patches: of each image in a step.
+        windows: further arguments of training.
+        evaluation: further arguments of evaluation.
         patch: side of a patch, in pixels.
-        other_patch: the same in the variant with other patches.
+        sides: other sides of patches, for the gain of sharing over the side.
+        context: the classes, by the beginning of their names, that only context tells.
+        own_look: the classes that are told by their own look.
+        grouped: whether an id is `GROUP_NUMBER`, as pages of a book are; else each image is a group of its own.
     """
 
+    folds: int
     epochs: tuple[int, int, int]
+    images: tuple[int, int, int]
+    patches: int
     arguments: tuple[str, ...] = ()
     windows: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
-    parts: float = 0
-    reasons: bool = False
     patch: int = 128
-    other_patch: int = 64
+    sides: tuple[int, ...] = ()
+    context: tuple[str, ...] = ()
+    own_look: tuple[str, ...] = ()
+    grouped: bool = False
 
+    def group(self, id_: str) -> str:
+        """Return what an image belongs to: its book, or itself."""
+        return id_.rpartition("_")[0] if self.grouped else id_
 
-COMMON = (
-    "--backbone=resnet18",
-    "--backbone_weights=none",
-    "--normalize=imagenet",
-    "--size_g=96",
-    "--min_overlap=0",
-    "--sub_batch_size=9",
-    "--loss=ce",
-    "--precision=bf16",
-    "--augment",
-)
-"""Arguments of every training."""
 
 RECIPES = {
+    "pages": Recipe(
+        folds=4,
+        epochs=(48, 24, 12),
+        images=(4, 4, 4),
+        patches=8,
+        arguments=("--size_g=128", "--turns=none", "--class_weights", "0.7", "0.8", "3", "6", "5", "3"),
+        sides=(64, 256, 512),
+        context=("title", "margin", "head"),
+        own_look=("ornament",),
+        grouped=True,
+    ),
     "dubai": Recipe(
+        folds=3,
+        epochs=(16, 10, 5),
+        images=(2, 2, 2),
+        patches=9,
+        arguments=("--size_g=96", "--class_weights", "3", "0.5", "2", "2.5", "0.7"),
         windows=("--window=384", "--windows=16"),
         # scenes of 490 to 640 pixels are shrunk as much as windows are: to a quarter
         evaluation=("--size_g=144",),
-        arguments=("--class_weights", "3", "0.5", "2", "2.5", "0.7"),
-        epochs=(16, 2, 3),
-        parts=2.5,
-        reasons=True,
     ),
-    "synthetic": Recipe(epochs=(12, 2, 3)),
+    "synthetic": Recipe(
+        folds=3,
+        epochs=(24, 12, 6),
+        images=(2, 2, 2),
+        patches=9,
+        arguments=("--size_g=96",),
+        context=("agriculture", "rangeland"),
+        own_look=("urban",),
+    ),
 }
 """By `--data`."""
-
-RATES = {0: 1e-3, 1: 5e-4, 2: 2e-4, 3: 5e-4}
-"""Learning rate by mode; 0 is a network of `benchmarks.baselines`. The rates of the stages have the released ratio."""
-
-BATCH = {0: 1, 1: 2, 2: 1, 3: 2}
-"""Images in a step, by mode. The norm layers of modes 1 and 3 need more than one whole image."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation.
+    """One training and its evaluations.
 
     Attributes:
-        name: of its files, without the seed.
+        name: of its files, without the fold.
         mode: of GLNet; 0 is a network of `benchmarks.baselines`.
-        epochs: how many.
-        options: further arguments.
-        starts: by option, the name of the run whose checkpoint it starts from.
-        data: the folder of its images, below that of the experiment's data.
-        rate: learning rate; that of the mode in `RATES` by default.
-        extra: whether it is trained after all others, of all seeds.
+        phase: index into `Recipe.epochs` and `Recipe.images`: 0 shrunk images, 1 patches, 2 stage 3.
+        family: key of `RATES`.
+        options: further arguments of training; of mode 0 also of evaluation.
+        starts: by option, the name of the run whose checkpoint it reads.
+        side: of its patches; None is `Recipe.patch`.
+        evaluations: by name, further arguments.
+        released: whether it goes without `NETWORK`.
+        extra: whether it is trained after the others, of all folds.
     """
 
     name: str
     mode: int
-    epochs: int
+    phase: int
+    family: str
     options: tuple[str, ...] = ()
     starts: tuple[tuple[str, str], ...] = ()
-    data: str = "scenes"
-    rate: float | None = None
+    side: int | None = None
+    evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"own": ()})
+    released: bool = False
     extra: bool = False
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate that it is trained with."""
-        return RATES[self.mode] if self.rate is None else self.rate
+
+@dataclass(frozen=True)
+class Cost:
+    """How a run reads its images: equal pixels and steps for every side of patches.
+
+    Attributes:
+        epochs: how many.
+        images: in a step.
+        patches: of each image in a step.
+    """
+
+    epochs: int
+    images: int
+    patches: int
+
+
+def cost(recipe: Recipe, run: Run) -> Cost:
+    """Return what a run reads. Patches of another side are as many fewer, or images, as each has more pixels."""
+    epochs, images = recipe.epochs[run.phase], recipe.images[run.phase]
+    patches = recipe.patches * (recipe.patch / (run.side or recipe.patch)) ** 2
+    if patches < 1:  # fewer images a step, and fewer epochs, so that there are as many steps
+        fewer = max(1, round(images * patches))
+        return Cost(max(1, round(epochs * fewer / images)), fewer, 1)
+    return Cost(epochs, images, round(patches))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: one prediction of a run."""
+    """A row of the table: one prediction of one evaluation of a run."""
 
+    key: str
     title: str
     run: str
     prediction: str
+    evaluation: str = "own"
+
+
+def pair(side: int, start: tuple[tuple[str, str], ...]) -> list[Run]:
+    """Return stage 2 and the local branch alone with patches of another side."""
+    alone = ("--share=none", NO_REGULARISER)
+    g2l = Run(f"g2l_{side}", 2, 1, "g2l", (), start, side, extra=True)
+    return [g2l, Run(f"local_{side}", 2, 1, "local", alone, start, side, extra=True)]
+
+
+def plan(recipe: Recipe) -> list[Run]:
+    """Return all runs of one fold, in an order in which each follows those that it starts from."""
+    start = (("path_g", "global"),)
+    shared = {"own": (), "other": ("--share=other",), "blank": ("--share=blank",)}
+    alone = ("--share=none", NO_REGULARISER)
+    unet = ("--model=unet",)
+    runs = [
+        Run("global", 1, 0, "global"),
+        Run("local", 2, 1, "local", alone, start, evaluations={"own": (), "fused": ("--late_fusion",)}),
+        Run("g2l", 2, 1, "g2l", (), start, evaluations=shared),
+        Run("unet", 0, 1, "unet", unet),
+        Run("deeplab", 0, 1, "deeplab", ("--model=deeplab",)),
+        Run("unet_long", 0, 1, "unet", unet, side=2 * recipe.patch),
+        Run("unet_scores", 0, 1, "unet", unet, (("scores_of", "global"),)),
+        Run("l2g", 3, 2, "l2g", (), (*start, ("path_g2l", "g2l"))),
+    ]
+    extra = [
+        Run("g2l_free", 2, 1, "g2l", (NO_REGULARISER,), start),
+        Run("l2g_free", 3, 2, "l2g", (), (*start, ("path_g2l", "g2l_free"))),
+        Run("released_global", 1, 0, "released_global", released=True),
+        Run("released_g2l", 2, 1, "released_g2l", (), (("path_g", "released_global"),), released=True),
+        *(run for side in recipe.sides for run in pair(side, start)),
+    ]
+    return [*runs, *(replace(run, extra=True) for run in extra)]
 
 
 def variants(recipe: Recipe) -> list[Variant]:
     """Return the rows of the table."""
-    parts = [Variant("both, parts as images", "l2g_parts", ENSEMBLE)] if recipe.parts else []
-    reasons = [
-        Variant("global to local, longer", "g2l_longer", ENSEMBLE),
-        Variant("U-Net, steps and rate of stage 2", "unet_slow", "global"),
-    ]
+    long = 2 * recipe.patch
     return [
-        Variant("global", "global", "global"),
-        Variant("local", "alone", "local"),
-        Variant("global to local", "g2l", ENSEMBLE),
-        Variant("local to global", "l2g_alone", ENSEMBLE),
-        Variant("both", "l2g", ENSEMBLE),
-        Variant("both, no regulariser", "l2g_free", ENSEMBLE),
-        Variant(f"both, patches of {recipe.other_patch}", "l2g_patches", ENSEMBLE),
-        *parts,
-        Variant("U-Net", "unet", "global"),
-        Variant("DeepLabV3+", "deeplab", "global"),
-        *(reasons if recipe.reasons else []),
+        Variant("global", "global alone", "global", GLOBAL),
+        Variant("local", "local alone", "local", LOCAL),
+        Variant("fused", "late fusion of both", "local", ENSEMBLE, "fused"),
+        Variant("g2l", "global to local (stage 2)", "g2l", ENSEMBLE),
+        Variant("g2l_local", "stage 2, its local branch", "g2l", LOCAL),
+        Variant("g2l_other", "stage 2, another image's maps", "g2l", ENSEMBLE, "other"),
+        Variant("g2l_blank", "stage 2, a blank image's maps", "g2l", ENSEMBLE, "blank"),
+        Variant("g2l_free", "stage 2, no regulariser", "g2l_free", ENSEMBLE),
+        Variant("l2g", "both directions (stage 3)", "l2g", ENSEMBLE),
+        Variant("l2g_free", "stage 3, no regulariser", "l2g_free", ENSEMBLE),
+        Variant("unet", "U-Net", "unet", GLOBAL),
+        Variant("deeplab", "DeepLabV3+", "deeplab", GLOBAL),
+        Variant("unet_long", f"U-Net, patches of {long}", "unet_long", GLOBAL),
+        Variant("unet_scores", "U-Net with scores of global alone", "unet_scores", GLOBAL),
+        Variant("released_global", "global alone, released pyramid", "released_global", GLOBAL),
+        Variant("released_g2l", "stage 2, released start and pyramid", "released_g2l", ENSEMBLE),
+        *(
+            Variant(f"{name}_{side}", f"{title}, patches of {side}", f"{name}_{side}", prediction)
+            for side in recipe.sides
+            for name, title, prediction in (("local", "local alone", LOCAL), ("g2l", "stage 2", ENSEMBLE))
+        ),
     ]
 
 
-def plan(recipe: Recipe, factor: float) -> list[Run]:
-    """Return all runs of one seed, in an order in which each follows those that it starts from."""
-    first, second, third = (max(1, round(factor * epochs)) for epochs in recipe.epochs)
-    patches = (f"--size_p={recipe.other_patch}",)
-    alone = ("--no-share_maps",)
-    start = (("path_g", "global"),)
-
-    def refined(name: str, local: str, options: tuple[str, ...] = ()) -> Run:
-        return Run(name, 3, third, options, (*start, ("path_g2l", local)))
-
-    runs = [
-        Run("global", 1, first),
-        Run("g2l", 2, second, (), start),
-        Run("unet", 0, second + third, ("--model=unet",)),
-        refined("l2g", "g2l"),
-        Run("alone", 2, second, (*alone, "--lamb_fmreg=0"), start),
-        refined("l2g_alone", "alone", alone),
-        Run("g2l_free", 2, second, ("--lamb_fmreg=0",), start),
-        refined("l2g_free", "g2l_free"),
-    ]
-    extra = [
-        Run("deeplab", 0, second + third, ("--model=deeplab",)),
-        Run("g2l_patches", 2, second, patches, start),
-        refined("l2g_patches", "g2l_patches", patches),
-    ]
-    if recipe.parts:
-        parts = (("path_g", "global_parts"),)
-        extra += [
-            Run("global_parts", 1, round(recipe.parts * first), data="parts"),
-            Run("g2l_parts", 2, round(recipe.parts * second), starts=parts, data="parts"),
-            Run("l2g_parts", 3, round(recipe.parts * third), starts=(*parts, ("path_g2l", "g2l_parts")), data="parts"),
-        ]
-    if recipe.reasons:
-        extra += [
-            Run("unet_slow", 0, second, ("--model=unet",), rate=RATES[2]),
-            Run("g2l_longer", 2, second + third, (), start),
-        ]
-    return [*runs, *(replace(run, extra=True) for run in extra)]
+DIFFERENCES = (
+    ("g2l", "local"),
+    ("g2l", "fused"),
+    ("g2l", "global"),
+    ("g2l", "unet"),
+    ("g2l", "deeplab"),
+    ("g2l", "unet_long"),
+    ("g2l", "unet_scores"),
+    ("g2l", "g2l_other"),
+    ("g2l", "g2l_blank"),
+    ("g2l", "g2l_free"),
+    ("g2l", "released_g2l"),
+    ("l2g", "g2l"),
+    ("l2g", "l2g_free"),
+)
+"""Keys of the variants whose scores are compared image by image: the first minus the second."""

@@ -1,47 +1,51 @@
 """Trains a usual network on patches by GLNet's data path, loss and schedule: python -m benchmarks.baselines --help
 
 The networks are those of the package segmentation_models_pytorch. They see patches of `--size_p` pixels with overlap,
-and nothing of the image around them; scores of overlapping patches are added, as GLNet's are. The result is an
-evaluation's JSON file, in which the prediction is called "global", as there is only one.
+and nothing of the image around them, unless `--scores_of` adds what a network of stage 1 finds in the shrunk image.
+Encoders start from `--backbone_weights`, as GLNet's do; scores of overlapping patches are added, as GLNet's are. The
+result is an evaluation's JSON file, in which the prediction is called "global", as there is only one.
 """
 
 import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import helper
+from benchmarks.scores import score_images
 from dataset.base import Sample
 from dataset.layout import TRAIN, SplitChoice
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from dataset.registry import Description, describe
 from engine.patches import ImagePatches, TrainingPatches
+from models.backbone import build_backbone
 from models.header import Header
+from models.timm_backbone import PREFIX
+from prediction.segmenter import Segmenter
 from training import options as command_line
 from training import setup
 from training.average import WeightAverage
-from training.memory import keep_freed_memory, peak_memory_mb
+from training.memory import keep_freed_memory
 from training.optimizer import build_optimizer, build_schedule
-from training.report import evaluation_record, evaluation_table
 from utils.arguments import Parser
 from utils.canvas import Sink
 from utils.distributed import pick_device
-from utils.errors import InputError, exit_code
+from utils.errors import InputError, exit_code, required
 from utils.files import load_torch, save_torch, write_json
-from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.selection import Coverage
 from utils.settings import Settings
 from utils.sources import Source
 from utils.stages import STAGES, Stage
-from utils.tiling import map_size
+from utils.tiling import Size, map_size
 
 MODELS = {"unet": "Unet", "deeplab": "DeepLabV3Plus", "fpn": "FPN"}
 """The package's names by `--model`."""
@@ -54,17 +58,73 @@ def build_parser() -> Parser:
     """Return the parser of `train_deep_globe.py` with `--model`; options that GLNet alone has do nothing."""
     parser = command_line.build_parser()
     parser.prog, parser.description = "python -m benchmarks.baselines", (__doc__ or "").splitlines()[0]
-    parser.group("baseline")("--model", choices=tuple(MODELS), default="unet", help="default: %(default)s")
+    add = parser.group("baseline")
+    add("--model", choices=tuple(MODELS), default="unet", help="default: %(default)s")
+    add(
+        "--scores_of",
+        metavar="FILE",
+        help="checkpoint of stage 1 inside --model_path: its scores of the whole image, enlarged and cropped to each\n"
+        "patch, are further input channels",
+    )
     return parser
 
 
-def build_network(model: str, backbone: str, n_class: int) -> nn.Module:
-    """Return a network that gives logits (N, n_class, h, w) of (N, 3, h, w). InputError without the package."""
+def build_network(model: str, backbone: str, n_class: int, weights: str = "none", further: int = 0) -> nn.Module:
+    """Build a network that gives logits (N, n_class, h, w) of (N, 3 + further, h, w).
+
+    Args:
+        model: a key of `MODELS`.
+        backbone: of GLNet's names.
+        n_class: number of classes.
+        weights: what the encoder starts from, as `--backbone_weights`.
+        further: input channels after the image's. The encoder's first convolution reads them with zeros at first.
+
+    Raises:
+        InputError: the package is missing, or the weights cannot be used.
+    """
     try:
         import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
     except ImportError as error:
         raise InputError("benchmarks.baselines needs a package: pip install segmentation-models-pytorch") from error
-    return getattr(smp, MODELS[model])(backbone, encoder_weights=None, classes=n_class)
+    timm = backbone.startswith(PREFIX)
+    name = f"tu-{backbone.removeprefix(PREFIX)}" if timm else backbone
+    network: Any = getattr(smp, MODELS[model])(name, encoder_weights=None, in_channels=3 + further, classes=n_class)
+    if weights != "none":
+        state = build_backbone(backbone, weights).state_dict()
+        if timm:
+            state = {name.replace("net.", "model.", 1): tensor for name, tensor in state.items()}
+        for name, own in network.encoder.state_dict().items():
+            if further and own.dim() == 4 and own.shape[1] == 3 + further and state[name].shape[1] == 3:
+                state[name] = F.pad(state[name], (0, 0, 0, 0, 0, further))
+        network.encoder.load_state_dict(state)
+    built: nn.Module = network
+    return built
+
+
+class GlobalScores:
+    """What a network of stage 1 finds in the shrunk image: softmaxes, enlarged to the image."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        """Load the network. Raises InputError if the file cannot be used."""
+        segmenter = Segmenter.from_checkpoint(path, device=settings.device, mode=1, precision=settings.precision)
+        self.network, self.settings = segmenter.predictor.network, segmenter.predictor.settings
+
+    @torch.no_grad()
+    def of(self, global_image: Tensor, size: Size) -> Tensor:
+        """Return the scores (n_class, H, W) of an image of `size`; `global_image` is (3, size_g, size_g) uint8."""
+        x = self.settings.to_input(global_image[None])
+        maps = self.network.global_maps(x, logits=True, context=False, ensemble=False)
+        scores = required(maps.logits, "logits").float().softmax(1)
+        return F.interpolate(scores, size, mode="bilinear")[0]
+
+
+def inputs(image: ImagePatches, scores: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield each sub-batch of patches (n, 3, h, w), with the crops of `scores` (n_class, H, W) as further channels."""
+    for patches, x in image:
+        if scores is not None:
+            crops = torch.stack([box.of(scores) for box in image.boxes[patches]])
+            x = torch.cat([x, crops.to(x)], 1)
+        yield patches, x
 
 
 def padded(network: nn.Module, x: Tensor) -> Tensor:
@@ -81,6 +141,7 @@ def train_one_epoch(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     settings: Settings,
     title: str,
+    scores_of: GlobalScores | None = None,
 ) -> float:
     """Train on every batch, one optimizer step for each; return the mean loss of a sub-batch of patches."""
     network.train()
@@ -91,7 +152,8 @@ def train_one_epoch(
         for sample in batch:
             image = TrainingPatches(sample, settings)
             image.keep(image.draw())
-            for patches, x in image:
+            scores = scores_of.of(sample.global_image, image.size) if scores_of else None
+            for patches, x in inputs(image, scores):
                 with autocast(settings.device, settings.precision):
                     logits = padded(network, x).float()
                     loss = settings.loss(logits, image.targets(patches, logits))
@@ -112,27 +174,36 @@ class PatchPredictor:
     Attributes:
         network: in evaluation mode.
         settings: patches, device, precision.
+        scores_of: gives further input channels, if there are any.
         stage: gives the prediction its name.
     """
 
     network: nn.Module
     settings: Settings
+    scores_of: GlobalScores | None = None
     stage: Stage = STAGES[1]
 
     @torch.inference_mode()
     def segment(self, image: Source, sinks: Mapping[str, Sink], **images: Tensor | None) -> Coverage:
-        """Segment one image; shrunk images are not read. The rest is as in `Predictor.segment`."""
+        """Segment one image; its shrunk image is read for `scores_of` only. The rest is as in `Predictor.segment`."""
         patches = ImagePatches(image, self.settings)
         canvas = patches.canvas(sinks["global"])
-        for which, x in patches:
+        shrunk = images.get("global_image")
+        further = self.scores_of.of(required(shrunk, "shrunk image"), image.size) if self.scores_of else None
+        for which, x in inputs(patches, further):
             with autocast(self.settings.device, self.settings.precision):
-                scores = padded(self.network, x)
-            canvas.add(scores.float(), which)
+                logits = padded(self.network, x)
+            canvas.add(logits.float(), which)
         return patches.coverage()
 
 
 def train(
-    network: nn.Module, options: Namespace, header: Header, described: Description, settings: Settings
+    network: nn.Module,
+    options: Namespace,
+    header: Header,
+    described: Description,
+    settings: Settings,
+    scores_of: GlobalScores | None = None,
 ) -> WeightAverage | None:
     """Train with GLNet's optimizer, schedule and samples; write a line of the log after each epoch.
 
@@ -151,7 +222,7 @@ def train(
         parts.set_epoch(epoch)
         start = time.perf_counter()
         title = f"epoch {epoch + 1}/{options.num_epochs}"
-        loss = train_one_epoch(network, loader, optimizer, scheduler, settings, title)
+        loss = train_one_epoch(network, loader, optimizer, scheduler, settings, title, scores_of)
         with log.open("a") as file:
             file.write(json.dumps({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}) + "\n")
     loader.close()
@@ -166,29 +237,23 @@ def work(options: Namespace) -> None:
     keep_freed_memory()
     torch.manual_seed(options.seed)
     settings = setup.build_settings(options, header, device)
-    network = build_network(options.model, header.backbone, len(header.classes)).to(device)
+    n_class = len(header.classes)
+    scores_of = GlobalScores(options.model_path / options.scores_of, settings) if options.scores_of else None
+    weights = "none" if options.evaluation else options.backbone_weights
+    network = build_network(options.model, header.backbone, n_class, weights, n_class if scores_of else 0).to(device)
     if options.precision != "fp32":
         network = network.to(memory_format=torch.channels_last)
     if not options.evaluation:
-        average = train(network, options, header, described, settings)
+        average = train(network, options, header, described, settings, scores_of)
         save_torch(options.model_path / f"{options.task_name}.pth", network.state_dict())
         if average is not None:
             with average.applied():
                 save_torch(options.model_path / f"{options.task_name}.ema.pth", network.state_dict())
         return
     network.load_state_dict(load_torch(options.model_path / options.path_g))
-    predictor = PatchPredictor(network.eval(), settings)
-    loader = SampleLoader(setup.open_data(options, described, options.split, header))
-    found = helper.evaluate(predictor, loader, StageMetrics(predictor.stage, header.classes))
-    record = evaluation_record(
-        0,
-        header.classes,
-        found.metrics.matrices,
-        images=found.images,
-        seconds_per_image=found.seconds_per_image,
-        peak_memory_mb=peak_memory_mb(device),
-    )
-    print(evaluation_table(record))
+    predictor = PatchPredictor(network.eval(), settings, scores_of)
+    data = setup.open_data(options, described, options.split, header)
+    record = score_images(predictor, data, header.classes)
     write_json(options.log_path / f"{options.task_name}.json", {"model": options.model, **record})
 
 

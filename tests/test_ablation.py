@@ -1,136 +1,424 @@
-"""The ablation: its plan, its order, its table; and the baselines, which train by the same data path."""
+"""The ablation: equal budgets, its order, its tables; late fusion; and the baselines, which train by the same path."""
 
 import json
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from builders import write_thin_checkpoint
 
-from benchmarks import ablation, ablation_data, baselines
-from benchmarks.ablation import Experiment, Schedule, as_markdown, mean_of
-from benchmarks.ablation_plan import BATCH, RATES, RECIPES, Run, plan, variants
+from benchmarks import ablation, ablation_data, ablation_tables, baselines, scores
+from benchmarks.ablation import Experiment, Schedule
+from benchmarks.ablation_plan import DIFFERENCES, RATES, RECIPES, cost, plan, variants
+from benchmarks.ablation_tables import Results, compare, iou_of, mean_of
+from dataset import synthetic
+from utils.canvas import ArgmaxSink
+from utils.errors import InputError
 from utils.files import write_json
+from utils.selection import Coverage
+from utils.sources import MemorySource
+from utils.stages import STAGES
 
 DATA = sorted(RECIPES)
 
 
-def build_experiment(folder: Path, data: str = "synthetic", **changes) -> Experiment:
-    options = {"data": data, "folder": folder, "budget": "small", "seeds": [0, 1], "threads": 1, "jobs": 1}
-    return Experiment(Namespace(**{**options, **changes}))
+def build_experiment(folder: Path, *more: str, data: str = "synthetic") -> Experiment:
+    arguments = [f"--data={data}", f"--folder={folder}", f"--output={folder}", "--backbone_weights=none", *more]
+    return Experiment(ablation.build_parser().parse_args(arguments))
+
+
+def commands(experiment: Experiment) -> dict[str, list[str]]:
+    return {name: experiment.training(run, 1) for name, run in experiment.runs.items()}
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_every_run_follows_those_that_it_starts_from_and_every_variant_has_one(data: str) -> None:
-    runs = plan(RECIPES[data], 1)
+def test_every_run_follows_those_that_it_starts_from_and_every_variant_can_be_read(data: str) -> None:
+    runs = plan(RECIPES[data])
     for index, run in enumerate(runs):
         assert {other for _, other in run.starts} <= {earlier.name for earlier in runs[:index]}
-    assert len({run.name for run in runs}) == len(runs)
-    assert {variant.run for variant in variants(RECIPES[data])} <= {run.name for run in runs}
+        assert run.family in RATES
+    by_name = {run.name: run for run in runs}
+    assert len(by_name) == len(runs)
+    rows = variants(RECIPES[data])
+    for variant in rows:
+        run = by_name[variant.run]
+        assert variant.evaluation in run.evaluations and variant.prediction in STAGES[run.mode or 1].predictions
+    assert {key for pair in DIFFERENCES for key in pair} <= {variant.key for variant in rows}
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_budgets_are_equal(data: str) -> None:
-    """U-Net and DeepLabV3+ read each patch as often as stages 2 and 3 together; a longer budget trains all longer."""
-    small, large = ({run.name: run for run in plan(RECIPES[data], factor)} for factor in (1, 3))
-    assert small["unet"].epochs == small["deeplab"].epochs == small["g2l"].epochs + small["l2g"].epochs
-    for stage in (2, 3):
-        equal = [run for run in small.values() if run.name != "g2l_longer" and run.data == "scenes"]
-        assert len({run.epochs for run in equal if run.mode == stage}) == 1
-    if RECIPES[data].reasons:
-        assert small["g2l_longer"].epochs == small["unet"].epochs
-        assert small["unet_slow"].epochs == small["g2l"].epochs
-    assert all(large[name].epochs == 3 * run.epochs for name, run in small.items() if run.data == "scenes")
-    assert set(RATES) == set(BATCH) == {run.mode for run in small.values()}
+def test_all_that_is_trained_on_patches_reads_as_many_pixels_in_as_many_steps(data: str) -> None:
+    recipe = RECIPES[data]
+    for run in plan(recipe):
+        read = cost(recipe, run)
+        steps = read.epochs / read.images
+        assert steps == pytest.approx(recipe.epochs[run.phase] / recipe.images[run.phase])
+        if run.phase == 1:
+            pixels = read.epochs * read.patches * (run.side or recipe.patch) ** 2
+            assert pixels == pytest.approx(recipe.epochs[1] * recipe.patches * recipe.patch**2, rel=0.15)
 
 
-def test_variants_differ_by_what_their_names_say(tmp_path: Path) -> None:
-    experiment = build_experiment(tmp_path)
-    commands = {name: experiment.training(run, 0) for name, run in experiment.runs.items()}
+@pytest.mark.parametrize("data", DATA)
+def test_commands_differ_by_what_their_names_say_alone(tmp_path: Path, data: str) -> None:
+    found = commands(build_experiment(tmp_path, data=data))
+    network = {"--pyramid_norm", "--pyramid_width", "--start", "--mode", "--val_every", "--resume", "--lr"}
 
     def more(name: str, than: str) -> set[str]:
         named = {"--task_name", "--path_g2l"}
-        return {one for one in set(commands[name]) - set(commands[than]) if one.split("=")[0] not in named}
+        return {one for one in set(found[name]) - set(found[than]) if one.split("=")[0] not in named}
 
-    assert more("alone", "g2l") == {"--no-share_maps", "--lamb_fmreg=0"}
+    assert more("local", "g2l") <= {"--share=none", "--lamb_fmreg=0", f"--lr={RATES['local']}"}
     assert more("g2l_free", "g2l") == {"--lamb_fmreg=0"}
     assert more("l2g_free", "l2g") == set()
-    assert more("l2g_alone", "l2g") == {"--no-share_maps"}
-    assert more("g2l_patches", "g2l") == {"--size_p=64"}
-    assert more("deeplab", "unet") == {"--model=deeplab"}
+    assert more("deeplab", "unet") <= {"--model=deeplab", f"--lr={RATES['deeplab']}"}
+    assert more("unet_scores", "unet") == {"--scores_of=global_1.pth"}
+    assert {one.split("=")[0] for one in more("unet_long", "unet")} == {"--size_p", "--patches"}
+    assert {one.split("=")[0] for one in more("g2l", "unet")} <= {*network, "--path_g", found["g2l"][1]}
+    assert not {one.split("=")[0] for one in found["released_g2l"]} & {"--pyramid_norm", "--pyramid_width", "--start"}
+    assert all("--seed=1" in command for command in found.values())
 
 
-def test_a_schedule_hands_out_every_run_once_and_starts_first(tmp_path: Path) -> None:
-    experiment = build_experiment(tmp_path, seeds=[0, 1])
+def test_the_command_line_changes_budgets_rates_and_the_runs(tmp_path: Path) -> None:
+    more = ("--epochs", "5", "6", "7", "--images", "1", "2", "3", "--patches", "4", "--rate", "unet=0.5")
+    found = commands(build_experiment(tmp_path, *more, "--only", "unet_scores"))
+    assert list(found) == ["global", "unet_scores"]
+    assert {"--num_epochs=5", "--batch_size=1"} <= set(found["global"])
+    assert {"--num_epochs=6", "--batch_size=2", "--patches=4", "--lr=0.5"} <= set(found["unet_scores"])
+
+
+def test_averaged_weights_are_read_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = build_experiment(tmp_path)
+    run = experiment.runs["l2g"]
+    assert "--path_l2g=l2g_0.pth" in experiment.evaluation(run, 0, "own")
+    monkeypatch.setattr(ablation, "COMMON", ("--ema=0.99",))
+    assert "--path_g2l=g2l_0.ema.pth" in experiment.training(run, 0)
+    assert "--path_l2g=l2g_0.ema.pth" in experiment.evaluation(run, 0, "own")
+    assert "--path_g=unet_0.ema.pth" in experiment.evaluation(experiment.runs["unet"], 0, "own")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--only", "unet2"], "unet2: there is no such run"),
+        (["--folds", "9"], "--folds 9"),
+        (["--trial", "a"], "needs --only"),
+        (["--data=dubai"], "--data_path"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(
+    tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert ablation.main([f"--folder={tmp_path}", f"--output={tmp_path}", *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_folds_hold_every_book_back_once_and_no_page_is_in_both_lists() -> None:
+    recipe = RECIPES["pages"]
+    ids = [f"book{book}_f{page}" for book in "ebadc" for page in range(3)]
+    folds = ablation_data.deal(ids, 2, recipe.group)
+    held = [{recipe.group(id_) for id_ in fold["val"]} for fold in folds]
+    assert held == [{"booka", "bookc", "booke"}, {"bookb", "bookd"}]
+    for fold, books in zip(folds, held, strict=True):
+        assert sorted(fold["train"] + fold["val"]) == sorted(ids)
+        assert not books & {recipe.group(id_) for id_ in fold["train"]}
+    with pytest.raises(InputError, match="as many books"):
+        ablation_data.deal(ids, 6, recipe.group)
+
+
+def test_a_fold_reads_the_pages_of_the_set_that_it_was_made_of(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    for kind in ("images", "labels"):
+        (source / kind).mkdir(parents=True)
+        for name in ("a_f1", "b_f1"):
+            synthetic.Image.new("L", (32, 32)).save(source / kind / f"{name}.png")
+    classes = [{"name": "outside", "value": 0}, {"name": "body", "value": 1}]
+    lists = {"train": "train.txt", "val": "val.txt"}
+    (source / "train.txt").write_text("a_f1\n")
+    (source / "val.txt").write_text("b_f1\n")
+    record = {"images": "images/{id}.png", "labels": "labels/{id}.png", "classes": classes, "splits": {"lists": lists}}
+    write_json(source / "dataset.json", record)
+    recipe = RECIPES["pages"]
+    ablation_data.prepare("pages", source, tmp_path / "out" / "data", 2, recipe.group)
+    described = baselines.describe("folder", tmp_path / "out" / "data" / "1")
+    assert [item.id for item in described.find("train")] == ["a_f1"]
+    (item,) = described.find("val")
+    assert item.image.resolve() == source / "images" / "b_f1.png"
+
+
+def fake_execute(experiment: Experiment, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> list[str]:
+    """Replace the commands of an experiment by ones that write an evaluation's result; return their task names."""
+    executed = []
+
+    def execute(command: list[str], name: str, threads: int) -> tuple[float, float]:
+        task = next(one for one in command if one.startswith("--task_name=")).partition("=")[2]
+        executed.append(task)
+        if fails and task.startswith(fails):
+            raise InputError(f"{name} failed")
+        scored = {key: {"mIoU": 0.5} for key in ("global", "local", "ensemble")}
+        matrices = {key: {"scene1": [3, 1, 0, 2], "scene2": [1, 0, 1, 1]} for key in scored}
+        record = {"classes": ["land", "water"], "left_out": [], "matrices": matrices, **scored}
+        write_json(
+            experiment.folder / "runs" / f"{task}.json", {**record, "seconds_per_image": 2.0, "peak_memory_mb": 9.0}
+        )
+        return 60.0, 100.0
+
+    monkeypatch.setattr(experiment, "execute", execute)
+    return executed
+
+
+def run_all(experiment: Experiment) -> BaseException | None:
+    """Execute all that a schedule hands out."""
     schedule = Schedule(experiment, None)
-    taken: list[tuple[str, int]] = []
     while (item := schedule.take()) is not None:
-        run, seed = item
-        assert all((other, seed) in taken for _, other in run.starts)
-        taken.append((run.name, seed))
-        schedule.finish(run, seed, None)
-    assert sorted(taken) == sorted((name, seed) for name in experiment.runs for seed in (0, 1))
-    extra = [experiment.runs[name].extra for name, _ in taken]
-    assert extra == sorted(extra)
+        error = None
+        try:
+            experiment.work(*item)
+        except InputError as caught:
+            error = caught
+        schedule.finish(*item, error)
+    return schedule.failed
 
 
-def test_finished_runs_are_kept_and_a_failed_one_stops_the_others(tmp_path: Path) -> None:
-    experiment = build_experiment(tmp_path, seeds=[0])
-    write_json(experiment.result(experiment.runs["global"], 0), {})
-    schedule = Schedule(experiment, None)
-    item = schedule.take()
-    assert item is not None and item[0].name == "g2l"
-    schedule.finish(*item, ValueError("broken"))
-    assert schedule.take() is None
+def test_a_schedule_trains_every_run_once_after_those_that_it_starts_from_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = build_experiment(tmp_path, "--folds", "0", "2")
+    executed = fake_execute(experiment, monkeypatch, fails="eval_g2l_2_other")
+    assert run_all(experiment) is not None
+    first = list(executed)
+    executed.clear()
+    fake_execute(experiment, monkeypatch)
+    executed = fake_execute(experiment, monkeypatch)
+    assert run_all(experiment) is None
+    assert "g2l_2" in first and "g2l_2" not in executed  # trained before; only its evaluations were missing
+    assert "eval_g2l_2_other" in executed
+    every = [one for one in first + executed if one != "eval_g2l_2_other"]
+    evaluations = [
+        f"eval_{run.name}_{fold}_{one}"
+        for run in plan(RECIPES["synthetic"])
+        for one in run.evaluations
+        for fold in (0, 2)
+    ]
+    assert sorted(every) == sorted(
+        [f"{name}_{fold}" for name in experiment.runs for fold in (0, 2)]
+        + [one for one in evaluations if one != "eval_g2l_2_other"]
+    )
+    for fold in (0, 2):
+        for run in experiment.runs.values():
+            for _, other in run.starts:
+                assert every.index(f"{other}_{fold}") < every.index(f"{run.name}_{fold}")
+    executed.clear()
+    assert run_all(experiment) is None and not executed
 
 
-def test_the_table_has_means_and_spreads(tmp_path: Path) -> None:
-    experiment = build_experiment(tmp_path, seeds=[0, 1])
-    scores = {"mIoU": 0.5, "iou": [0.4, None]}
-    measured = {"seconds_per_image": 2.0, "peak_memory_mb": 100.0, "training_peak_mb": 200.0}
-    for seed, miou in enumerate((0.5, 0.7)):
-        for name, seconds in (("global", 60.0), ("g2l", 30.0)):
-            record = {"classes": ["land", "water"], "global": scores, "ensemble": {**scores, "mIoU": miou}}
-            write_json(
-                experiment.result(experiment.runs[name], seed), {**record, **measured, "training_seconds": seconds}
-            )
-    experiment.write(tmp_path)
-    result = json.loads((tmp_path / "ablation_synthetic.json").read_text())
-    assert [row["variant"] for row in result["rows"]] == ["global", "global to local"]
-    row = result["rows"][1]
-    assert row["mIoU"] == pytest.approx(0.6) and row["spread"] == pytest.approx(0.02**0.5)
-    assert row["training_seconds"] == 90  # the stage before is counted
-    assert row["iou"] == pytest.approx([0.4, 0.0])
-    table = (tmp_path / "ablation_synthetic.md").read_text()
-    assert "| global to local | 2 | 60.0 ± 14.1 | 40.0 | 0.0 | 1.5 | 200 | 2.00 | 100 |" in table
-    one = experiment.records()[:1]
-    assert mean_of(one)["spread"] is None
-    interrupted = {**one[0], "training_seconds": None}
-    assert mean_of([interrupted, *one])["training_seconds"] == one[0]["training_seconds"]
-    assert "| 40.0 | 0.0 |  | 200 |" in as_markdown([mean_of([interrupted])], ["land", "water"], "command")
-    assert as_markdown(result["rows"], result["classes"], "command").startswith("`command`")
+def test_trials_have_files_of_their_own_and_a_table_of_what_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = build_experiment(tmp_path, "--folds", "0", "--only", "unet_scores")
+    fake_execute(experiment, monkeypatch)
+    assert run_all(experiment) is None
+    more = ("--rate", "unet=0.5", "--trial", "fast", "--more", "--gamma=2")
+    trial = build_experiment(tmp_path, "--folds", "0", "--only", "unet_scores", *more)
+    executed = fake_execute(trial, monkeypatch)
+    assert run_all(trial) is None
+    assert executed == ["unet_scores.fast_0", "eval_unet_scores.fast_0_own"]  # global is not trained again
+    assert "--scores_of=global_0.pth" in trial.training(trial.runs["unet_scores"], 0)
+    trial.write(tmp_path)
+    listed = {
+        one["trial"]: one["differs"] for one in json.loads((tmp_path / "trials_synthetic.json").read_text())["trials"]
+    }
+    assert listed == {"": [f"--lr={RATES['unet']}"], "fast": ["--lr=0.5", "--gamma=2"]}
+    assert "`--lr=0.5 --gamma=2`" in (tmp_path / "trials_synthetic.md").read_text()
+    assert {one["fold"] for one in json.loads((tmp_path / "ablation_synthetic.json").read_text())["runs"]} == {0}
 
 
-def test_a_baseline_is_trained_saved_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("segmentation_models_pytorch")
+def result(run: str, fold: int, matrices: dict[str, list[int]], **more) -> dict:
+    """Return a result of two classes in which every prediction has the same confusion matrices."""
+    names = ("global", "local", "ensemble")
+    evaluation = {"classes": ["land", "title"], "left_out": [], "seconds_per_image": 2.0, "peak_memory_mb": 100.0}
+    own = {**evaluation, "matrices": dict.fromkeys(names, matrices)}
+    changed = {"trial": "", "training_seconds": 60.0, "training_peak_mb": 200.0, **more}
+    return {"run": run, "fold": fold, **changed, "evaluations": dict.fromkeys(("own", "fused", "other", "blank"), own)}
+
+
+def test_the_table_has_scores_of_pooled_images_and_means_over_folds(tmp_path: Path) -> None:
+    recipe = RECIPES["pages"]
+    found = [
+        result("global", 0, {"a_f1": [8, 2, 0, 0], "a_f2": [0, 0, 5, 5]}),
+        result("global", 1, {"b_f1": [9, 1, 0, 0]}, training_seconds=None),
+        result("g2l", 0, {"a_f1": [10, 0, 0, 0], "a_f2": [0, 0, 0, 10]}),
+    ]
+    ablation_tables.write(tmp_path, "pages", recipe, found)
+    record = json.loads((tmp_path / "ablation_pages.json").read_text())
+    rows = {row["variant"]: row for row in record["rows"]}
+    first = (8 / 15 + 5 / 12) / 2  # pooled: land 8 right of 10, title 5 of 10
+    assert rows["global alone"]["mIoU"] == pytest.approx((first + 0.9) / 2)  # the second fold has no title
+    assert rows["global alone"]["iou"] == pytest.approx([(8 / 15 + 0.9) / 2, 5 / 12])
+    assert rows["global alone"]["training_seconds"] == 60
+    assert rows["global to local (stage 2)"]["training_seconds"] == 120  # stage 1 is counted
+    table = (tmp_path / "ablation_pages.md").read_text()
+    assert "| global to local (stage 2) | 1 | 100.0 | 100.0 | 100.0 | 2.0 | 200 | 2.00 | 100 |" in table
+    (one,) = [one for one in record["differences"] if one["keys"] == ["g2l", "global"]]
+    assert one["folds"] == [0] and one["groups"] == 1 and one["better"] == 1
+    assert one["difference"]["mIoU"] == {"value": pytest.approx(1 - first), "low": None, "high": None}
+
+
+def test_the_gain_of_sharing_is_listed_by_the_side_of_patches(tmp_path: Path) -> None:
+    right, wrong = [9, 1, 0, 10], [9, 1, 10, 0]
+    found = [
+        result(f"{name}{ending}", 0, {"a_f1": matrix})
+        for ending, pair in (("", (right, wrong)), ("_256", (right, right)))
+        for name, matrix in zip(("g2l", "local"), pair, strict=True)
+    ]
+    gains = Results(RECIPES["pages"], found).gains()
+    assert [(one["side"], one["gain"]["context"]["value"]) for one in gains] == [
+        (128, pytest.approx(10 / 11)),
+        (256, 0),
+    ]
+    assert gains[0]["classes"]["context"] == ["title"]
+
+
+def test_iou_leaves_out_classes_without_truth() -> None:
+    iou = iou_of(np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]]))
+    np.testing.assert_allclose(iou, [3 / 4, 2 / 5, np.nan])
+    assert mean_of(iou, [0, 1, 2]) == pytest.approx((3 / 4 + 2 / 5) / 2)
+    assert np.isnan(mean_of(iou, [2]))
+
+
+def test_intervals_over_books_are_those_of_known_numbers() -> None:
+    """Books of equal size, where the first variant is right in all pixels, the second in a share of each book.
+
+    Of n such books the share of the pooled pixels is the mean of n draws, so its deviation is known.
+    """
+    rng = np.random.default_rng(1)
+    shares = rng.uniform(0.2, 0.8, 40)
+    right = {f"book{k}": np.array([[1000, 0], [0, 0]]) for k in range(40)}
+    partly = {f"book{k}": np.array([[round(1000 * s), 1000 - round(1000 * s)], [0, 0]]) for k, s in enumerate(shares)}
+    found = compare(right, partly, {"land": [0]})["land"]
+    assert found.value == pytest.approx(1 - shares.mean(), abs=1e-3)
+    half = 1.96 * shares.std() / np.sqrt(40)
+    assert found.low == pytest.approx(found.value - half, abs=0.15 * half)
+    assert found.high == pytest.approx(found.value + half, abs=0.15 * half)
+    same = compare(partly, partly, {"land": [0]})["land"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)  # the same books are drawn of both
+    assert compare({"a": right["book0"]}, {"a": partly["book0"]}, {"land": [0]})["land"].low is None
+
+
+class TwoBranches:
+    """A predictor whose scores are given; it sends them in bands of different heights, local ones first."""
+
+    stage = STAGES[2]
+    settings = SimpleNamespace(device=torch.device("cpu"))
+
+    def __init__(self, global_: torch.Tensor, local: torch.Tensor) -> None:
+        self.scores = {"global": (global_, 3), "local": (local, 2)}
+
+    def segment(self, image, sinks, *, means=False) -> Coverage:
+        assert means and set(sinks) == {"global", "local"}
+        for name in ("local", "global"):
+            scores, rows = self.scores[name]
+            for top in range(0, scores.shape[1], rows):
+                sinks[name](top, scores[:, top : top + rows].clone())
+        return Coverage()
+
+
+def test_late_fusion_is_the_mean_of_both_softmaxes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (3 * torch.randn(4, 7, 5, generator=generator) for _ in range(2))
+    fusion = scores.LateFusion(TwoBranches(a, b))
+    found: list[tuple[int, torch.Tensor]] = []
+    sinks = {name: ArgmaxSink((7, 5)) for name in ("global", "local")}
+    image = MemorySource(torch.zeros(3, 7, 5, dtype=torch.uint8))
+    fusion.segment(image, {**sinks, "ensemble": lambda top, rows: found.append((top, rows.clone()))})
+    exponents = [x.double().exp() for x in (a, b)]
+    expected = sum(x / x.sum(0) for x in exponents) / 2
+    assert [top for top, _ in found] == [0]
+    torch.testing.assert_close(found[0][1].double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(sinks["global"].ids.long(), a.argmax(0)) and torch.equal(sinks["local"].ids.long(), b.argmax(0))
+    assert not torch.equal(expected.argmax(0), (a + b).argmax(0))  # which is not the mean of the logits
+
+
+def small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """An experiment on two scenes of 96 pixels, with a small network and released options."""
     monkeypatch.setattr(ablation_data, "SIDE", 96)
     monkeypatch.setattr(ablation_data, "COUNTS", {"train": 2, "val": 1})
-    monkeypatch.setattr(ablation, "COMMON", ("--backbone=resnet18", "--size_g=64", "--min_overlap=0", "--loss=ce"))
+    monkeypatch.setattr(ablation, "COMMON", ("--backbone=resnet18", "--normalize=half", "--min_overlap=0", "--loss=ce"))
+    recipe = replace(RECIPES["synthetic"], arguments=("--size_g=64",), epochs=(1, 1, 1), patch=64)
+    monkeypatch.setitem(ablation.RECIPES, "synthetic", recipe)
     experiment = build_experiment(tmp_path)
-    ablation_data.prepare("synthetic", None, experiment.folder / "data")
-    run = Run("unet", 0, 1, ("--model=unet", "--size_p=64"))
-    command, evaluation = experiment.training(run, 0), experiment.evaluation(run, 0)
-    assert baselines.main(command[command.index("benchmarks.baselines") + 1 :]) == 0
+    ablation_data.prepare("synthetic", None, experiment.folder / "data", 1, recipe.group)
+    return experiment
+
+
+def call(command: list[str], without: tuple[str, ...] = ()) -> None:
+    """Run a command of an experiment in this process, without some options."""
+    arguments = [one for one in command if one.split("=")[0] not in without]
+    program = {"benchmarks.baselines": baselines.main, "benchmarks.scores": scores.main}[arguments[2]]
+    assert program(arguments[3:]) == 0
+
+
+def matrices_of(experiment: Experiment, task: str, prediction: str) -> np.ndarray:
+    """Return the confusion matrix of the one validation image, after a comparison with the record's scores."""
+    record = json.loads((experiment.folder / "runs" / f"{task}.json").read_text())
+    (matrix,) = record["matrices"][prediction].values()
+    counts = np.array(matrix).reshape(len(record["classes"]), -1)
+    assert counts.sum() == 96 * 96
+    expected = [np.nan if k is None else k for k in record[prediction]["iou"]]
+    truth = counts.sum(1) > 0
+    np.testing.assert_allclose(iou_of(counts)[truth], np.array(expected, float)[truth])
+    return counts
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_scores"])
+def test_a_baseline_is_trained_saved_and_evaluated_image_by_image(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    experiment = small_experiment(tmp_path, monkeypatch)
+    (experiment.folder / "models").mkdir()
+    write_thin_checkpoint(experiment.folder / "models" / "global_0.pth", 1, 7)
+    run = experiment.runs[name]
+    call(experiment.training(run, 0), without=("--patches",))
     found = []
     for _ in range(2):
-        assert baselines.main(evaluation[evaluation.index("benchmarks.baselines") + 1 :]) == 0
-        record = json.loads((experiment.folder / "runs" / "eval_unet_0.json").read_text())
-        assert record["images"] == 1 and 0 <= record["global"]["mIoU"] <= 1
-        found.append(record["global"])
-    assert found[0] == found[1]
-    assert len((experiment.folder / "runs" / "unet_0.jsonl").read_text().splitlines()) == 1
+        call(experiment.evaluation(run, 0, "own"))
+        found.append(matrices_of(experiment, f"eval_{name}_0_own", "global"))
+    np.testing.assert_array_equal(*found)
+    assert len((experiment.folder / "runs" / f"{name}_0.jsonl").read_text().splitlines()) == 1
 
 
-def test_dubai_needs_the_published_set(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert ablation.main(["--data=dubai", f"--folder={tmp_path}"]) == 2
-    assert "--data_path" in capsys.readouterr().err
-    assert not list((tmp_path / "dubai").rglob("*.tif"))
+def test_networks_of_glnet_are_evaluated_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = small_experiment(tmp_path, monkeypatch)
+    (experiment.folder / "models").mkdir()
+    write_thin_checkpoint(experiment.folder / "models" / "local_0.pth", 2, 7)
+    run = experiment.runs["local"]
+    for evaluation in ("own", "fused"):
+        call(experiment.evaluation(run, 0, evaluation))
+    own, fused = (
+        [matrices_of(experiment, f"eval_local_0_{one}", name) for name in ("global", "local", "ensemble")]
+        for one in ("own", "fused")
+    )
+    np.testing.assert_array_equal(own[0], fused[0])
+    np.testing.assert_array_equal(own[1], fused[1])
+    assert scores.main(["--mode=1", "--path_g=local_0.pth", "--late_fusion"]) == 2
+
+
+@pytest.mark.parametrize("further", [0, 7])
+def test_encoders_start_from_the_same_weights_as_those_of_glnet(further: int, tmp_path: Path) -> None:
+    pytest.importorskip("segmentation_models_pytorch")
+    name = "timm/tf_efficientnet_lite0"
+    pytest.importorskip("timm")
+    weights = baselines.build_backbone(name, "none")
+    torch.save({key.removeprefix("net."): tensor for key, tensor in weights.state_dict().items()}, tmp_path / "w.pth")
+    network = baselines.build_network("unet", name, 3, str(tmp_path / "w.pth"), further).eval()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = weights.eval()(x)
+        given = torch.cat([x, torch.rand(1, further, 64, 64)], 1)
+        found = network.encoder(given)
+    for a, b in zip(reversed(expected), found[-4:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
