@@ -4,7 +4,8 @@
     python -m experiments.lite0_weights lite0.pth
 
 The file fits `--backbone timm/tf_efficientnet_lite0`, where timm's own weights cannot be downloaded. The package
-(17 MB, Apache-2.0) numbers all blocks in one list, timm those of each stage; both order tensors as the network computes.
+(17 MB, Apache-2.0) numbers all blocks in one list, timm those of each stage; both order tensors as the
+network computes.
 The weights expect pixels from -1 to 1: `--normalize half`.
 """
 
