@@ -192,7 +192,11 @@ def find_pages(options: argparse.Namespace, mapping: ZoneMapping, findings: Find
         InputError: there is no XML file, or something is wrong with some; names up to ten.
     """
     source: Path = options.source
-    paths = sorted(path for path in source.glob(options.files) if path.is_file() and not path.name.startswith("."))
+    try:
+        found = sorted(source.glob(options.files))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"--files {options.files!r}: {error}; give a pattern below {source}, as '**/*.xml'") from error
+    paths = [path for path in found if path.is_file() and not path.name.startswith(".")]
     if not paths:
         raise InputError(
             f"{source} holds no file {options.files}; name a folder of ALTO or PAGE XML, or --files PATTERN"
