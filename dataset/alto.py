@@ -112,10 +112,14 @@ class PictureFinder:
         found = [path for folder in folders for path in self._pictures(folder) if path.stem in stems]
         if len(found) == 1:
             return found[0]
-        wanted = f"{file.picture or 'no picture'}, which it names, is not there"
+        missing = f"{file.picture}, which it names, is not there" if file.picture else "it names no picture"
         if found:
-            raise InputError(f"{file.path}: {wanted}, and {shortened([path.name for path in found])} are; keep one")
-        raise InputError(f"{file.path}: {wanted}, nor is a picture {file.path.stem}; put it in {folders[-1]}")
+            names = shortened([path.name for path in found])
+            raise InputError(f"{file.path}: {missing}, and there are {names}; keep one of them")
+        raise InputError(
+            f"{file.path}: {missing}, and there is no picture {file.path.stem}; put it into {folders[-1]}, "
+            "or take the XML away"
+        )
 
     def _pictures(self, folder: Path) -> list[Path]:
         if folder not in self._listed:
@@ -218,7 +222,7 @@ def find_pages(options: argparse.Namespace, mapping: ZoneMapping, findings: Find
             findings.faults.append(str(error))
     if options.unknown == "refuse":
         findings.faults += [
-            f"label {label!r} ({len(where)} zones, such as in {where[0]}) has no class; give it one by --mapping, "
+            f"label {label!r} has no class (zones: {len(where)}, the first in {where[0]}); give it one by --mapping, "
             "or add --unknown ignore"
             for label, where in sorted(findings.unknown.items())
         ]

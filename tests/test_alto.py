@@ -266,7 +266,7 @@ def test_labels_without_a_class_are_named_or_ignored(tmp_path: Path, capsys: pyt
     ]
     write_page(source, "f1", alto(zones))
     said = refused(capsys, source)
-    assert f"label 'Poem' (2 zones, such as in {source / 'f1.xml'}) has no class" in said and "label 'Song' (1" in said
+    assert f"label 'Poem' has no class (zones: 2, the first in {source / 'f1.xml'})" in said and "label 'Song'" in said
     label = label_of(convert(source, "--unknown", "ignore"), "f1")
     assert (label[:4, :4] == IGNORED).all() and label[5, 5] == 1 and label[8, 8] == IGNORED
     assert "labels without a class: Poem, Song" in capsys.readouterr().out
@@ -336,6 +336,7 @@ FAULTS = {
     "a circle": (alto(blocks='<TextBlock ID="q"><Shape><Circle RADIUS="3"/></Shape></TextBlock>'), "Circle"),
     "a box without a number": (alto(blocks='<TextBlock HPOS="a" VPOS="1" WIDTH="1" HEIGHT="1"/>'), "HPOS 'a'"),
     "a picture that is not there": (alto(picture="gone.jpg"), "gone.jpg"),
+    "no picture": (alto(blocks="<!-- gone -->"), "it names no picture"),
 }
 
 
