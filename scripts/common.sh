@@ -9,6 +9,8 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 data_path=${DATA_PATH:-$root/data}
 model_path=${MODEL_PATH:-$root/saved_models}
 log_path=${LOG_PATH:-$root/runs}
+# What tasks are named after, for scripts whose data set has no --dataset of its own; by default the set.
+task=
 
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=python3
@@ -58,9 +60,10 @@ ADVICE
 glnet() {
     local set=$1 stage=${2:-}
     shift $(($# < 2 ? $# : 2))
-    local name=fpn_${set//_/}
+    local name=${task:-$set}
+    name=fpn_${name//_/}
     local path_g=$name"_global" path_g2l=$name"_global2local" path_l2g=$name"_local2global"
-    local files=(--path_g "$path_g.pth" --path_g2l "$path_g2l.pth" --path_l2g "$path_l2g.pth") evaluation=eval_$set
+    local files=(--path_g "$path_g.pth" --path_g2l "$path_g2l.pth" --path_l2g "$path_l2g.pth") evaluation=eval_${task:-$set}
     if [[ $set == deep_globe ]]; then
         evaluation=eval # as released
     fi

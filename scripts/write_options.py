@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "[Prediction](prediction.md) explains results and formats.",
     "prediction.export": "Writes [files for other runtimes](export.md).",
     "dataset.describe": "Writes the JSON file of [your own images](data.md#your-own-images).",
+    "dataset.alto": "Makes a set of [scanned pages](data.md#scanned-pages-with-zones).",
     "dataset.synthetic": "Generates a land-cover set in [DeepGlobe's layout](data.md#deepglobe).",
     "dataset.dubai": "Joins the parts of [Dubai](data.md#dubai) to whole pictures, for prediction.",
     "models.checkpoint": "Converts to [released checkpoints](evaluation.md#the-released-checkpoints).",

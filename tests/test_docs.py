@@ -127,7 +127,9 @@ def test_commands_in_the_text_exist_and_have_their_options(document):
 
 
 def test_options_in_the_text_exist(document):
-    commands = [cached_parser(module) for module in ("train_deep_globe", "predict", "dataset.synthetic")]
+    commands = [
+        cached_parser(module) for module in ("train_deep_globe", "predict", "dataset.synthetic", "dataset.alto")
+    ]
     commands += [
         cached_parser(f"benchmarks.{name}")
         for name in ("speed", "growth", "cost", "compare", "released_weights", "figures", "refine", "strip", "ablation")

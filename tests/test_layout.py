@@ -17,7 +17,7 @@ FLOORS = [
     {"helper"},
     {"training", "prediction"},
     {"train_deep_globe", "predict"},
-    {"benchmarks", "scripts", "hubconf"},
+    {"benchmarks", "experiments", "scripts", "hubconf"},
 ]
 """From the ground up: a module imports from its own package, or from floors below. Examples import nothing of these."""
 

@@ -145,7 +145,8 @@ def test_a_script_ends_with_the_exit_code_of_what_it_runs(tmp_path: Path) -> Non
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 7\n')
     python.chmod(0o755)
-    others = [(f"train_{name}.sh", stage) for name in ("inria", "isic", "dubai") for stage in ("1", "2", "3", "eval")]
+    sets = ("inria", "isic", "dubai", "pages")
+    others = [(f"train_{name}.sh", stage) for name in sets for stage in ("1", "2", "3", "eval")]
     for script, *stage in (*((script,) for script in SCRIPTS), *others):
         done = run([str(ROOT / script), *stage, "--batch_size=3", "a b"], tmp_path, PYTHON=str(python))
         assert done.returncode == 7
@@ -183,3 +184,28 @@ def test_the_dubai_script_trains_on_windows_and_evaluates_whole_scenes(tmp_path:
         assert ("--size_p" in words) == (stage == "1")  # later stages take it from the checkpoint
         assert words[-1] == "--windows=3"
     assert run([str(ROOT / "train_dubai.sh")], tmp_path, **echo).returncode == 2
+
+
+def test_the_pages_script_prepares_a_set_and_names_its_tasks_after_pages(tmp_path: Path) -> None:
+    (tmp_path / "data.json").touch()
+    echo = {"PYTHON": "/bin/echo", "DATA_PATH": "data.json"}
+    prepared = run_script("train_pages.sh", "prepare", "books", "--val", "b", folder=tmp_path, **echo).split()
+    assert prepared[:4] == ["-m", "dataset.alto", "--output", "data.json"]
+    assert prepared[-3:] == ["books", "--val", "b"]
+    for stage in ("1", "2", "3", "eval"):
+        words = run_script("train_pages.sh", stage, folder=tmp_path, BACKBONE="resnet18", **echo).split()
+        assert words[1:5] == ["--dataset", "folder", "--data_path", "data.json"]
+        name = "eval_pages" if stage == "eval" else f"fpn_pages_{STAGES[int(stage) - 1]}"
+        assert words[words.index("--task_name") + 1] == name
+        assert ("resnet18" in words) == (stage == "1")  # later stages take it from the checkpoint
+    assert "fpn_pages_local2global.pth" in words
+
+
+def test_the_pages_script_makes_a_set_of_xml_from_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "books" / "f1.png")
+    block = '<TextBlock TAGREFS="T"><Shape><Polygon POINTS="0 0 4 0 4 4"/></Shape></TextBlock>'
+    alto = f'<alto><Tags><OtherTag ID="T" LABEL="MainZone"/></Tags><Layout><Page>{block}</Page></Layout></alto>'
+    (tmp_path / "books" / "f1.xml").write_text(alto)
+    assert "Written: pages" in run_script("train_pages.sh", "prepare", "books", folder=tmp_path, DATA_PATH="pages")
+    assert (tmp_path / "pages" / "train.txt").read_text() == "f1\n"

@@ -1,0 +1,1 @@
+"""Experiments that docs/experiments.md reports, and what they need besides the project itself."""
