@@ -18,6 +18,7 @@ from training import limits, setup
 from training import options as command_line
 from training.evaluation import prepare_evaluation, run_evaluation
 from training.memory import keep_freed_memory
+from training.recipe import parse
 from training.run import TrainingPlan, TrainingRun
 from training.state import resume_source
 from utils import distributed
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = None
     try:
-        options = command_line.build_parser().parse_args(arguments)
+        options = parse(command_line.build_parser(), arguments)
         command_line.check(options)
         run(options)
     except InputError as error:

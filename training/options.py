@@ -9,6 +9,7 @@ from dataset.registry import NAMES
 from models.backbone import BACKBONES, backbone_name
 from models.fpn import MOST_WIDTH, NORMS
 from training.optimizer import OPTIMIZERS
+from training.recipe import RECIPES
 from utils.arguments import (
     LOGGED,
     SILENT,
@@ -257,6 +258,14 @@ def _add_coarse_to_fine(parser: Parser) -> None:
 
 def _add_training(parser: Parser) -> None:
     add = parser.group("training")
+    add(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="released",
+        on_resume=LOGGED,
+        help="values of options that are not given: the released ones, or those found best here; see docs/training.md\n"
+        "(default: %(default)s)",
+    )
     epochs = ", ".join(f"{s.epochs} in mode {s.number}" for s in STAGES.values())
     rates = ", ".join(f"{s.lr:g} in mode {s.number}" for s in STAGES.values())
     add(

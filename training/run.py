@@ -23,6 +23,7 @@ from training.log import RunLog
 from training.memory import peak_memory_mb
 from training.model_card import keep_previous_card, model_card, read_epochs, write_card
 from training.optimizer import build_optimizer, build_schedule
+from training.recipe import reach_line
 from training.records import Pictures, picture_collector, record_epoch
 from training.signals import StopSignals
 from training.state import RunFiles, RunState, Snapshot, TrainerState, resume_source
@@ -223,6 +224,8 @@ class TrainingRun:
             f"{len(plan.val_data)} validation images, {options.num_epochs} epochs on {plan.settings.device}{more}, "
             f"training {' and '.join(plan.stage.trains)}"
         )
+        line, warns = reach_line(options, plan.model, plan.stage, self.parts.batches * options.num_epochs)
+        logging.log(logging.WARNING if warns else logging.INFO, line)
 
     def _run_record(self) -> dict[str, Any]:
         """Return everything that it takes to repeat the run."""

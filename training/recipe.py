@@ -1,0 +1,80 @@
+"""Named recipes: values of many options at once, each of which may still be given by itself."""
+
+import argparse
+from typing import Any
+
+from models.fpn import INITIAL_STD, SameConv
+from models.glnet import GLNet
+from training.optimizer import rate_factor
+from utils.arguments import Parser
+from utils.stages import Stage
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "released": {},
+    "modern": {
+        "pyramid_norm": "batch",
+        "pyramid_width": 64,
+        "start": "previous",
+        "loss": "ce",
+        "loss_size": "full",
+        "lr": {1: 1e-3, 2: 1e-3, 3: 1e-3},
+        "lamb_fmreg": 0.01,
+    },
+}
+"""By `--recipe`, the values of options; a dictionary gives one for each mode. Found by trials (docs/experiments.md)."""
+
+OF_NETWORK = ("pyramid_norm", "pyramid_width")
+"""Options that describe the network: mode 1 sets them, and later modes take them from its file."""
+
+RELEASED_STEPS = 76
+"""Steps of a released epoch: 454 images of DeepGlobe, 6 in a step."""
+
+LEAST_REACH = 3.0
+"""Below so many standard deviations of its initial weights a pyramid hardly learns (docs/experiments.md)."""
+
+
+def parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse a command line; options that it does not give take the values of its recipe. Raises InputError."""
+    options = parser.parse_args(arguments)
+    if options.evaluation:
+        return options
+    own = {name: value[options.mode] if isinstance(value, dict) else value for name, value in _values(options).items()}
+    parser.set_defaults(**own)
+    return parser.parse_args(arguments)
+
+
+def _values(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the entries of the recipe that the mode reads."""
+    recipe = RECIPES[options.recipe]
+    return {name: value for name, value in recipe.items() if options.mode == 1 or name not in OF_NETWORK}
+
+
+def reach(lr: float, steps: int, warmup: int = 0) -> float:
+    """Return how far a run can move a weight: the sum of its learning rates, as each of Adam's steps is at most one."""
+    return lr * sum(rate_factor(t, steps, warmup) for t in range(steps))
+
+
+def reach_line(options: argparse.Namespace, model: GLNet, stage: Stage, steps: int) -> tuple[str, bool]:
+    """Describe how far a run can move a weight, beside the released run of its stage.
+
+    Args:
+        options: resolved.
+        model: the network; what learns is set.
+        stage: that is trained.
+        steps: of the whole run.
+
+    Returns:
+        The line, and whether it warns.
+    """
+    children = (getattr(model, name) for name in stage.trains)
+    deviations = sorted(m.initial_std for child in children for m in child.modules() if isinstance(m, SameConv))
+    deviation = deviations[len(deviations) // 2]
+    own = reach(options.lr, steps, options.warmup)
+    released = reach(stage.lr, stage.epochs * RELEASED_STEPS) / INITIAL_STD
+    line = (
+        f"Reach: {steps} steps can move a weight by {own:.3g}, {own / deviation:.1f} standard deviations of the "
+        f"pyramid's initial weights; the released run of mode {stage.number}: {released:.1f}"
+    )
+    warns = own / deviation < LEAST_REACH
+    advice = f". Below {LEAST_REACH:g} a pyramid hardly learns: train longer, or raise --lr {options.lr:g}"
+    return line + advice if warns else line, warns
