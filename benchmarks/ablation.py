@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ablation_data, ablation_tables
+from benchmarks.ablation_data import SHRUNK, TRAINING
 from benchmarks.ablation_plan import COMMON, NETWORK, RATES, RECIPES, Run, cost, plan
 from benchmarks.records import RESULTS
+from dataset.folder_file import NAME
 from utils.arguments import whole
 from utils.errors import InputError, exit_code
 from utils.files import write_json
@@ -102,11 +104,11 @@ class Experiment:
         path = self.result(run, fold)
         return path.exists() and json.loads(path.read_text())["evaluations"].keys() >= run.evaluations.keys()
 
-    def places(self, fold: int) -> list[str]:
-        """Return the arguments of data and folders."""
+    def places(self, fold: int, data: str = NAME) -> list[str]:
+        """Return the arguments of data and folders; `data` is the file of the fold's data set."""
         return [
             "--dataset=folder",
-            f"--data_path={self.folder / 'data' / str(fold)}",
+            f"--data_path={self.folder / 'data' / str(fold) / data}",
             f"--model_path={self.folder / 'models'}",
             f"--log_path={self.folder / 'runs'}",
             "--num_workers=0",
@@ -141,7 +143,7 @@ class Experiment:
             f"--task_name={self.name(run, fold)}",
             *(["--resume=auto"] if run.mode else []),
             *self.starts(run, fold),
-            *self.places(fold),
+            *self.places(fold, SHRUNK if run.mode == 1 else TRAINING),
             f"--backbone_weights={self.weights}",
             *COMMON,
             *self.changed(run),
@@ -279,7 +281,9 @@ def work(options: argparse.Namespace) -> None:
         experiment.write(options.output)
         return
     recipe = experiment.recipe
-    ablation_data.prepare(options.data, options.data_path, experiment.folder / "data", recipe.folds, recipe.group)
+    ablation_data.prepare(
+        options.data, options.data_path, experiment.folder / "data", recipe.folds, recipe.group, options.shrunk
+    )
     deadline = None if options.hours is None else time.monotonic() + 3600 * options.hours
     schedule = Schedule(experiment, deadline)
     writing = threading.Lock()
@@ -327,6 +331,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", choices=tuple(RECIPES), default="synthetic", help="default: %(default)s")
     add("--data_path", type=Path, metavar="DIR", help="pages: what dataset.alto wrote; dubai: the published set")
+    add(
+        "--shrunk", type=Path, metavar="DIR", help="pages: the same set at a smaller height, which stage 1 reads faster"
+    )
     add(
         "--folder",
         type=Path,

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +48,19 @@ class Picture(NamedTuple):
     label: np.ndarray
 
 
-def prepare(data: str, source: Path | None, folder: Path, folds: int, group: Callable[[str], str]) -> None:
+TRAINING, SHRUNK = "training.json", "shrunk.json"
+"""The files of a fold's data set that training reads: they validate one image, as runs are evaluated by themselves. The
+second names the same images at a smaller size, for stage 1, which reads shrunk images alone."""
+
+
+def prepare(
+    data: str,
+    source: Path | None,
+    folder: Path,
+    folds: int,
+    group: Callable[[str], str],
+    shrunk: Path | None = None,
+) -> None:
     """Write the data sets of an experiment, unless they are there: one folder for each fold, named by its number.
 
     Folds of pages are of groups: each validates every `folds`-th of them and trains on all others. Other data sets have
@@ -60,9 +72,10 @@ def prepare(data: str, source: Path | None, folder: Path, folds: int, group: Cal
         folder: of the data sets, which `--dataset folder` reads.
         folds: how many.
         group: gives the group of an id, such as the book of a page.
+        shrunk: of pages, the same set at a smaller height; by default `source`.
 
     Raises:
-        InputError: the source is not named, or cannot be used.
+        InputError: a source is not named, or cannot be used.
     """
     if folder.is_dir():
         return
@@ -79,8 +92,11 @@ def prepare(data: str, source: Path | None, folder: Path, folds: int, group: Cal
     else:
         described = FolderFile.read(source)
         lists = deal(_listed(described), folds, group)
+    small = described if shrunk is None else FolderFile.read(shrunk)
     for number, of_fold in enumerate(lists):
-        _write_lists(beside / str(number), described, of_fold)
+        _write_lists(beside / str(number), of_fold, {NAME: described})
+        of_training = {TRAIN: of_fold[TRAIN], "one": of_fold[VAL][:1]}
+        _write_lists(beside / str(number), of_training, {TRAINING: described, SHRUNK: small})
     beside.rename(folder)
 
 
@@ -106,14 +122,21 @@ def _listed(file: FolderFile) -> list[str]:
     return sorted({id_ for path in file.splits.lists.values() for id_ in read_list(file.folder / path)})
 
 
-def _write_lists(folder: Path, file: FolderFile, ids: Lists) -> None:
-    """Write a data set that has the images of another one, and lists of its own."""
-    folder.mkdir(parents=True)
-    for split, listed in ids.items():
-        (folder / f"{split}.txt").write_text("".join(f"{id_}\n" for id_ in listed))
-    splits = Splits(lists={split: f"{split}.txt" for split in ids})
-    root = os.path.relpath((file.folder / file.root).resolve(), folder.resolve())
-    write_json(folder / NAME, replace(file, folder=folder, root=root, splits=splits).to_record())
+def _write_lists(folder: Path, ids: Lists, files: Mapping[str, FolderFile]) -> None:
+    """Write lists of images, the first for training, the second for validation, and sets that have them.
+
+    Args:
+        folder: where to.
+        ids: by the names of the lists.
+        files: by the names of the files to write, the sets whose images they have.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, listed in ids.items():
+        (folder / f"{name}.txt").write_text("".join(f"{id_}\n" for id_ in listed))
+    splits = Splits(lists={split: f"{name}.txt" for split, name in zip((TRAIN, VAL), ids, strict=True)})
+    for name, file in files.items():
+        root = os.path.relpath((file.folder / file.root).resolve(), folder.resolve())
+        write_json(folder / name, replace(file, folder=folder, root=root, splits=splits).to_record())
 
 
 def _write(folder: Path, classes: Classes, pictures: Iterable[Picture]) -> tuple[FolderFile, Lists]:
