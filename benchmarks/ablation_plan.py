@@ -170,13 +170,23 @@ def cost(recipe: Recipe, run: Run) -> Cost:
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: one prediction of one evaluation of a run."""
+    """A row of the table: one prediction of one evaluation of a run.
+
+    Attributes:
+        key: names it in result files.
+        title: in the table.
+        run: its name.
+        prediction: of the run.
+        evaluation: of the run.
+        drawn: whether figures of all variants show it.
+    """
 
     key: str
     title: str
     run: str
     prediction: str
     evaluation: str = "own"
+    drawn: bool = True
 
 
 def pair(side: int, start: tuple[tuple[str, str], ...]) -> list[Run]:
@@ -220,9 +230,9 @@ def variants(recipe: Recipe) -> list[Variant]:
         Variant("local", "local alone", "local", LOCAL),
         Variant("fused", "late fusion of both", "local", ENSEMBLE, "fused"),
         Variant("g2l", "global to local (stage 2)", "g2l", ENSEMBLE),
-        Variant("g2l_local", "stage 2, its local branch", "g2l", LOCAL),
+        Variant("g2l_local", "stage 2, its local branch", "g2l", LOCAL, drawn=False),
         Variant("g2l_other", "stage 2, another image's maps", "g2l", ENSEMBLE, "other"),
-        Variant("g2l_blank", "stage 2, a blank image's maps", "g2l", ENSEMBLE, "blank"),
+        Variant("g2l_blank", "stage 2, a blank image's maps", "g2l", ENSEMBLE, "blank", drawn=False),
         Variant("g2l_free", "stage 2, no regulariser", "g2l_free", ENSEMBLE),
         Variant("l2g", "both directions (stage 3)", "l2g", ENSEMBLE),
         Variant("l2g_free", "stage 3, no regulariser", "l2g_free", ENSEMBLE),
@@ -230,10 +240,10 @@ def variants(recipe: Recipe) -> list[Variant]:
         Variant("deeplab", "DeepLabV3+", "deeplab", GLOBAL),
         Variant("unet_long", f"U-Net, patches of {long}", "unet_long", GLOBAL),
         Variant("unet_scores", "U-Net with scores of global alone", "unet_scores", GLOBAL),
-        Variant("released_global", "global alone, released pyramid", "released_global", GLOBAL),
+        Variant("released_global", "global alone, released pyramid", "released_global", GLOBAL, drawn=False),
         Variant("released_g2l", "stage 2, released start and pyramid", "released_g2l", ENSEMBLE),
         *(
-            Variant(f"{name}_{side}", f"{title}, patches of {side}", f"{name}_{side}", prediction)
+            Variant(f"{name}_{side}", f"{title}, patches of {side}", f"{name}_{side}", prediction, drawn=False)
             for side in recipe.sides
             for name, title, prediction in (("local", "local alone", LOCAL), ("g2l", "stage 2", ENSEMBLE))
         ),

@@ -172,6 +172,7 @@ class Results:
                     {
                         "variant": variant.title,
                         "key": variant.key,
+                        "drawn": variant.drawn,
                         "fold": fold,
                         "mIoU": float(mean_of(iou, self.kept)),
                         "iou": [None if np.isnan(value) else float(value) for value in iou],
@@ -241,7 +242,7 @@ def row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = [one["mIoU"] for one in scores]
     measured = ("training_seconds", "training_peak_mb", "seconds_per_image", "peak_memory_mb")
     return {
-        "variant": scores[0]["variant"],
+        **{name: scores[0][name] for name in ("variant", "key", "drawn")},
         "folds": len(scores),
         "mIoU": mean(found),
         "spread": stdev(found) if len(found) > 1 else None,

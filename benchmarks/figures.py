@@ -26,7 +26,7 @@ from utils.stages import PREDICTIONS, STAGES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DATA = ("synthetic", "dubai")
+DATA = ("pages", "synthetic", "dubai")
 """The data sets that results are expected of; those of others are drawn where there are any."""
 
 Record = Mapping[str, Any]
@@ -46,11 +46,11 @@ def draw_memory_accuracy(path: Path, ours: Mapping[str, Record]) -> None:
     with drawing(path, (1, 1 + len(ours)), (5.6, 5.0)) as (published, *panels):
         _draw_published(published)
         for axes, (data, record) in zip(panels, ours.items(), strict=True):
-            rows = record["rows"]
+            rows = [row for row in record["rows"] if row.get("drawn", True)]
             places = [(row["peak_memory_mb"], 100 * row["mIoU"], row["variant"]) for row in rows]
             spreads = [100 * (row["spread"] or 0) for row in rows]
             x, y, _ = zip(*places, strict=True)
-            label = "mean over seeds, ± 1 standard deviation"
+            label = "mean over folds, ± 1 standard deviation"
             axes.errorbar(x, y, spreads, fmt="o", color=MARKS[0].color, label=label)
             axes.margins(0.2, 0.1)
             axes.set_xlabel("peak memory of the evaluation, MB of $2^{20}$ bytes")
@@ -87,13 +87,15 @@ def _draw_published(axes: "Axes") -> None:
 
 
 def draw_iou_per_class(path: Path, record: Record) -> None:
-    """Draw the IoU of each class, and the mIoU, by variant: every seed, the mean and the standard deviation.
+    """Draw the IoU of each class, and the mIoU, by variant: every fold, the mean and the standard deviation.
+
+    A fold whose images lack a class does not count for it.
 
     Args:
         path: of the figure.
         record: what `benchmarks.ablation` wrote.
     """
-    variants = [row["variant"] for row in record["rows"]]
+    variants = [row["variant"] for row in record["rows"] if row.get("drawn", True)]
     by_variant = {name: [run for run in record["runs"] if run["variant"] == name] for name in variants}
     titles = ["mIoU", *record["classes"]]
     columns = min(4, len(titles))
@@ -101,8 +103,10 @@ def draw_iou_per_class(path: Path, record: Record) -> None:
     with drawing(path, (rows, columns), (2.9, 0.9 + 0.32 * len(variants)), sharey=True) as panels:
         for k, (axes, title) in enumerate(zip(panels, titles, strict=False)):
             for place, runs in enumerate(by_variant.values()):
-                # a class that is neither labelled nor predicted counts 0, as in the mean
-                found = [100 * ((run["iou"][k - 1] if k else run["mIoU"]) or 0.0) for run in runs]
+                scores = [run["iou"][k - 1] if k else run["mIoU"] for run in runs]
+                found = [100 * score for score in scores if score is not None]
+                if not found:
+                    continue
                 spread = statistics.stdev(found) if len(found) > 1 else 0.0
                 mean = statistics.mean(found)
                 axes.barh(place, 2 * spread, left=mean - spread, height=0.3, color="#9ecae1")
@@ -116,8 +120,36 @@ def draw_iou_per_class(path: Path, record: Record) -> None:
             axes.set_title(title.replace("_", " "))
         for axes in panels[len(titles) :]:
             axes.set_axis_off()
-        note = "IoU, %. Circles: seeds; strokes: their means; bands: ± 1 standard deviation"
+        note = "IoU, %. Circles: folds; strokes: their means; bands: ± 1 standard deviation"
         required(panels[0].get_figure(root=True), "figure").supxlabel(note, fontsize=12)
+
+
+def draw_sharing(path: Path, record: Record) -> None:
+    """Draw the gain of sharing, stage 2 minus local alone, over the side of the patch, with its 95 % intervals.
+
+    Args:
+        path: of the figure.
+        record: what `benchmarks.ablation` wrote, with several sides.
+    """
+    gains = record["gains"]
+    sides = [one["side"] for one in gains]
+    with drawing(path, (1, 1), (5.6, 4.6)) as (axes,):
+        axes.axhline(0, color=GREY, linewidth=1)
+        for mark, name in zip(MARKS, gains[0]["gain"], strict=False):
+            found = [one["gain"][name] for one in gains]
+            values = [100 * one["value"] for one in found]
+            ends = [
+                [100 * abs(one["value"] - (one["value"] if one[end] is None else one[end])) for one in found]
+                for end in ("low", "high")
+            ]
+            classes = gains[0]["classes"].get(name)
+            label = name if classes is None else f"{name}: {', '.join(classes)}"
+            axes.errorbar(sides, values, ends if any(map(any, ends)) else None, label=label, **mark.keywords())
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sides, [str(side) for side in sides])
+        axes.set_xlabel("side of the patch, pixels")
+        axes.set_ylabel("gain, points of IoU")
+        add_title(axes, "Stage 2 minus local alone")
 
 
 def draw_learning_curves(path: Path, record: Record) -> None:
@@ -323,6 +355,8 @@ def run(options: argparse.Namespace) -> None:
                 draw(kind.draw, f"{kind.figure}_{data}", record)
             if record is not None and kind is ABLATION:
                 ablations[data] = record
+                if len(record.get("gains", ())) > 1:
+                    draw(draw_sharing, f"sharing_{data}", record)
     draw(draw_memory_accuracy, "memory_accuracy", ablations)
     growth = read_results(options.results / "growth.json", GROWTH)
     if growth is not None:

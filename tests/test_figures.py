@@ -125,17 +125,40 @@ def test_hollow_points_are_published_with_both_numbers_and_filled_ones_are_ours(
     assert "gpustat" in published.get_xlabel()
 
 
-def test_a_class_shows_every_seed_and_their_mean_and_counts_zero_where_it_does_not_occur(
-    tmp_path: Path, panels: dict[str, list]
-) -> None:
+def test_a_class_shows_every_fold_that_has_it_and_their_mean(tmp_path: Path, panels: dict[str, list]) -> None:
     write(tmp_path, ablation_dubai=ablation())
     assert draw(tmp_path) == 0
     shown = {axes.get_title(loc="left"): axes for axes in panels["iou_per_class_dubai"]}
     assert list(shown)[:3] == ["mIoU", *CLASSES]
-    assert points(shown["water"], marker="o") == pytest.approx(np.array([(30, 0), (40, 0), (50, 1), (0, 1)]))
-    assert points(shown["water"], marker="|") == pytest.approx(np.array([(35, 0), (25, 1)]))
+    assert points(shown["water"], marker="o") == pytest.approx(np.array([(30, 0), (40, 0), (50, 1)]))
+    assert points(shown["water"], marker="|") == pytest.approx(np.array([(35, 0), (50, 1)]))
     widths = [bar.get_width() for bar in shown["water"].patches]
-    assert widths == pytest.approx([2 * np.std((30, 40), ddof=1), 2 * np.std((50, 0), ddof=1)])
+    assert widths == pytest.approx([2 * np.std((30, 40), ddof=1), 0])
+
+
+def test_variants_that_are_not_to_be_drawn_are_left_out(tmp_path: Path, panels: dict[str, list]) -> None:
+    record = ablation()
+    record["rows"][1]["drawn"] = False
+    write(tmp_path, ablation_dubai=record)
+    assert draw(tmp_path) == 0
+    assert points(panels["memory_accuracy"][1], marker="o", fillstyle="full") == [(906, 50)]
+    assert len(points(panels["iou_per_class_dubai"][0], marker="|")) == 1
+
+
+def test_the_gain_of_sharing_is_drawn_over_the_side_of_patches(tmp_path: Path, panels: dict[str, list]) -> None:
+    def gain(*values: float) -> dict[str, dict]:
+        names = ("mIoU", "context")
+        return {name: {"value": v, "low": v - 0.01, "high": v + 0.02} for name, v in zip(names, values, strict=True)}
+
+    classes = {"context": ["title", "margin"]}
+    gains = [{"side": side, "gain": gain(0.1, 20 / side), "classes": classes} for side in (64, 128)]
+    write(tmp_path, ablation_mine={**ablation(), "gains": gains}, ablation_dubai={**ablation(), "gains": gains[:1]})
+    assert draw(tmp_path) == 0
+    (axes,) = panels["sharing_mine"]
+    assert "sharing_dubai" not in panels  # of one side only
+    assert points(axes, marker=MARKS[0].marker) == [(64, 10), (128, 10)]
+    assert points(axes, marker=MARKS[1].marker) == [(64, 31.25), (128, 15.625)]
+    assert axes.get_legend_handles_labels()[1] == ["mIoU", "context: title, margin"]
 
 
 def test_curves_are_those_of_the_last_run_of_the_log(tmp_path: Path) -> None:
