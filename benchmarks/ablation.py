@@ -331,9 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", choices=tuple(RECIPES), default="synthetic", help="default: %(default)s")
     add("--data_path", type=Path, metavar="DIR", help="pages: what dataset.alto wrote; dubai: the published set")
-    add(
-        "--shrunk", type=Path, metavar="DIR", help="pages: the same set at a smaller height, which stage 1 reads faster"
-    )
+    add("--shrunk", type=Path, metavar="DIR", help="pages: the same set, less high, which stage 1 reads faster")
     add(
         "--folder",
         type=Path,

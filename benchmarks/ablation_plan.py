@@ -15,11 +15,7 @@ COMMON = (
     "--sub_batch_size=16",
     "--loss=ce",
     "--loss_size=full",
-    "--optimizer=adamw",
-    "--weight_decay=0.01",
-    "--warmup=50",
-    "--clip_grad=1",
-    "--augment",
+    "--ema=0.98",
     "--precision=bf16",
 )
 """Arguments of every training, of GLNet and of the others: one encoder, optimizer, schedule, augmentation and loss."""
@@ -32,12 +28,12 @@ NO_REGULARISER = "--lamb_fmreg=0"
 RATES = {
     "global": 5e-4,
     "local": 1e-3,
-    "g2l": 3e-4,
-    "l2g": 3e-4,
+    "g2l": 1e-3,
+    "l2g": 1e-3,
     "unet": 1e-3,
     "deeplab": 1e-3,
     "released_global": 5e-4,
-    "released_g2l": 1e-4,
+    "released_g2l": 1e-3,
 }
 """Learning rate by family of runs, each found by the same number of trials."""
 
@@ -82,9 +78,9 @@ class Recipe:
 RECIPES = {
     "pages": Recipe(
         folds=4,
-        epochs=(48, 24, 12),
-        images=(4, 4, 4),
-        patches=8,
+        epochs=(40, 3, 2),
+        images=(8, 1, 2),
+        patches=12,
         arguments=("--size_g=128", "--turns=none", "--class_weights", "0.7", "0.8", "3", "6", "5", "3"),
         sides=(64, 256, 512),
         context=("title", "margin", "head"),
@@ -200,11 +196,12 @@ def plan(recipe: Recipe) -> list[Run]:
     """Return all runs of one fold, in an order in which each follows those that it starts from."""
     start = (("path_g", "global"),)
     shared = {"own": (), "other": ("--share=other",), "blank": ("--share=blank",)}
+    fused = {"fused": ("--late_fusion",)}  # the ensemble's place is taken; the other predictions are their own
     alone = ("--share=none", NO_REGULARISER)
     unet = ("--model=unet",)
     runs = [
         Run("global", 1, 0, "global"),
-        Run("local", 2, 1, "local", alone, start, evaluations={"own": (), "fused": ("--late_fusion",)}),
+        Run("local", 2, 1, "local", alone, start, evaluations=fused),
         Run("g2l", 2, 1, "g2l", (), start, evaluations=shared),
         Run("unet", 0, 1, "unet", unet),
         Run("deeplab", 0, 1, "deeplab", ("--model=deeplab",)),
@@ -227,7 +224,7 @@ def variants(recipe: Recipe) -> list[Variant]:
     long = 2 * recipe.patch
     return [
         Variant("global", "global alone", "global", GLOBAL),
-        Variant("local", "local alone", "local", LOCAL),
+        Variant("local", "local alone", "local", LOCAL, "fused"),
         Variant("fused", "late fusion of both", "local", ENSEMBLE, "fused"),
         Variant("g2l", "global to local (stage 2)", "g2l", ENSEMBLE),
         Variant("g2l_local", "stage 2, its local branch", "g2l", LOCAL, drawn=False),
