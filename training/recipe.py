@@ -17,8 +17,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "start": "previous",
         "loss": "ce",
         "loss_size": "full",
-        "lr": {1: 1e-3, 2: 1e-3, 3: 1e-3},
+        "lr": {1: 5e-4, 2: 1e-3, 3: 1e-3},
         "lamb_fmreg": 0.01,
+        "ema": 0.98,
     },
 }
 """By `--recipe`, the values of options; a dictionary gives one for each mode. Found by trials (docs/experiments.md)."""
