@@ -112,6 +112,10 @@ def weighted_gradients(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
     return train_and_report(mode, ranks, norms_learn=False, loss=loss)
 
 
+def gradients_of_drawn_patches(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
+    return train_and_report(mode, ranks, norms_learn=mode == 2, patches=1, full_labels=True, clip_grad=0.5)
+
+
 def gradients_in_training(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
     return train_and_report(mode, ranks, norms_learn=True)
 
@@ -126,6 +130,11 @@ def test_gradients_and_losses_equal_those_of_one_process(tmp_path: Path, mode: i
 def test_gradients_and_losses_with_class_weights_equal_those_of_one_process(tmp_path: Path) -> None:
     """Parts whose classes weigh differently count by their weight, not by their pixels."""
     assert_equal_gradients(weighted_gradients, tmp_path, 1, 2)
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_drawn_patches_and_clipped_gradients_equal_those_of_one_process(tmp_path: Path, mode: int) -> None:
+    assert_equal_gradients(gradients_of_drawn_patches, tmp_path, mode, 2)
 
 
 def assert_equal_gradients(what: Callable, path: Path, mode: int, world: int) -> None:
