@@ -192,14 +192,13 @@ class Results:
             pair = known[first], known[second]
             if folds := self.folds(*pair):
                 a, b = (self.counts(variant, folds) for variant in pair)
-                better = sum(_one(a[name], self.kept) > _one(b[name], self.kept) for name in a)
+                by_group = {name: _one(a[name], self.kept) - _one(b[name], self.kept) for name in a}
                 found.append(
                     {
                         "title": f"{pair[0].title} - {pair[1].title}",
                         "keys": [first, second],
                         "folds": folds,
-                        "groups": len(a),
-                        "better": better,
+                        "by_group": by_group,
                         "difference": {name: vars(one) for name, one in compare(a, b, sets).items()},
                     }
                 )
@@ -277,7 +276,8 @@ def page(record: Mapping[str, Any]) -> str:
     lines = []
     for one in record["differences"]:
         cells = [str(Difference(**one["difference"][name])) for name in ("mIoU", *classes)]
-        lines.append([one["title"], str(len(one["folds"])), *cells, f"{one['better']} of {one['groups']}"])
+        better = sum(value > 0 for value in one["by_group"].values())
+        lines.append([one["title"], str(len(one["folds"])), *cells, f"{better} of {len(one['by_group'])}"])
     differences = as_markdown(["difference, points", "folds", "mIoU", *classes, "better in"], lines)
     return (
         f"`{record['command']}`\n\nMeans over folds ± sample standard deviation of the images of each fold pooled.\n\n"

@@ -263,7 +263,8 @@ def test_the_table_has_scores_of_pooled_images_and_means_over_folds(tmp_path: Pa
     table = (tmp_path / "ablation_pages.md").read_text()
     assert "| global to local (stage 2) | 1 | 100.0 | 100.0 | 100.0 | 2.0 | 200 | 2.00 | 100 |" in table
     (one,) = [one for one in record["differences"] if one["keys"] == ["g2l", "global"]]
-    assert one["folds"] == [0] and one["groups"] == 1 and one["better"] == 1
+    assert one["folds"] == [0] and one["by_group"] == {"a": pytest.approx(1 - first)}
+    assert "| 1 of 1 |" in table
     assert one["difference"]["mIoU"] == {"value": pytest.approx(1 - first), "low": None, "high": None}
 
 

@@ -132,7 +132,18 @@ def test_options_in_the_text_exist(document):
     ]
     commands += [
         cached_parser(f"benchmarks.{name}")
-        for name in ("speed", "growth", "cost", "compare", "released_weights", "figures", "refine", "strip", "ablation")
+        for name in (
+            "speed",
+            "growth",
+            "cost",
+            "compare",
+            "released_weights",
+            "figures",
+            "refine",
+            "strip",
+            "ablation",
+            "baselines",
+        )
     ]
     known = {option for parser in commands for option in parser._option_string_actions}
     if document == OUTPUT:  # generated from the parsers; test_options_page_is_current compares it
