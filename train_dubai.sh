@@ -6,15 +6,22 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/common.sh"
 
-training=(--window 1024 --windows 8 --augment --loss ce --class_weights 3 0.5 2 2.5 0.7)
+training=(--recipe modern --window 1024 --windows 8 --augment --class_weights 3 0.5 2 2.5 0.7)
 case ${1:-} in
     1)
         network=(--backbone resnet18 --normalize imagenet --size_g 128 --size_p 256 --min_overlap 32)
-        settings=("${network[@]}" --num_epochs 40 --batch_size 4 --lr 5e-4 "${training[@]}")
+        settings=("${network[@]}" --num_epochs 40 --batch_size 4 "${training[@]}")
         ;;
-    2) settings=(--num_epochs 4 --batch_size 1 --lr 2e-4 --sub_batch_size 8 "${training[@]}") ;;
-    3) settings=(--num_epochs 4 --batch_size 2 --lr 5e-4 --sub_batch_size 8 "${training[@]}") ;;
-    eval) settings=(--size_g 256) ;;
+    # the averaged weights of the stage before
+    2)
+        settings=(--path_g fpn_dubai_global.ema.pth --num_epochs 20 --batch_size 2 --patches 8 --sub_batch_size 8)
+        settings+=("${training[@]}")
+        ;;
+    3)
+        settings=(--path_g fpn_dubai_global.ema.pth --path_g2l fpn_dubai_global2local.ema.pth)
+        settings+=(--num_epochs 6 --batch_size 2 --patches 8 --sub_batch_size 8 "${training[@]}")
+        ;;
+    eval) settings=(--size_g 256 --path_l2g fpn_dubai_local2global.ema.pth) ;;
     *) settings=() ;;
 esac
 glnet dubai "${1:-}" ${settings[@]+"${settings[@]}"} "${@:2}"

@@ -16,14 +16,24 @@ if [[ ${1:-} == prepare ]]; then
     exec "$PYTHON" -m dataset.alto --output "$data_path" --height 1792 "${@:2}"
 fi
 
-training=(--loss ce --class_weights 0.7 0.8 3 6 5 3)
+# pages have an up, and most of their pixels lie outside all zones
+training=(--recipe modern --turns none --class_weights 0.7 0.8 3 6 5 3 --precision bf16 --val_every 5)
 case ${1:-} in
     1)
         network=(--backbone "${BACKBONE:-timm/tf_efficientnet_lite0}" --normalize half)
         network+=(--backbone_weights "${BACKBONE_WEIGHTS:-imagenet}" --size_g 128 --size_p 128 --min_overlap 16)
-        settings=("${network[@]}" --num_epochs 48 --batch_size 4 --lr 5e-4 "${training[@]}")
+        settings=("${network[@]}" --num_epochs 40 --batch_size 8 "${training[@]}")
         ;;
-    2 | 3) settings=(--num_epochs 12 --batch_size 1 --lr 1e-4 --sub_batch_size 9 "${training[@]}") ;;
+    # the averaged weights of the stage before
+    2)
+        settings=(--path_g fpn_pages_global.ema.pth --num_epochs 20 --batch_size 1 --patches 12 --sub_batch_size 12)
+        settings+=("${training[@]}")
+        ;;
+    3)
+        settings=(--path_g fpn_pages_global.ema.pth --path_g2l fpn_pages_global2local.ema.pth)
+        settings+=(--num_epochs 4 --batch_size 2 --patches 12 --sub_batch_size 32 "${training[@]}")
+        ;;
+    eval) settings=(--path_l2g fpn_pages_local2global.ema.pth) ;;
     *) settings=() ;;
 esac
 glnet folder "${1:-}" ${settings[@]+"${settings[@]}"} "${@:2}"

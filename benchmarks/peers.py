@@ -30,6 +30,8 @@ from benchmarks.records import RESULTS, command_of, write_results
 from benchmarks.speed import elapsed
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from dataset.base import Sample
+from models.backbone import backbone_name
+from models.fpn import WIDTH
 from models.glnet import GLNet
 from training.memory import keep_freed_memory
 from training.records import device_name, git_commit, now
@@ -83,18 +85,25 @@ class Cast(nn.Module):
         return self.network(x.to(self.dtype)).float()
 
 
-def build(name: str, backbone: str, precision: str) -> nn.Module:
-    """Return a network of `PEERS` in evaluation mode. Raises InputError if its package is missing."""
+def titles(networks: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Return the titles of the rows: one for each network, of GLNet one for each width of its pyramids."""
+    spelt = ["" if width == WIDTH else f", width {width}" for width in widths]
+    return [name + width for name in networks for width in (spelt if name in GLNET else [""])]
+
+
+def build(title: str, backbone: str, precision: str) -> nn.Module:
+    """Return the network of a row in evaluation mode. Raises InputError if its package is missing."""
+    name, _, width = title.partition(", width ")
     if name in GLNET:
-        return GLNet(N_CLASS, backbone).eval()
+        return GLNet(N_CLASS, backbone, pyramid_width=int(width or WIDTH)).eval()
     network = build_network(TITLES[name], backbone, N_CLASS) if name in TITLES else DeepLabV3(backbone)
     return Cast(network, PRECISIONS[precision]).eval()
 
 
-def prepare(name: str, network: nn.Module, settings: Settings) -> Work:
-    """Return what segments an image with a network of `PEERS`."""
+def prepare(title: str, network: nn.Module, settings: Settings) -> Work:
+    """Return what segments an image with the network of a row."""
     if isinstance(network, GLNet):
-        return Inference(network, GLNET[name], settings)
+        return Inference(network, GLNET[title.partition(", width ")[0]], settings)
     predictor = PatchPredictor(network, settings)
 
     def segment(sample: Sample) -> ArgmaxSink:
@@ -115,7 +124,7 @@ def count(name: str, options: argparse.Namespace, precision: str) -> tuple[float
         with host_tensors(memory):
             allocate(network)
             sample = random_sample(options.side, options.size)
-        if name not in GLNET:  # GLNet is copied to the device when it is prepared
+        if not isinstance(network, GLNet):  # GLNet is copied to the device when it is prepared
             put_on_device(memory, [network])
         work = prepare(name, network, settings)
         del network
@@ -133,7 +142,7 @@ def measure(name: str, options: argparse.Namespace, precision: str, sample: Samp
     settings = Settings(size_p=options.size, sub_batch_size=options.sub_batch_size, precision=precision, device=device)
     torch.manual_seed(0)
     network = build(name, options.backbone, precision)
-    if name not in GLNET:
+    if not isinstance(network, GLNet):
         network.to(device)
         network.to(memory_format=torch.channels_last)
     work = prepare(name, network, settings)
@@ -149,16 +158,17 @@ def measure(name: str, options: argparse.Namespace, precision: str, sample: Samp
 
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Count and measure every network, printing each figure, and return the rows of the table."""
-    rows = {name: {"network": name} for name in options.networks}
+    networks = titles(options.networks, options.widths)
+    rows: dict[str, dict[str, Any]] = {name: {"network": name} for name in networks}
     sample = random_sample(options.side, options.size)
     for precision in options.precisions:
-        for name in options.networks:
+        for name in networks:
             gmac, megabyte = count(name, options, precision)
             rows[name].update({"gmac": gmac, precision: {"mb": megabyte, "seconds": []}})
             print(f"{name}, {precision}: {gmac:.0f} GMAC, {megabyte:.0f} MB", flush=True)
     for turn in range(options.rounds):
         for precision in options.precisions:
-            for name in options.networks:
+            for name in networks:
                 taken, megabyte = measure(name, options, precision, sample)
                 found: dict[str, Any] = rows[name][precision]
                 found["seconds"].append(taken)
@@ -169,18 +179,21 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def as_markdown(rows: Sequence[dict[str, Any]], precisions: Sequence[str]) -> str:
-    """Return the table: for each precision seconds, the part of U-Net's seconds, and MB."""
+    """Return the table: for each precision seconds and the part of U-Net's, if they were taken, and MB."""
+    timed = bool(rows[0][precisions[0]]["seconds"])
     heads = ["network", "GMAC"]
     for precision in precisions:
-        heads += [f"{precision}, s", f"of {REFERENCE}", "MB"]
+        heads += [*([f"{precision}, s", f"of {REFERENCE}"] if timed else []), "MB" if timed else f"{precision}, MB"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     reference = next((row for row in rows if row["network"] == REFERENCE), None)
     for row in rows:
         cells = [row["network"], f"{row['gmac']:.0f}"]
         for precision in precisions:
-            best = min(row[precision]["seconds"])
-            part = "" if reference is None else f"{best / min(reference[precision]['seconds']):.2f}"
-            cells += [f"{best:.2f}", part, f"{row[precision]['mb']:.0f}"]
+            if timed:
+                best = min(row[precision]["seconds"])
+                part = "" if reference is None else f"{best / min(reference[precision]['seconds']):.2f}"
+                cells += [f"{best:.2f}", part]
+            cells.append(f"{row[precision]['mb']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -198,7 +211,7 @@ def run(options: argparse.Namespace) -> None:
         f"{options.side} x {options.side} pixels, {patches} patches of {options.size}, {options.backbone}."
     )
     record = {"command": command_of("peers"), "date": now(), "commit": git_commit(), "device": device, "rows": rows}
-    write_results(options.output / "peers.json", record, f"{head}\n\n{table}")
+    write_results(options.output / f"{options.name}.json", record, f"{head}\n\n{table}")
     print(f"\n{table}")
 
 
@@ -208,11 +221,14 @@ def build_parser() -> Parser:
     add = parser.group("options")
     add("--networks", nargs="+", choices=PEERS, default=PEERS, metavar="NAME", help="(default: all)")
     add("--precisions", nargs="+", choices=COUNTED_PRECISIONS, default=COUNTED_PRECISIONS, help="(default: both)")
-    add("--rounds", type=whole(1), default=2, help="in each of which every network runs once (default: %(default)s)")
+    add("--widths", type=whole(2), nargs="+", default=[WIDTH], metavar="N", help="of GLNet's pyramids (default: 256)")
+    rounds = "in each of which every network runs once; 0: count only (default: %(default)s)"
+    add("--rounds", type=whole(0), default=2, help=rounds)
     add("--side", type=whole(64), default=2448, help="of the image, in pixels (default: %(default)s)")
     add("--size", type=whole(64), default=508, help="size_g and size_p, in pixels (default: %(default)s)")
     add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
-    add("--backbone", choices=("resnet50", "resnet101"), default="resnet50", help="default: %(default)s")
+    add("--backbone", type=backbone_name, default="resnet50", help="as of train_deep_globe.py (default: %(default)s)")
+    add("--name", default="peers", help="of the results' files (default: %(default)s)")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=default, help="that seconds are taken on (default: %(default)s)")
     add("--output", type=Path, default=RESULTS, metavar="DIR", help="for the results (default: benchmarks/results)")

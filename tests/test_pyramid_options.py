@@ -8,6 +8,7 @@ from builders import (
     BACKBONE,
     N_CLASS,
     build_header,
+    build_predictor,
     build_sample,
     build_settings,
     forward,
@@ -15,6 +16,7 @@ from builders import (
     segment_scores,
 )
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine import local2global
 from models import checkpoint
@@ -23,8 +25,10 @@ from models.glnet import GLNet
 from models.header import Header
 from models.restore import build_network, restore
 from models.sharing import crop_global
+from utils.canvas import ArgmaxSink
 from utils.errors import InputError
 from utils.metrics import StageMetrics
+from utils.sources import MemorySource
 from utils.stages import STAGES
 
 SIZE = (100, 70)
@@ -53,6 +57,22 @@ def test_the_prepared_network_gives_the_plain_ones_scores(mode: int) -> None:
     for name, scores in plain.items():
         spread = scores.max() - scores.min()
         assert spread > 1e-2 and (scores - found[name]).abs().max() <= 1e-4 * spread, name
+
+
+def test_norm_layers_cost_nothing_in_inference() -> None:
+    """The prepared form has the same operations, and tensors of the same sizes, with norm layers and without."""
+
+    def work(norm: str) -> tuple[int, list[torch.Size]]:
+        model, sample = build(norm), build_sample(SIZE)
+        predictor = build_predictor(model, 3, build_settings())
+        with FlopCounterMode(display=False) as operations:
+            sinks = {name: ArgmaxSink(SIZE) for name in STAGES[3].predictions}
+            predictor.segment(MemorySource(sample.image), sinks, global_image=sample.global_image)
+        pyramids = predictor.network.pyramids.values()
+        kept = [x.shape for pyramid in pyramids for depth in pyramid.own for pair in depth for x in pair]
+        return operations.get_total_flops(), kept
+
+    assert work("batch") == work("none")
 
 
 def test_a_norm_layer_is_what_torch_computes_after_each_convolution() -> None:
