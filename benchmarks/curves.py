@@ -45,4 +45,4 @@ def read_curves(log: Path) -> dict[str, Any]:
 def _by_prediction(epochs: Sequence[dict[str, Any] | None]) -> dict[str, list[float | None]]:
     """Return the mIoU of each epoch by prediction."""
     names = next(filter(None, epochs))
-    return {name: [scores and scores[name]["mIoU"] for scores in epochs] for name in names}
+    return {name: [None if scores is None else scores[name]["mIoU"] for scores in epochs] for name in names}

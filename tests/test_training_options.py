@@ -72,7 +72,7 @@ def test_the_average_is_what_was_validated(trained: runs.Folders, tmp_path: Path
     found = json.loads((tmp_path / "evaluated.json").read_text())
     told = lines_of(trained)[-1]["validation"]
     for name, scores in told.items():
-        assert found["predictions"][name]["iou"] == scores["iou"], name
+        assert found[name]["iou"] == scores["iou"], name
 
 
 def test_killed_in_an_epoch_and_at_its_end_it_ends_with_the_same_bits(trained: runs.Folders, tmp_path: Path) -> None:

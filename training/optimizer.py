@@ -1,13 +1,14 @@
 """The optimizer and its schedule, as the options of training set them."""
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from utils.errors import InputError
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 """By `--optimizer`."""
 
 ENCODERS = ("backbone", "encoder")
@@ -39,7 +40,8 @@ def build_optimizer(options: argparse.Namespace, network: nn.Module) -> torch.op
     build = OPTIMIZERS[options.optimizer]
     if options.backbone_lr == 1:
         return build([p for _, p in learned], lr=options.lr, weight_decay=options.weight_decay)
-    encoders, others = [], []
+    encoders: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in learned:
         (others if set(ENCODERS).isdisjoint(name.split(".")) else encoders).append(parameter)
     groups = [{"params": encoders, "lr": options.lr * options.backbone_lr}, {"params": others}]
