@@ -58,7 +58,9 @@ def test_all_that_is_trained_on_patches_reads_as_many_pixels_in_as_many_steps(da
         assert steps == pytest.approx(recipe.epochs[run.phase] / recipe.images[run.phase])
         if run.phase == 1:
             pixels = read.epochs * read.patches * (run.side or recipe.patch) ** 2
-            assert pixels == pytest.approx(recipe.epochs[1] * recipe.patches * recipe.patch**2, rel=0.15)
+            # of one image in a step at least one patch is read, which may be too large
+            rel = 0.35 if recipe.images[1] == 1 else 0.15
+            assert pixels == pytest.approx(recipe.epochs[1] * recipe.patches * recipe.patch**2, rel=rel)
 
 
 @pytest.mark.parametrize("data", DATA)
