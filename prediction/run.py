@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from dataset.georeference import Georeference, read_georeference
 from dataset.image_file import View, open_image
 from dataset.layout import shortened
 from dataset.pictures import SUFFIXES
-from dataset.probe import RASTERIO, FileInfo, probe
+from dataset.probe import RASTERIO, FileInfo, probe, save_part
 from prediction.areas import AreaLog, Areas, summary_record, summary_table
 from prediction.outputs import OutputOptions, Outputs, output_paths
 from prediction.polygon_options import lacks_place
@@ -67,9 +68,16 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         else:
             files = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file())  # noqa: PTH207
         if not files or not files[0].exists():
-            raise InputError(f"--input {text}: there is no image")
+            raise InputError(f"--input {text}: there is no image{_how_to_save(text)}")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def _how_to_save(text: str) -> str:
+    """Return what helps where an input is a name that GDAL opens, though it is no file; "" for others."""
+    if not re.match(r"/vsi\w+/|[A-Za-z][\w+]+:", text):
+        return ""
+    return f"; only files are read: save it as one, where GDAL opens it: {save_part(text)}"
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
