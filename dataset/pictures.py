@@ -15,9 +15,6 @@ from utils.sources import MEMORY_PIXELS, Source, fits_memory
 from utils.stretch import RGB
 from utils.tiling import Box, Size, map_size
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".img", ".vrt")
-"""Of the files of a folder, those with one of these are segmented; a file that is named may have any."""
-
 _STRIP_PIXELS = 16_000_000
 """How many pixels of a large source are shrunk at a time, if it is RGB."""
 

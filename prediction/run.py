@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from dataset.georeference import Georeference, read_georeference
 from dataset.image_file import View, open_image
-from dataset.layout import shortened
-from dataset.pictures import SUFFIXES
+from dataset.layout import IMAGE_SUFFIXES, RARE_SUFFIXES, shortened
 from dataset.probe import RASTERIO, FileInfo, probe, save_part
 from prediction.areas import AreaLog, Areas, summary_record, summary_table
 from prediction.outputs import OutputOptions, Outputs, output_paths
@@ -62,7 +61,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         if len(os.fsencode(path.name)) > LONGEST_NAME:
             raise InputError(f"--input {text}: the name is longer than a file's can be")
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            files = _images_in(path)
         elif path.exists() or not any(sign in text for sign in WILDCARDS):
             files = [path]
         else:
@@ -71,6 +70,19 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
             raise InputError(f"--input {text}: there is no image{_how_to_save(text)}")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the files of a folder that have an image's suffix, in order; the main process logs which have none."""
+    files = sorted(path for path in folder.iterdir() if not (path.is_dir() or path.name.startswith(".")))
+    images = [path for path in files if path.suffix.lower() in (*IMAGE_SUFFIXES, *RARE_SUFFIXES)]
+    others = sorted({path.suffix or path.name for path in files if path not in images})
+    if others and os.environ.get("RANK", "0") == "0":
+        logging.info(
+            f"{folder}: {len(files) - len(images)} files are left out, whose suffixes are no image's "
+            f"({shortened(others, 5)}); name a file to segment it all the same"
+        )
+    return images
 
 
 def _how_to_save(text: str) -> str:
