@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset.base import Item
 from dataset.folder_file import FolderFile
-from dataset.layout import IMAGE_SUFFIXES, files_by_id, hashed_split, listed, paired
+from dataset.layout import RARE_SUFFIXES, files_by_id, hashed_split, listed, paired
 from utils.errors import InputError
 
 
@@ -55,4 +55,8 @@ def _matching(root: Path, pattern: str, split_folder: str | None) -> dict[str, P
     path = root / pattern.replace("{split}", split_folder or "")
     stem, suffix = path.name.rsplit(".", 1)
     name = re.compile("(.+)".join(re.escape(part) for part in stem.split("{id}")))
-    return files_by_id(path.parent, name, IMAGE_SUFFIXES if suffix == "*" else (f".{suffix.lower()}",))
+    if suffix != "*":
+        return files_by_id(path.parent, name, (f".{suffix.lower()}",))
+    found = files_by_id(path.parent, name)
+    # beside a picture of the same name, a .vrt or .gif is made from it
+    return found | files_by_id(path.parent, name, RARE_SUFFIXES, known=found)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.layout import IMAGE_SUFFIXES, TEST, TRAIN, VAL, decode_text
+from dataset.layout import IMAGE_SUFFIXES, RARE_SUFFIXES, TEST, TRAIN, VAL, decode_text
 from utils.classes import IGNORED, Classes, Color, distinct_colors
 from utils.errors import InputError
 from utils.metrics import MEASURES, PER_IMAGE_MEASURES
@@ -40,7 +40,7 @@ SPLITS = (TRAIN, VAL, TEST)
 MAX_CLASSES = 250
 MAX_VALUE = 65535
 
-_NAME_PATTERN = re.compile(r"[^/{}*]*\{id\}[^/{}*]*\.([a-z]+|\*)", re.IGNORECASE)
+_NAME_PATTERN = re.compile(r"[^/{}*]*\{id\}[^/{}*]*\.([a-z0-9]+|\*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,9 @@ def check_pattern(pattern: Any, key: str, splits: Splits) -> str:
     if "{id}" in pattern.rpartition("/")[0]:
         raise InputError(f"{key} {pattern!r} has {{id}} in a folder's name; only a file's name may have it")
     suffix = "." + pattern.rpartition(".")[2].lower()
-    if suffix not in (*IMAGE_SUFFIXES, ".*"):
-        raise InputError(f"{key} {pattern!r} ends in no image's suffix; use one of {', '.join(IMAGE_SUFFIXES)} or .*")
+    known = (*IMAGE_SUFFIXES, *RARE_SUFFIXES, ".*")
+    if suffix not in known:
+        raise InputError(f"{key} {pattern!r} ends in no image's suffix; use one of {', '.join(known)}")
     if ("{split}" in pattern) != bool(splits.folders):
         does, rule = ("has", "no") if "{split}" in pattern else ("lacks", "the")
         raise InputError(f"{key} {pattern!r} {does} {{split}}, but splits are given by {rule} folders")

@@ -12,7 +12,13 @@ from dataset.base import Item
 from utils.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-"""Of images, in lower case."""
+"""Of most images, in lower case."""
+
+RARE_SUFFIXES = (
+    *(".jp2", ".j2k", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".img", ".vrt", ".nc", ".h5", ".hdf5", ".grb", ".grb2", ".grib", ".ntf"),
+)
+"""Of the others that `docs/formats.md` names."""
 
 TRAIN, VAL, TEST = "train", "val", "test"
 
@@ -31,11 +37,15 @@ class SplitChoice:
 
 
 def files_by_id(
-    folder: Path, name: re.Pattern[str], suffixes: Sequence[str] = IMAGE_SUFFIXES, into: dict[str, Path] | None = None
+    folder: Path,
+    name: re.Pattern[str],
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+    into: dict[str, Path] | None = None,
+    known: Container[str] = (),
 ) -> dict[str, Path]:
     """The files of `folder` by id, added to `into`: group 1 of `name`, which must match the whole stem.
 
-    Hidden files and other suffixes are passed over. Raises InputError where two files have one id.
+    Hidden files, other suffixes and `known` ids are passed over. Raises InputError where two files have one id.
     """
     found = {} if into is None else into
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -43,6 +53,8 @@ def files_by_id(
         if match is None or path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
         id_ = match[1]
+        if id_ in known:
+            continue
         if id_ in found:
             raise InputError(f"{path} and {found[id_]} are both {id_}'s; keep one of them")
         found[id_] = path

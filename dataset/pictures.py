@@ -15,9 +15,6 @@ from utils.sources import MEMORY_PIXELS, Source, fits_memory
 from utils.stretch import RGB
 from utils.tiling import Box, Size, map_size
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".img", ".vrt")
-"""Of the files of a folder, those with one of these are segmented; a file that is named may have any."""
-
 _STRIP_PIXELS = 16_000_000
 """How many pixels of a large source are shrunk at a time, if it is RGB."""
 
@@ -53,7 +50,8 @@ def array(values: np.ndarray, view: View) -> ImageFile:
     """Return an array as a source: a picture where no bands are named, else as if a file held it.
 
     Args:
-        values: a picture, (H, W, 3) or grey (H, W), uint8; or (H, W, bands) of whole or floating-point numbers.
+        values: a picture, (H, W, 3) or grey (H, W), uint8; or (H, W, bands) of whole or floating-point numbers. Of a
+            masked array, pixels that are masked in all bands that are read have no data.
         view: which bands are read, and how values of other types than uint8 become 0..255.
 
     Raises:
@@ -65,7 +63,10 @@ def array(values: np.ndarray, view: View) -> ImageFile:
         known, wanted = values.dtype.kind in "uif", "(H, W, bands) or (H, W) of whole or floating-point numbers"
     if not known or values.ndim not in (2, 3) or not values.size:
         raise InputError(f"an array must be {wanted}, not empty, not {values.shape} {values.dtype}")
-    planes = np.atleast_3d(values).transpose(2, 0, 1)
+    planes = np.atleast_3d(np.ma.getdata(values)).transpose(2, 0, 1)
+    masked = None
+    if np.ma.is_masked(values):
+        masked = np.atleast_3d(np.ma.getmaskarray(values)).transpose(2, 0, 1)
     info = FileInfo(
         path=Path("the array"),
         format="",
@@ -74,7 +75,7 @@ def array(values: np.ndarray, view: View) -> ImageFile:
         dtype=planes.dtype.name,
         decoders=(PILLOW,) if values.ndim == 2 else (RASTERIO,),  # grey counts as RGB, one band of a raster does not
     )
-    return ImageFile(info, HeldPlanes(planes), view)
+    return ImageFile(info, HeldPlanes(planes, masked=masked), view)
 
 
 def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:

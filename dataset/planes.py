@@ -71,11 +71,12 @@ class Planes(Protocol):
 
 @dataclass(frozen=True)
 class HeldPlanes:
-    """Values in memory, (C, H, W); `nodata` in all bands marks a pixel without data."""
+    """Values in memory, (C, H, W); `nodata`, or `masked` (C, H, W) bool, in all bands marks a pixel without data."""
 
     values: np.ndarray
     palette: np.ndarray | None = None
     nodata: float | None = None
+    masked: np.ndarray | None = None
 
     @property
     def size(self) -> Size:
@@ -90,12 +91,17 @@ class HeldPlanes:
         return self.values.dtype.name
 
     def read(self, box: Box, bands: tuple[int, ...]) -> np.ndarray:
+        return self._cut(self.values, box, bands)
+
+    def _cut(self, values: np.ndarray, box: Box, bands: tuple[int, ...]) -> np.ndarray:
         rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
         if bands == tuple(range(1, self.count + 1)):
-            return self.values[:, rows, columns]
-        return self.values[[band - 1 for band in bands], rows, columns]
+            return values[:, rows, columns]
+        return values[[band - 1 for band in bands], rows, columns]
 
     def valid(self, box: Box, bands: tuple[int, ...]) -> np.ndarray | None:
+        if self.masked is not None:
+            return ~self._cut(self.masked, box, bands).all(0)
         if self.nodata is None:
             return None
         values = self.read(box, bands)
@@ -234,6 +240,8 @@ def _is_turned_tiff(info: FileInfo) -> bool:
 def picture_values(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the bands (C, H, W) of a Pillow image, as RGB where Pillow alone knows them, and its palette (n, 3)."""
     palette = None
+    if image.mode == "La":  # grey times its transparency
+        image = image.convert("LA")
     if image.mode == "P":
         palette = np.reshape(image.getpalette("RGB") or [], (-1, 3)).astype(np.uint8)
     elif image.mode not in ("1", "L", "LA", "RGB", "RGBA", "RGBX") and not image.mode.startswith(("I", "F")):

@@ -44,6 +44,12 @@ _COMPRESSIONS = (1, 5, 7, 8, 32773, 32946)
 _PILLOW_COMPRESSIONS = (*_COMPRESSIONS, 2, 3, 4, 6, 34925, 50000, 50001)
 """Those of faxes, LZMA, Zstandard and WebP, too, as far as Pillow has been built with them."""
 
+_PREVIEWS = ("MPO", "PSD")
+"""Formats whose further frames are previews, maps of brightness or layers: the first frame is the picture."""
+
+_PAGED = ("NITF", "PDF", "PDS4", "FITS")
+"""GDAL's drivers that show the first of several images as if it were all."""
+
 _BANDS = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4, "RGBX": 4}
 """Of Pillow's modes as they are decoded; what is not here is converted to RGB."""
 
@@ -135,6 +141,8 @@ def _probe_tiff(path: Path, tags: TiffTags) -> FileInfo:
         raise unsupported(path, "its samples are complex numbers", "save their magnitude as float32 instead")
     if tags.dtype == "mixed":
         raise unsupported(path, "its bands have samples of different types", "save all as one type, such as float32")
+    if tags.pages:
+        raise _several(path)
     if tags.end > path.stat().st_size:
         raise damaged(path, f"the file ends before byte {tags.end}, where its pixels do")
     beside, needs_raster = sidecars(path)
@@ -237,9 +245,13 @@ def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
     try:
         file.seek(0)
         with strict_pillow(), Image.open(file) as image:
+            if isinstance(image, ImageFile.StubImageFile):  # Pillow knows the format (HDF5, GRIB) and cannot read it
+                return None
             mode, format_, size = image.mode, image.format or "", (image.height, image.width)
             raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
             orientation = read_orientation(image) if may_be_turned else 1
+            if format_ not in _PREVIEWS and getattr(image, "is_animated", False):
+                raise _several(path)
     except UnidentifiedImageError:
         # GDAL reads some of what Pillow does not know; of a broken picture it would make up the rest
         if head.startswith(_PICTURE_MAGIC) or not raster.installed():
@@ -318,11 +330,16 @@ def _probe_raster(path: Path) -> FileInfo:
     try:
         file = raster.open_file(path)
     except InputError as error:
+        if not raster.installed():
+            raise
         raise damaged(path, "not an image, or of an unknown format") from error
     with file:
-        types = set(file.dtypes)
+        types, parts = set(file.dtypes), file.subdatasets
         if not types:
-            raise unsupported(path, f"as {file.driver} it has no bands of its own", "name one of its parts, as a file")
+            mend = f"save one of its parts as a file: {save_part(parts[0])}" if parts else "take another format"
+            raise unsupported(path, f"as {file.driver} it has no bands of its own", mend)
+        if file.driver in _PAGED and len(parts) > 1:
+            raise _several(path)
         if any(kind.startswith("complex") for kind in types):
             raise unsupported(path, "its samples are complex numbers", "save their magnitude as float32 instead")
         if len(types) > 1:
@@ -341,3 +358,17 @@ def _probe_raster(path: Path) -> FileInfo:
             georeference="tags" if raster.has_georeference(file) else "",
             why=file.driver,
         )
+
+
+def save_part(name: str) -> str:
+    """Return the command that saves what GDAL calls `name`, such as a part of a file, as a file."""
+    return f"rio convert '{name}' part.tif"
+
+
+def _several(path: Path) -> InputError:
+    """Return the error for a file of several images, of which libraries show the first as if it were all."""
+    return unsupported(
+        path,
+        "it holds several images (pages, frames)",
+        "save the one that is meant, or all bands in one, as a file of its own",
+    )

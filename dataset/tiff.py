@@ -1,6 +1,7 @@
 """What a TIFF's tags say of its pixels, read without decoding any."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -16,9 +17,10 @@ _PALETTE = 3
 """The photometric interpretation of indices."""
 
 _ORIENTATION = 274
+_PAGE_KIND, _OLD_PAGE_KIND, _PAGES_INSIDE = 254, 255, 330
 
-_MOST_PAGES = 16
-"""How many pages are searched for a mask; overviews come as pages, too."""
+_MOST_PAGES = 64
+"""How many pages are searched for masks and for pixels of their own; overviews come as pages, too."""
 
 _KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex", 6: "complex"}
 """By sample format; 4 is undefined data, which every reader takes for unsigned."""
@@ -26,11 +28,12 @@ _KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex", 6: "complex"
 
 @dataclass(frozen=True)
 class TiffTags:
-    """The first page of a TIFF.
+    """The first page of a TIFF, and what the others are to it.
 
     `size` is as stored. `bits` and `kind` (uint, int, float, complex) are those of every sample, None where samples
     differ. `alpha`: whether an extra sample is transparency. `sparse`: whether tiles or strips are left out. `masked`:
-    whether a later page masks this one. `end`: the file must be so many bytes long.
+    whether a later page masks this one. `pages`: whether a later page is neither mask nor smaller copy of this one, but
+    has pixels of its own. `end`: the file must be so many bytes long.
     """
 
     size: Size
@@ -44,6 +47,7 @@ class TiffTags:
     alpha: bool
     sparse: bool
     masked: bool
+    pages: bool
     nodata: str | None
     georeferenced: bool
     end: int
@@ -76,10 +80,11 @@ def read_tags(file: BinaryIO) -> TiffTags:
     file.seek(page.next)
     page.load(file)
     offsets, lengths = _parts(page)
+    others = list(_other_pages(file, head, page))
     samples = int(_one(page, 277, 1))
     extra = tuple(page.get(338, ()))
     return TiffTags(
-        size=(int(_one(page, 257)), int(_one(page, 256))),
+        size=_size(page),
         samples=samples,
         bits=_common(page.get(258, (1,))),
         kind=_KINDS.get(_common(page.get(339, (1,))) or 0),
@@ -89,7 +94,8 @@ def read_tags(file: BinaryIO) -> TiffTags:
         orientation=int(_one(page, _ORIENTATION, 1)),
         alpha=any(kind in (1, 2) for kind in extra),
         sparse=bool(len(lengths)) and bool((lengths == 0).any() or (offsets == 0).any()),
-        masked=_has_mask(file, head, page.next),
+        masked=any(_is_mask(other) for other in others),
+        pages=any(not (_is_mask(other) or _is_copy(other, page)) for other in others),
         nodata=_text(page.get(42113)),
         georeferenced=any(tag in page for tag in _GEOREFERENCE),
         end=int((offsets + lengths).max()) if len(lengths) and len(lengths) == len(offsets) else 0,
@@ -144,15 +150,34 @@ def _parts(page: ImageFileDirectory_v2) -> tuple[np.ndarray, np.ndarray]:
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
-def _has_mask(file: BinaryIO, head: bytes, following: int) -> bool:
-    """Return whether one of the pages from the offset `following` on is a transparency mask."""
+def _other_pages(file: BinaryIO, head: bytes, first: ImageFileDirectory_v2) -> Iterator[ImageFileDirectory_v2]:
+    """Yield the tags of the other pages, and of those that the first one holds inside, as raw photographs do."""
+    inside = np.atleast_1d(np.asarray(first.get(_PAGES_INSIDE, ()), np.int64)).tolist()
+    following = first.next
     for _ in range(_MOST_PAGES):
-        if not following:
-            return False
+        start = following or (inside.pop(0) if inside else 0)
+        if not start:
+            return
         page = ImageFileDirectory_v2(head)
-        file.seek(following)
+        file.seek(start)
         page.load(file)
-        if int(_one(page, 254, 0)) & 4:
-            return True
-        following = page.next
-    return False
+        yield page
+        following = page.next if following else 0
+
+
+def _is_mask(page: ImageFileDirectory_v2) -> bool:
+    return bool(int(_one(page, _PAGE_KIND, 0)) & 4)
+
+
+def _is_copy(page: ImageFileDirectory_v2, first: ImageFileDirectory_v2) -> bool:
+    """Return whether a page is a smaller copy of the first: it says so, or has its shape up to rounding."""
+    (height, width), (whole_height, whole_width) = _size(page), _size(first)
+    if height > whole_height or width > whole_width:
+        return False
+    reduced = int(_one(page, _PAGE_KIND, 0)) & 1 or int(_one(page, _OLD_PAGE_KIND, 0)) == 2
+    shape_differs = abs(height * whole_width - width * whole_height) > max(whole_height, whole_width)
+    return bool(reduced) or (height < whole_height and not shape_differs)
+
+
+def _size(page: ImageFileDirectory_v2) -> Size:
+    return int(_one(page, 257)), int(_one(page, 256))

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from models.bands import first_conv
+from models.bands import bands_of
 from utils.errors import required
 
 TRACED_SIDE = 64
@@ -82,8 +82,7 @@ def _constant(x: Tensor, placement: Placement) -> nn.Parameter:
 
 def _foldable(backbone: nn.Module) -> list[tuple[nn.Conv2d, _BatchNorm]]:
     """Return each convolution that can be folded with the norm layer that is, found by running the backbone once."""
-    n_bands = first_conv(backbone)[1].in_channels
-    image, reads = next(backbone.parameters()).new_zeros(1, n_bands, TRACED_SIDE, TRACED_SIDE), _Reads()
+    image, reads = next(backbone.parameters()).new_zeros(1, bands_of(backbone), TRACED_SIDE, TRACED_SIDE), _Reads()
     with torch.no_grad(), reads:
         backbone(image)
     convs = {id(m.weight): m for m in backbone.modules() if isinstance(m, nn.Conv2d)}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.pyramid import Levels
 from utils.errors import InputError
+from utils.stretch import RGB
 from utils.tiling import map_size
 
 PREFIX = "timm/"
@@ -55,24 +56,52 @@ class TimmBackbone(nn.Module):
 
     Attributes:
         channels: of c5, c4, c3, c2, coarsest first as in `Pyramid`.
+        n_bands: of the images.
     """
 
     def __init__(self, name: str) -> None:
-        """Make a backbone with timm's initial weights. Raises InputError if timm has no such network that fits."""
+        """Make a backbone for RGB with timm's initial weights. Raises InputError if timm has no such network that fits."""
         super().__init__()
-        self.layout = layout_of(name)
-        self.net = create(name, self.layout)
+        self.name, self.layout = name, layout_of(name)
+        self.build(RGB)
         self.channels = self.layout.channels[::-1]
 
+    def build(self, n_bands: int) -> None:
+        """Build the network anew for images of `n_bands` bands. Raises InputError if timm cannot."""
+        try:
+            self.net = create(self.name, self.layout, in_chans=n_bands)
+        except Exception as error:  # timm raises many kinds
+            raise InputError(
+                f"--backbone {self.name}: timm cannot build it for {n_bands} bands ({reason_of(error)})"
+            ) from error
+        self.n_bands = n_bands
+
     def forward(self, image: Tensor) -> Levels:
-        """Return c5, c4, c3, c2 of images (N, 3, H, W), (N, C, h, w) each: 1/32, 1/16, 1/8, 1/4, sides rounded up."""
+        """Return c5, c4, c3, c2 of images (N, bands, H, W), (N, C, h, w) each: 1/32, 1/16, 1/8, 1/4, sides rounded up."""
         height, width = map_size(image)
-        below, right = (-side % self.layout.multiple for side in (height, width))
-        maps = self.net(F.pad(image, (0, right, 0, below)) if below or right else image)
+        below, right = (cells(side, self.layout.multiple) * self.layout.multiple - side for side in (height, width))
+        padded = F.pad(image, (0, right, 0, below)) if torch.compiler.is_exporting() or below or right else image
+        maps = self.net(padded)
         if self.layout.channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        cells = zip(maps, STRIDES, strict=True)
-        return tuple(x[..., : -(-height // stride), : -(-width // stride)] for x, stride in cells)[::-1]
+        pairs = zip(maps, STRIDES, strict=True)
+        return tuple(_cut(x, cells(height, stride), cells(width, stride)) for x, stride in pairs)[::-1]
+
+
+def _cut(x: Tensor, height: int, width: int) -> Tensor:
+    """Return the first rows and columns of maps (N, C, H, W)."""
+    if torch.compiler.is_exporting():  # of a slice a program would hold that it cuts something off, at any size
+        rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[..., :height, :width]
+
+
+def cells(side: int, stride: int) -> int:
+    """Return how many cells of `stride` pixels cover `side` pixels.
+
+    No number is negative on the way: a graph of ONNX rounds towards zero, Python down.
+    """
+    return (side + stride - 1) // stride
 
 
 @lru_cache

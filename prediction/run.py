@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +15,8 @@ from tqdm import tqdm
 
 from dataset.georeference import Georeference, read_georeference
 from dataset.image_file import View, open_image
-from dataset.layout import shortened
-from dataset.pictures import SUFFIXES
-from dataset.probe import RASTERIO, FileInfo, probe
+from dataset.layout import IMAGE_SUFFIXES, RARE_SUFFIXES, shortened
+from dataset.probe import RASTERIO, FileInfo, probe, save_part
 from prediction.areas import AreaLog, Areas, summary_record, summary_table
 from prediction.outputs import OutputOptions, Outputs, output_paths
 from prediction.polygon_options import lacks_place
@@ -61,15 +61,35 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         if len(os.fsencode(path.name)) > LONGEST_NAME:
             raise InputError(f"--input {text}: the name is longer than a file's can be")
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            files = _images_in(path)
         elif path.exists() or not any(sign in text for sign in WILDCARDS):
             files = [path]
         else:
             files = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file())  # noqa: PTH207
         if not files or not files[0].exists():
-            raise InputError(f"--input {text}: there is no image")
+            raise InputError(f"--input {text}: there is no image{_how_to_save(text)}")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the files of a folder that have an image's suffix, in order; the main process logs which have none."""
+    files = sorted(path for path in folder.iterdir() if not (path.is_dir() or path.name.startswith(".")))
+    images = [path for path in files if path.suffix.lower() in (*IMAGE_SUFFIXES, *RARE_SUFFIXES)]
+    others = sorted({path.suffix or path.name for path in files if path not in images})
+    if others and os.environ.get("RANK", "0") == "0":
+        logging.info(
+            f"{folder}: {len(files) - len(images)} files are left out, whose suffixes are no image's "
+            f"({shortened(others, 5)}); name a file to segment it all the same"
+        )
+    return images
+
+
+def _how_to_save(text: str) -> str:
+    """Return what helps where an input is a name that GDAL opens, though it is no file; "" for others."""
+    if not re.match(r"/vsi\w+/|[A-Za-z][\w+]+:", text):
+        return ""
+    return f"; only files are read: save it as one, where GDAL opens it: {save_part(text)}"
 
 
 def output_names(images: Sequence[Path]) -> list[str]:

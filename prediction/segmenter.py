@@ -1,6 +1,7 @@
 """The library: a trained network that segments images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from utils.errors import InputError
 from utils.settings import RECORDED, check_sizes
 from utils.sources import Source
 from utils.stages import STAGES
-from utils.stretch import Stretch, fit_bands
+from utils.stretch import Stretch, bands_of, fit_bands, spell_bands
 from utils.tiling import Box
 from utils.turns import TURNS
 
@@ -95,6 +96,10 @@ class Segmenter:
         """
         if unknown := recorded.keys() - RECORDED.keys():
             raise TypeError(f"from_checkpoint() has no keyword {min(unknown)!r}; there are {', '.join(RECORDED)}")
+        if recorded.get("bands") is not None:
+            recorded["bands"] = spell_bands(bands_of(recorded["bands"]))
+        if recorded.get("stretch") is not None:
+            recorded["stretch"] = str(Stretch.of(recorded["stretch"]))
         model, header = load_network(path, path_g, mode, recorded)
         place = distributed.pick_device(None if device is None else str(device))
         settings = header.settings(
@@ -111,27 +116,31 @@ class Segmenter:
     def segment(
         self,
         image: str | Path | Image.Image | np.ndarray,
-        bands: tuple[int, ...] | None = None,
-        stretch: Stretch | None = None,
+        bands: Sequence[int] | str | None = None,
+        stretch: Stretch | str | None = None,
     ) -> np.ndarray:
         """Segment one image.
 
         Args:
             image: a file, a Pillow image, or an array (H, W, 3) or (H, W) uint8, 0..255, RGB or grey. Where bands are
                 named, here or in the checkpoint, an array is (H, W, bands) with all bands of a file, uint8 or other
-                whole or floating-point numbers, which are stretched.
-            bands: the numbers, from 1, of the bands that the network reads; by default the checkpoint's.
-            stretch: which values of pixels of more than 8 bits become 0 and 255; by default the checkpoint's.
+                whole or floating-point numbers, which are stretched. Masked pixels have no data.
+            bands: the numbers, from 1, of the bands that the network reads, as (3, 2, 1) or `3,2,1`; by default the
+                checkpoint's.
+            stretch: which values of pixels of more than 8 bits become 0 and 255, as `2%,98%` or `0,10000`; by default
+                the checkpoint's.
 
         Returns:
-            (H, W) uint8 class ids, the headline's; 255 where a file has no data.
+            (H, W) uint8 class ids, the headline's; 255 where the image has no data.
 
         Raises:
-            InputError: the image cannot be read, lacks bands, is of another type or shape, or is empty.
+            InputError: bands or stretch are none, or the image cannot be read, lacks bands, is of another type or shape, or is empty.
         """
+        view = self.view
         if bands is not None:
-            bands = fit_bands(bands, self.header.n_bands, "the checkpoint")
-        view = View(bands or self.view.bands, stretch or self.view.stretch)
+            view = replace(view, bands=fit_bands(bands_of(bands), self.header.n_bands, "the checkpoint"))
+        if stretch is not None:
+            view = replace(view, stretch=Stretch.of(stretch))
         if isinstance(image, str | Path):
             with open_image(image, view) as source:
                 return self._segment(source)

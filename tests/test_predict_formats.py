@@ -19,6 +19,7 @@ from models import checkpoint as checkpoints
 from predict import Segmenter
 from utils.classes import IGNORED
 from utils.errors import InputError
+from utils.stretch import Stretch
 
 rasterio = pytest.importorskip("rasterio")
 from rasterio.warp import transform as to  # noqa: E402
@@ -284,3 +285,73 @@ def test_a_local_reference_has_the_areas_of_its_plane(checkpoint, tmp_path) -> N
 def test_a_segmenter_refuses_what_is_no_picture(segmenter, image, message) -> None:
     with pytest.raises(InputError, match=message):
         segmenter.segment(image)
+
+
+@pytest.mark.parametrize("stretch", ["2%,198%", "9,1", "0,inf", "x", 5, (0, 100), "1,2,3"])
+def test_a_wrong_stretch_is_refused_in_one_line(checkpoint, segmenter, stretch) -> None:
+    for use in (
+        lambda: segmenter.segment(np.zeros((4, 5), np.uint8), stretch=stretch),
+        lambda: Segmenter.from_checkpoint(checkpoint, device="cpu", stretch=stretch),
+    ):
+        with pytest.raises(InputError, match=r"^--stretch .*: give two rising percentiles"):
+            use()
+
+
+@pytest.mark.parametrize("bands", ["x", "", 3, 2.5, (0, 1, 2), (1.0, 2, 3), [], "1,2,-3"])
+def test_wrong_bands_are_refused_in_one_line(checkpoint, segmenter, bands) -> None:
+    for use in (
+        lambda: segmenter.segment(np.zeros((4, 5), np.uint8), bands=bands),
+        lambda: Segmenter.from_checkpoint(checkpoint, device="cpu", bands=bands),
+    ):
+        with pytest.raises(InputError, match=r"^--bands .*: give 1 to 16 band numbers"):
+            use()
+
+
+def test_bands_and_stretch_can_be_spelt_as_options_are(segmenter) -> None:
+    values = deep()
+    expected = segmenter.segment(values.transpose(1, 2, 0), bands=(3, 2, 1), stretch=Stretch(0, 3000, False))
+    found = segmenter.segment(values.transpose(1, 2, 0), bands="3,2,1", stretch="0,3000")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_masked_pixels_of_an_array_have_no_data(segmenter) -> None:
+    """As NaN has none; values behind the mask change nothing, percentiles included."""
+    values = deep(dtype="float32").transpose(1, 2, 0)
+    missing = np.zeros(values.shape, bool)
+    missing[:9, 5:] = True
+    missing[20:, :, 0] = True  # of one band alone, as in files
+    masked = np.ma.masked_array(np.where(missing.all(2, keepdims=True), 1e6, values), missing)
+    expected = segmenter.segment(np.where(missing.all(2, keepdims=True), np.nan, values), bands=(1, 2, 3))
+    found = segmenter.segment(masked, bands=(1, 2, 3))
+    np.testing.assert_array_equal(found, expected)
+    assert np.array_equal(found == 255, missing.all(2))
+    grey = np.ma.masked_less(np.arange(48 * 64).reshape(48, 64).astype(np.uint8), 9)
+    assert np.array_equal(segmenter.segment(grey) == 255, grey.mask)
+
+
+def test_a_picture_of_every_mode_of_pillow_is_segmented(segmenter) -> None:
+    """La is grey that is multiplied by its transparency."""
+    modes = (
+        "1",
+        "L",
+        "LA",
+        "La",
+        "P",
+        "PA",
+        "RGB",
+        "RGBA",
+        "RGBa",
+        "RGBX",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "I",
+        "F",
+        "I;16",
+    )
+    for mode in modes:
+        assert segmenter.segment(Image.new(mode, (40, 30))).shape == (30, 40), mode
+    grey = Image.fromarray(np.arange(48 * 64).reshape(48, 64).astype(np.uint8))
+    opaque = grey.convert("LA").convert("La")
+    np.testing.assert_array_equal(segmenter.segment(opaque), segmenter.segment(grey))

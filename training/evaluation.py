@@ -109,6 +109,9 @@ def run_evaluation(
         images.gather(ranks)
     if not ranks.main:
         return
+    if labelled and not result.metrics.has_labels():
+        logging.warning(f"no pixel of split {options.split} has a class: there are no scores, and none are written")
+        labelled = False
     if options.save_predictions:
         logging.info(f"Predictions: {options.save_predictions}")
     record = {

@@ -19,6 +19,7 @@ from models.glnet import GLNet
 from models.header import Header
 from training import records, state
 from training.average import WeightAverage
+from training.limits import shared_images
 from training.log import RunLog
 from training.memory import peak_memory_mb
 from training.model_card import keep_previous_card, model_card, read_epochs, write_card
@@ -81,6 +82,7 @@ class TrainingRun:
         signals: received so far.
         log: of the main process, while the run goes on; else None.
         state: everything that changes.
+        shared: how many validation images are training images, too.
     """
 
     def __init__(self, plan: TrainingPlan) -> None:
@@ -112,6 +114,7 @@ class TrainingRun:
             average=WeightAverage(plan.model, options.ema, optimizer) if options.ema else None,
         )
         self.saved_at = time.monotonic()
+        self.shared = shared_images(plan.train_data, plan.val_data)
 
     def _new_metrics(self) -> StageMetrics:
         return StageMetrics(self.plan.stage, self.plan.header.classes)
@@ -226,6 +229,11 @@ class TrainingRun:
         )
         line, warns = reach_line(options, plan.model, plan.stage, self.parts.batches * options.num_epochs)
         logging.log(logging.WARNING if warns else logging.INFO, line)
+        if self.shared:
+            logging.warning(
+                f"{self.shared} of {len(plan.val_data)} validation images are training images: the scores, and the "
+                "choice of the best epoch, say nothing of other images"
+            )
 
     def _run_record(self) -> dict[str, Any]:
         """Return everything that it takes to repeat the run."""
@@ -259,6 +267,7 @@ class TrainingRun:
             self._leave()
         for counts in trained.sums():
             plan.ranks.sum_([counts])
+        self._check_labels(trained, validated)
         run.epoch += 1
         run.unvalidated = run.unvalidated + 1 if validated is None else 0
         score = None if validated is None else validated.metrics.mean_iou()
@@ -314,6 +323,17 @@ class TrainingRun:
                 f"{self._image_ids(epoch.batches)} were next: {' '.join(str(error).split())} "
                 "If the machine ran out of memory, lower --num_workers"
             ) from error
+
+    def _check_labels(self, trained: StageMetrics, validated: helper.Evaluation | None) -> None:
+        """Raise InputError if the epoch read no pixel with a class; warn if the validation did."""
+        epoch = self.state.epoch
+        if epoch.batches > epoch.skipped and not trained.has_labels():
+            raise InputError(
+                f"no pixel of the {epoch.images} images of epoch {self.state.run.epoch + 1} has a class, so there is "
+                "nothing to learn: all labels are left out (255) or without data; --check_data counts the classes"
+            )
+        if self.plan.ranks.main and validated is not None and not validated.metrics.has_labels():
+            logging.warning("no pixel of the validation images has a class: all epochs score 0, the first is the best")
 
     def _validate(self, collected: Pictures) -> helper.Evaluation:
         """Evaluate the validation images with the averaged weights, if any; collect pictures of some of them."""
@@ -417,8 +437,9 @@ class TrainingRun:
             logging.info(f"Stopped after epoch {run.epoch}: no better score since {run.best_epoch}")
         if log is not None:
             logging.info(
-                f"Best validation mIoU {100 * run.best_score:.2f} in epoch {run.best_epoch}: "
-                f"{self.files.best}\nLast: {self.files.last}\nModel card: {self.files.card}\nLog: {log.text}\n"
+                f"Best validation mIoU {100 * run.best_score:.2f} in epoch {run.best_epoch}"
+                f"{' (on training images)' if self.shared else ''}: {self.files.best}\nLast: {self.files.last}\n"
+                f"Model card: {self.files.card}\nLog: {log.text}\n"
                 f"Lines of JSON: {log.lines}\n"
                 f"Options and versions: {log.folder / 'run.json'}\nTensorBoard: tensorboard --logdir {log.folder}"
             )

@@ -177,6 +177,10 @@ class StageMetrics:
         matrix = self.matrices[self.headline]
         return matrix.mean_iou(matrix.classes.left_out)
 
+    def has_labels(self) -> bool:
+        """Return whether any pixel with a class was counted."""
+        return bool(self.matrices[self.headline].counts.any())
+
     def mean_iou_on_device(self) -> Tensor:
         """Return `mean_iou` as a float32 scalar on the counts' device, so that the host need not wait for it."""
         matrix = self.matrices[self.headline]

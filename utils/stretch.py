@@ -1,6 +1,8 @@
 """The conversion of stored values to 8 bits: the bands that are read, and the values that become 0 and 255."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,21 @@ class Stretch:
     high: float = 98.0
     per_cent: bool = True
 
+    def __post_init__(self) -> None:
+        """Raise InputError unless the two are finite and rise, percentiles within 0..100."""
+        rising = self.low < self.high and math.isfinite(self.low) and math.isfinite(self.high)
+        if not rising or (self.per_cent and not (self.low >= 0 and self.high <= 100)):
+            raise _no_stretch(str(self))
+
+    @classmethod
+    def of(cls, value: Any) -> "Stretch":
+        """Return a stretch, or the one that a text spells. Raises InputError for anything else."""
+        if isinstance(value, str):
+            return cls.parse(value)
+        if not isinstance(value, Stretch):
+            raise _no_stretch(value)
+        return value
+
     @classmethod
     def parse(cls, text: str) -> "Stretch":
         """Parse `2%,98%` or `0,10000`. Raises InputError for any other text."""
@@ -40,11 +57,9 @@ class Stretch:
         per_cent = all(part.endswith("%") for part in parts)
         try:
             low, high = (float(part.removesuffix("%") if per_cent else part) for part in parts)
-        except ValueError:
-            low = high = 0.0
-        if not low < high or (per_cent and not (low >= 0 and high <= 100)):
-            raise InputError(f"--stretch {text}: give two rising percentiles (2%,98%) or two rising values (0,10000)")
-        return cls(low, high, per_cent)
+            return cls(low, high, per_cent)
+        except ValueError as error:  # also of too few or too many
+            raise _no_stretch(text) from error
 
     def __str__(self) -> str:
         """Return the text from which `parse` makes this conversion."""
@@ -87,12 +102,28 @@ class Stretch:
         return found
 
 
+def _no_stretch(given: object) -> InputError:
+    return InputError(f"--stretch {given}: give two rising percentiles (2%,98%) or two rising values (0,10000)")
+
+
+def bands_of(value: Any) -> Bands:
+    """Return bands from a text, `4,3,2`, or a sequence of numbers. Raises InputError as `parse_bands`."""
+    try:
+        return parse_bands(value if isinstance(value, str) else spell_bands(value))
+    except TypeError as error:  # it is no sequence
+        raise _no_bands(value) from error
+
+
 def parse_bands(text: str) -> Bands:
     """Parse `4,3,2` as (4, 3, 2). Raises InputError for a text that is not 1 to 16 numbers from 1."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) > MOST_BANDS:
-        raise InputError(f"--bands {text}: give 1 to {MOST_BANDS} band numbers from 1, as in 4,3,2")
+        raise _no_bands(text)
     return tuple(map(int, parts))
+
+
+def _no_bands(given: object) -> InputError:
+    return InputError(f"--bands {given}: give 1 to {MOST_BANDS} band numbers from 1, as in 4,3,2")
 
 
 def spell_bands(bands: Bands) -> str:
