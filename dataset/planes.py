@@ -101,7 +101,7 @@ class HeldPlanes:
 
     def valid(self, box: Box, bands: tuple[int, ...]) -> np.ndarray | None:
         if self.masked is not None:
-            return ~self._cut(self.masked, box, bands).all(0)
+            return np.asarray(~self._cut(self.masked, box, bands).all(0))
         if self.nodata is None:
             return None
         values = self.read(box, bands)

@@ -122,11 +122,11 @@ def infer(
     """
     requested = patch_predictions(sinks)
     selects = bool(requested) and image.settings.selection is not None
-    logits, shared = selects or "global" in sinks, {"context": bool(requested), "ensemble": "ensemble" in requested}
+    own, shared = selects or "global" in sinks, {"context": bool(requested), "ensemble": "ensemble" in requested}
     if image.context is None:
-        maps = given = network.global_maps(x, logits=logits, **shared)
+        maps = given = network.global_maps(x, logits=own, **shared)
     else:
-        maps = network.global_maps(x, logits=logits, context=False, ensemble=False)
+        maps = network.global_maps(x, logits=own, context=False, ensemble=False)
         given = network.global_maps(image.context, logits=False, **shared)
     if not requested or (selects and not image.select_patches(required(maps.logits, "logits"))):
         return maps.logits
