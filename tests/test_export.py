@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 import torchvision
-from builders import N_CLASS, build_header, shared_model, write_thin_checkpoint
+from builders import BACKBONE, N_CLASS, build_header, shared_model, write_thin_checkpoint
 from pictures import save
 from PIL import Image
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -90,7 +90,10 @@ def folder_of(mode: int, exported: Path, network: GLNet) -> Path:
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
-def test_parts_compute_what_the_network_computes(mode: int, network: GLNet) -> None:
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_parts_compute_what_the_network_computes(mode: int, norm: str, network: GLNet) -> None:
+    if norm == "batch":
+        network = GLNet(N_CLASS, BACKBONE, pyramid_width=8, pyramid_norm=norm).eval()
     with torch.no_grad():
         expected = export.expected_tensors(network, build_header(mode, size_g=72))
         parts = parts_of(network, mode)

@@ -120,6 +120,7 @@ def run_evaluation(
         "checkpoint": str(getattr(options, stage.reads)),
         "device": settings.device.type,
         **{name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize")},
+        "shared_maps": header.share,
         **{name: getattr(options, name) for name in ("precision", "tta", "refine_share", "blend", "upsample")},
         **evaluation_record(
             stage.number,
