@@ -140,6 +140,7 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     settings: Settings,
+    *,
     title: str,
     scores_of: GlobalScores | None = None,
 ) -> float:
@@ -222,7 +223,7 @@ def train(
         parts.set_epoch(epoch)
         start = time.perf_counter()
         title = f"epoch {epoch + 1}/{options.num_epochs}"
-        loss = train_one_epoch(network, loader, optimizer, scheduler, settings, title, scores_of)
+        loss = train_one_epoch(network, loader, optimizer, scheduler, settings, title=title, scores_of=scores_of)
         with log.open("a") as file:
             file.write(json.dumps({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}) + "\n")
     loader.close()
