@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on", 130)
     except (RuntimeError, MemoryError) as error:
-        message = diagnose(error, options, int(os.environ.get("WORLD_SIZE", 1)), MEMORY_OPTIONS)
+        message = diagnose(error, options, distributed.world_size(), MEMORY_OPTIONS)
         if message is None:
             raise
         return complain(message, 1)

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as error:
-        message = diagnose(error, options, int(os.environ.get("WORLD_SIZE", 1)))
+        message = diagnose(error, options, distributed.world_size())
         if message is None:
             raise
         return complain(message, 1)
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def complain(message: object, code: int) -> int:
     """Print the one line of a failure, with this process's number if there are several; return `code`."""
-    rank = os.environ.get("RANK", "0") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    rank = os.environ.get("RANK", "0") if distributed.world_size() > 1 else ""
     print(f"error: {f'process {rank}: ' if rank else ''}{message}", file=sys.stderr)
     return code
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dataset.base import Sample
 from engine.patches import ImagePatches, TrainingPatches
-from engine.terms import Terms, add_terms, global_inputs, total_loss
+from engine.terms import Terms, add_terms, backpropagate, global_inputs, total_loss
 from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import FullPyramid
@@ -43,11 +43,11 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
         canvases = patch_canvases(image, found)
         for patches, x in image:
             terms, scores = _sub_batch_terms(model, x, patches, image, context, leaf)
-            settings.scaler.scale(total_loss(terms)).backward()
+            backpropagate([settings.scaler.scale(total_loss(terms))], settings, [None])
             add_terms(total, terms)
             for name, canvas in canvases.items():
                 canvas.add(scores[name], patches)
-        torch.autograd.backward(taps, leaf.grad)
+        backpropagate([taps], settings, [leaf.grad])
         image.enlarge(logits_g, found["global"])
         metrics.update(image.label(), found)
     return total

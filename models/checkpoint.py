@@ -27,7 +27,7 @@ from models.header import Header
 from models.tensors import load, only_tensors
 from models.timm_backbone import PREFIX
 from utils.errors import InputError, exit_code
-from utils.files import load_torch, replacing, save_torch
+from utils.files import check_version, load_torch, replacing, save_torch
 from utils.stages import STAGES
 from utils.stretch import RGB
 
@@ -153,8 +153,7 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     content = load_torch(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        if content.get("version") != VERSION:
-            raise InputError(f"{path} has format version {content.get('version')}; this code reads {VERSION}")
+        check_version(path, content, VERSION, {"header": Header})
         try:
             header, tensors = Header.from_record(content["header"]), dict(content["model"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -60,7 +60,7 @@ class TimmBackbone(nn.Module):
     """
 
     def __init__(self, name: str) -> None:
-        """Make a backbone for RGB with timm's initial weights. Raises InputError if timm has no such network that fits."""
+        """Make one for RGB with timm's initial weights. Raises InputError if timm has no such network that fits."""
         super().__init__()
         self.name, self.layout = name, layout_of(name)
         self.build(RGB)
@@ -77,7 +77,7 @@ class TimmBackbone(nn.Module):
         self.n_bands = n_bands
 
     def forward(self, image: Tensor) -> Levels:
-        """Return c5, c4, c3, c2 of images (N, bands, H, W), (N, C, h, w) each: 1/32, 1/16, 1/8, 1/4, sides rounded up."""
+        """Return c5, c4, c3, c2 of images (N, bands, H, W), (N, C, h, w) each: 1/32 to 1/4, sides rounded up."""
         height, width = map_size(image)
         below, right = (cells(side, self.layout.multiple) * self.layout.multiple - side for side in (height, width))
         padded = F.pad(image, (0, right, 0, below)) if torch.compiler.is_exporting() or below or right else image

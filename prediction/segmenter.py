@@ -134,7 +134,8 @@ class Segmenter:
             (H, W) uint8 class ids, the headline's; 255 where the image has no data.
 
         Raises:
-            InputError: bands or stretch are none, or the image cannot be read, lacks bands, is of another type or shape, or is empty.
+            InputError: bands or stretch are none; or the image cannot be read, lacks bands, is of another type or
+                shape, or is empty.
         """
         view = self.view
         if bands is not None:

@@ -402,6 +402,11 @@ def check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} goes with training; --evaluation takes images whole, as they are")
     if (options.window is None) != (options.windows is None):
         raise InputError("--window SIZE and --windows N go together: give both, or none")
+    if options.deterministic and options.cudnn_benchmark:
+        raise InputError(
+            "--deterministic and --cudnn_benchmark exclude each other: the search may choose other convolutions in "
+            "every run; leave one of them out"
+        )
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
     if options.report and not options.evaluation:

@@ -36,6 +36,9 @@ from utils.stages import Stage
 
 WEIGHT_DECAY = 5e-4
 
+LEAST_SCALE = 1.0
+"""While the scale of float16 gradients is larger, an overflow lowers it and is no bad step."""
+
 
 def poly(step: int, total: int, power: float = 0.9) -> float:
     """Return the factor of the base learning rate at schedule step `step` of `total`: (1 - t/T)^0.9, 0 past the end."""
@@ -359,12 +362,21 @@ class TrainingRun:
             self.log.scalars(self.state.run.epoch * self.parts.batches + self.state.epoch.batches - 1, values)
         if all(map(math.isfinite, values.values())):
             self.state.run.bad_in_row = 0
+        elif self._searches_scale(values):
+            if self.plan.ranks.main:
+                logging.info(f"the scale of float16 gradients is lowered to {self.state.scaler.get_scale():g}")
         else:
             self._report_bad_step(values)
         if self.state.epoch.save_requested:
             self._save()
             if self.plan.ranks.max(self.signals.received or 0):
                 self._leave()
+
+    def _searches_scale(self, values: dict[str, float]) -> bool:
+        """Return whether a step was skipped only because the gradients' scale was too large, and can still fall."""
+        scaler = self.state.scaler
+        gradient_alone = all(math.isfinite(value) for name, value in values.items() if name != "gradient_norm")
+        return scaler.is_enabled() and gradient_alone and scaler.get_scale() >= LEAST_SCALE
 
     def _image_ids(self, batch: int) -> str:
         """Return the ids of the images in a batch of this epoch."""

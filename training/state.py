@@ -18,7 +18,7 @@ from training.options import build_parser
 from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
 from utils.errors import InputError
-from utils.files import load_torch, save_torch
+from utils.files import check_version, load_torch, save_torch
 
 FORMAT, VERSION = "glnet training", 2
 
@@ -129,8 +129,7 @@ def read(path: Path) -> Snapshot:
     content = load_torch(path, "resume file")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no resume file; --resume takes auto, off, or a file that ends in .resume.pth")
-    if content.get("version") != VERSION:
-        raise InputError(f"{path} has format version {content.get('version')}; this code reads {VERSION}")
+    check_version(path, content, VERSION, {"standing": RunState})
     kinds: dict[str, type] = dict.fromkeys(
         ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random"), dict
     )

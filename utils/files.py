@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,32 @@ def load_torch(path: str | Path, what: str = "checkpoint") -> Any:
     except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} is not a readable {what}, or holds more than tensors: {reason}") from error
+
+
+def check_version(path: Path, content: Mapping[str, Any], version: int, records: Mapping[str, type]) -> None:
+    """Check that this code knows all that a file holds, before what it does not know is taken for damage.
+
+    Args:
+        path: of the file.
+        content: of the file; `version` is its format's.
+        version: of the format, that this code reads.
+        records: by entry of `content`, the dataclass whose fields it records.
+
+    Raises:
+        InputError: the file is of another version, or a record has an entry that the dataclass has not.
+    """
+    found = content.get("version")
+    if found != version:
+        mend = "; update the code" if isinstance(found, int) and found > version else ""
+        raise InputError(f"{path} has format version {found}; this code reads {version}{mend}")
+    for name, kind in records.items():
+        record = content.get(name)
+        unknown = set(record) - {field.name for field in fields(kind)} if isinstance(record, Mapping) else ()
+        if unknown:
+            raise InputError(
+                f"{path} was written by a newer version of this code, which records {min(map(str, unknown))}: "
+                "update the code"
+            )
 
 
 def _refuse_swelling(path: Path) -> None:
