@@ -18,7 +18,7 @@ from training.options import build_parser
 from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
 from utils.errors import InputError
-from utils.files import check_version, load_torch, save_torch
+from utils.files import check_version, load_torch, save_torch, unreadable_record
 
 FORMAT, VERSION = "glnet training", 2
 
@@ -129,7 +129,7 @@ def read(path: Path) -> Snapshot:
     content = load_torch(path, "resume file")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no resume file; --resume takes auto, off, or a file that ends in .resume.pth")
-    check_version(path, content, VERSION, {"standing": RunState})
+    check_version(path, content, VERSION)
     kinds: dict[str, type] = dict.fromkeys(
         ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random"), dict
     )
@@ -199,7 +199,7 @@ class TrainerState:
             _set_random_states(snapshot.random)
             self.run = RunState(**snapshot.standing)
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise InputError(f"{path} is damaged, or of another network: {error}") from error
+            raise unreadable_record(path, error, f", or of another network: {error}") from error
 
     def _restore_epoch(self, snapshot: Snapshot, main: bool) -> None:
         """Restore the epoch. The metric, a sum over processes, is restored in the `main` process alone."""

@@ -7,7 +7,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -128,30 +127,26 @@ def load_torch(path: str | Path, what: str = "checkpoint") -> Any:
         raise InputError(f"{path} is not a readable {what}, or holds more than tensors: {reason}") from error
 
 
-def check_version(path: Path, content: Mapping[str, Any], version: int, records: Mapping[str, type]) -> None:
-    """Check that this code knows all that a file holds, before what it does not know is taken for damage.
-
-    Args:
-        path: of the file.
-        content: of the file; `version` is its format's.
-        version: of the format, that this code reads.
-        records: by entry of `content`, the dataclass whose fields it records.
-
-    Raises:
-        InputError: the file is of another version, or a record has an entry that the dataclass has not.
-    """
+def check_version(path: Path, content: Mapping[str, Any], version: int) -> None:
+    """Raise InputError if the `version` that a file records is not the one that this code reads."""
     found = content.get("version")
     if found != version:
         mend = "; update the code" if isinstance(found, int) and found > version else ""
         raise InputError(f"{path} has format version {found}; this code reads {version}{mend}")
-    for name, kind in records.items():
-        record = content.get(name)
-        unknown = set(record) - {field.name for field in fields(kind)} if isinstance(record, Mapping) else ()
-        if unknown:
-            raise InputError(
-                f"{path} was written by a newer version of this code, which records {min(map(str, unknown))}: "
-                "update the code"
-            )
+
+
+def unreadable_record(path: Path, error: Exception, reason: str) -> InputError:
+    """Return the error for a file whose record no dataclass takes: because of entries of a newer version, or damage.
+
+    Args:
+        path: of the file.
+        error: was raised when the record was read.
+        reason: what is wrong with a damaged file.
+    """
+    name = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
+    if name is not None:
+        return InputError(f"{path} was written by a newer version of this code, which records {name[1]}; update it")
+    return InputError(f"{path} is damaged{reason}")
 
 
 def _refuse_swelling(path: Path) -> None:
