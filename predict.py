@@ -86,6 +86,8 @@ def run(options: argparse.Namespace) -> list[str]:
         upsample=options.upsample,
         **{name: value for name, value in vars(options).items() if name in RECORDED},
     )
+    if (context := segmenter.header.context()) is not None and ranks.main:
+        logging.info(f"{options.checkpoint}: {context}")
     prediction = PredictionRun(segmenter, results, ranks)
     about = {
         "checkpoint": str(options.checkpoint),

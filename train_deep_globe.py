@@ -147,6 +147,7 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
     stage = STAGES[options.mode]
     resumed = resume_source(options) is not None
     files = setup.read_checkpoints(options)
+    described = setup.take_over_split(options, files, described)
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, ranks.device)
     train_data = setup.open_data(options, described, TRAIN, header, training=True)
@@ -158,7 +159,9 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
         limits.check_batches(
             len(train_data), options.batch_size, header.size_g, world=ranks.world, joint=options.sync_bn
         )
-    header = setup.add_statistics(options, header, train_data, ranks)
+    header = setup.record_images(options, setup.add_statistics(options, header, train_data, ranks), train_data)
+    if (context := header.context()) is not None:
+        logging.info(f"Validation: {context}")
     settings = replace(settings, statistics=header.normalization())
     model = setup.build_training_model(options, header, files, resumed=resumed)
     files.clear()

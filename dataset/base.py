@@ -3,8 +3,10 @@
 Sizes are (height, width) everywhere; Pillow's (width, height) is turned here, at the door.
 """
 
+import hashlib
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,6 +20,7 @@ from dataset.planes import MAX_PIXELS
 from dataset.windows import Windows, enlarged
 from utils.classes import Classes
 from utils.resize import shrink_label
+from utils.settings import ContextScale
 from utils.sources import MemorySource
 from utils.tiling import Size
 
@@ -35,8 +38,8 @@ class Sample(NamedTuple):
     id: str
     image: Tensor | None  # (bands, H, W)
     label: Tensor | None  # (H, W)
-    global_image: Tensor  # (bands, size_g, size_g)
-    global_label: Tensor | None  # (size_g // 4, size_g // 4)
+    global_image: Tensor  # (bands, side, side); in training side is size_g
+    global_label: Tensor | None  # (side // 4, side // 4)
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -46,6 +49,7 @@ class SegmentationDataset(Dataset[Sample]):
         max_pixels: larger images are refused.
         view: which bands are read, and how values of more than 8 bits become 0..255.
         whole: whether samples hold the whole image. Stage 1 trains without: it need not be sent between processes.
+        context: gives the side of the shrunk image instead of `size_g`, by the size of the image.
         keep_shrunk: whether shrunk images are kept in memory, for passes without any variation: each process keeps
             those that it has read, up to `KEPT_SHRUNK_BYTES`.
     """
@@ -85,8 +89,10 @@ class SegmentationDataset(Dataset[Sample]):
         self.max_pixels = MAX_PIXELS
         self.view = View()
         self.whole = True
+        self.context: ContextScale | None = None
         self.keep_shrunk = False
         self._shrunk: dict[int, Tensor] = {}
+        self._held = 0  # their bytes
         self._files = OpenFiles(KEPT_BYTES if windows else 0)
         self._samples: list[tuple[Item, int | None]] = []  # the number of a window, None of a whole image
         for item in self.items:
@@ -126,6 +132,19 @@ class SegmentationDataset(Dataset[Sample]):
         windows = sum(number is not None for _, number in self._samples)
         return f"{len(self.items)} images, {f'{windows} windows, ' if windows else ''}checksum {checksum:08x}"
 
+    def hashes(self) -> list[str]:
+        """Return a hash of each image, 16 hexadecimal digits, from its id and the lengths of its files.
+
+        Other sets may have the same ids, and a set may be moved.
+        """
+
+        def length(path: Path) -> int:
+            return path.stat().st_size if path.exists() else 0  # reading says what is missing
+
+        lengths = ((item.id, [length(pair.image) for pair in item.pairs()]) for item in self.items)
+        texts = (repr(found).encode("utf-8", "surrogateescape") for found in lengths)
+        return [hashlib.blake2b(text, digest_size=8).hexdigest() for text in texts]
+
     def read(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Read one of the items whole; see `PairReader.read`."""
         return self.reader.read(self.items[index])
@@ -150,22 +169,25 @@ class SegmentationDataset(Dataset[Sample]):
             box, size = self.windows.place(self.reader.size(item), draw.position, draw.scale)
             image, ids = self.reader.read(item, box)
         image, ids = draw.apply(image, ids, size)
-        quarter = self.size_g // 4
+        shrunk = self._shrink(index, image)
+        quarter = shrunk.shape[-1] // 4
         return Sample(
             id=item.id,
             image=image if self.whole else None,
             label=ids,
-            global_image=self._shrink(index, image),
+            global_image=shrunk,
             global_label=None if ids is None else shrink_label(ids, (quarter, quarter)),
         )
 
     def _shrink(self, index: int, image: Tensor) -> Tensor:
-        """Return the image of sample `index` at (bands, size_g, size_g), kept from an earlier pass if it may be."""
+        """Return the image of sample `index`, shrunk to (bands, side, side), kept from an earlier pass if it may be."""
         if index in self._shrunk:
             return self._shrunk[index].clone()  # each tensor that a worker sends holds a file open while it lives
-        shrunk = shrink(MemorySource(image), (self.size_g, self.size_g))
-        if self.keep_shrunk and (len(self._shrunk) + 1) * shrunk.numel() <= KEPT_SHRUNK_BYTES:
+        side = self.size_g if self.context is None else self.context.side((image.shape[1], image.shape[2]))
+        shrunk = shrink(MemorySource(image), (side, side))
+        if self.keep_shrunk and self._held + shrunk.numel() <= KEPT_SHRUNK_BYTES:
             self._shrunk[index] = shrunk.clone()
+            self._held += shrunk.numel()
         return shrunk
 
     def _draw(self, epoch: int, id_: str, number: int | None) -> Draw:

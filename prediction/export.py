@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from models.backbone import side_multiple
 from models.glnet import GLNet
 from models.header import Header
 from models.parts import MAPS, OTHER_MAPS, Part, named_maps, parts_of
@@ -23,7 +24,7 @@ from prediction.packages import require_packages
 from prediction.segmenter import load_network
 from utils.errors import InputError, RunError, exit_code, required
 from utils.files import new_folder, write_json
-from utils.settings import STATISTICS
+from utils.settings import MOST_SHRUNK, STATISTICS
 from utils.tiling import PatchGrid, Size
 
 OPSET = 18
@@ -195,6 +196,9 @@ def describe(parts: Iterable[Part], header: Header, kind: str) -> dict[str, Any]
         "mode": header.stage,
         "backbone": header.backbone,
         "size_g": header.size_g,
+        "scale": header.scale,
+        "side_multiple": side_multiple(header.backbone),
+        "largest_side": MOST_SHRUNK,
         "size_p": header.size_p,
         "min_overlap": header.min_overlap,
         "mean": mean,

@@ -258,8 +258,8 @@ def _add_variation(parser: Parser) -> None:
         type=whole(SMALLEST_SIDE),
         metavar="SIZE",
         help="train on windows of SIZE x SIZE pixels of every image that is longer in either side; each is an\n"
-        "image of its own, with its own shrunk image. Shorter images are taken whole, as are all images in\n"
-        "validation, evaluation and prediction (default: whole images)",
+        "image of its own, with its own shrunk image. Shorter images are taken whole. In\n"
+        "validation, evaluation and prediction all are, shrunk as far as the windows (default: whole images)",
     )
     add(
         "--windows",

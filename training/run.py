@@ -20,7 +20,6 @@ from models import checkpoint
 from models.glnet import GLNet
 from models.header import Header
 from training import records, state
-from training.limits import shared_images
 from training.log import RunLog
 from training.memory import peak_memory_mb
 from training.model_card import keep_previous_card, model_card, read_epochs, write_card
@@ -91,7 +90,7 @@ class TrainingRun:
         signals: received so far.
         log: of the main process, while the run goes on; else None.
         state: everything that changes.
-        shared: how many validation images are training images, too.
+        shared: how many validation images are training images, too, of this stage or an earlier one.
     """
 
     def __init__(self, plan: TrainingPlan) -> None:
@@ -124,7 +123,7 @@ class TrainingRun:
             epoch=self._new_epoch(),
         )
         self.saved_at = time.monotonic()
-        self.shared = shared_images(plan.train_data, plan.val_data)
+        self.shared = 0 if plan.header.trained_on is None else plan.header.trained_on.count(plan.val_data.hashes())
 
     def _new_metrics(self) -> StageMetrics:
         return StageMetrics(self.plan.stage, self.plan.header.classes)
@@ -237,7 +236,7 @@ class TrainingRun:
         )
         if self.shared:
             logging.warning(
-                f"{self.shared} of {len(plan.val_data)} validation images are training images: the scores, and the "
+                f"{self.shared} of {len(plan.val_data)} validation images were trained on: the scores, and the "
                 "choice of the best epoch, say nothing of other images"
             )
 
@@ -334,7 +333,7 @@ class TrainingRun:
         """Evaluate the validation images, and collect pictures of some of them."""
         plan = self.plan
         return helper.evaluate(
-            Predictor.prepare(plan.model, plan.stage, plan.settings, plan.header.size_g),
+            Predictor.prepare(plan.model, plan.stage, plan.settings, plan.header.size_g, context=plan.header.context()),
             self.val_loader,
             self._new_metrics(),
             on_image=picture_collector(
