@@ -169,7 +169,8 @@ def take_over_split(options: argparse.Namespace, files: Files, described: Descri
         logging.warning(f"{first.path} was trained with {trained}, a folder that is not here; give --split_lists")
         return described
     logging.info(f"note: {first.path} was trained with {trained}, which is taken over")
-    choice = SplitChoice(record.split_lists and Path(record.split_lists), record.split_seed, record.hold_out)
+    lists = None if record.split_lists is None else Path(record.split_lists)
+    choice = SplitChoice(lists, record.split_seed, record.hold_out)
     options.split_lists, options.split_seed, options.hold_out = choice.lists, choice.seed, choice.hold_out
     return describe(options.dataset, options.data_path, choice)
 
