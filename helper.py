@@ -269,7 +269,7 @@ class SegmentsImages(Protocol):
         sinks: Mapping[str, Sink],
         *,
         global_image: Tensor | None = None,
-        context: Tensor | None = None,
+        shared: Tensor | None = None,
     ) -> Coverage:
         """Segment one image; see `Predictor.segment`."""
         ...
@@ -303,7 +303,7 @@ def evaluate(
         start, process_start = time.perf_counter(), time.process_time()
         source = MemorySource(required(sample.image, "image"))
         found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
-        coverage += predictor.segment(source, found, global_image=sample.global_image, context=sample.context)
+        coverage += predictor.segment(source, found, global_image=sample.global_image, shared=sample.shared)
         if sample.label is not None:
             metrics.update(settings.to_device(sample.label), found)
         if settings.device.type == "cuda":

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on", 130)
     except (RuntimeError, MemoryError) as error:
-        message = diagnose(error, options, int(os.environ.get("WORLD_SIZE", 1)), MEMORY_OPTIONS)
+        message = diagnose(error, options, distributed.world_size(), MEMORY_OPTIONS)
         if message is None:
             raise
         return complain(message, 1)
@@ -86,6 +86,8 @@ def run(options: argparse.Namespace) -> list[str]:
         upsample=options.upsample,
         **{name: value for name, value in vars(options).items() if name in RECORDED},
     )
+    if (context := segmenter.header.context()) is not None and ranks.main:
+        logging.info(f"{options.checkpoint}: {context}")
     prediction = PredictionRun(segmenter, results, ranks)
     about = {
         "checkpoint": str(options.checkpoint),

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as error:
-        message = diagnose(error, options, int(os.environ.get("WORLD_SIZE", 1)))
+        message = diagnose(error, options, distributed.world_size())
         if message is None:
             raise
         return complain(message, 1)
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def complain(message: object, code: int) -> int:
     """Print the one line of a failure, with this process's number if there are several; return `code`."""
-    rank = os.environ.get("RANK", "0") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    rank = os.environ.get("RANK", "0") if distributed.world_size() > 1 else ""
     print(f"error: {f'process {rank}: ' if rank else ''}{message}", file=sys.stderr)
     return code
 
@@ -148,6 +148,7 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
     stage = STAGES[options.mode]
     resumed = resume_source(options) is not None
     files = setup.read_checkpoints(options)
+    described = setup.take_over_split(options, files, described)
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, ranks.device)
     train_data = setup.open_data(options, described, TRAIN, header, training=True)
@@ -159,7 +160,9 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
         limits.check_batches(
             len(train_data), options.batch_size, header.size_g, world=ranks.world, joint=options.sync_bn
         )
-    header = setup.add_statistics(options, header, train_data, ranks)
+    header = setup.record_images(options, setup.add_statistics(options, header, train_data, ranks), train_data)
+    if (context := header.context()) is not None:
+        logging.info(f"Validation: {context}")
     settings = replace(settings, statistics=header.normalization())
     model = setup.build_training_model(options, header, files, resumed=resumed)
     files.clear()

@@ -3,11 +3,14 @@
 Sizes are (height, width) everywhere; Pillow's (width, height) is turned here, at the door.
 """
 
+import hashlib
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,6 +23,7 @@ from dataset.windows import Windows, enlarged
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.resize import shrink_label
+from utils.settings import ContextScale
 from utils.sources import MemorySource
 from utils.tiling import Size
 
@@ -35,17 +39,17 @@ class Sample(NamedTuple):
     """A decoded image with its label, and both as the global branch sees them.
 
     All tensors are uint8 on the CPU: images 0..255, labels class ids or 255 (left out), None where there are none. The
-    image is None where the data set leaves it out. The context is the shrunk image whose global maps are shared, None
-    for the image's own. `seed` is of what the training step draws; it follows from the data set's seed, epoch, id and
-    the window's number.
+    image is None where the data set leaves it out. `shared` is the shrunk image whose global maps are shared,
+    None for the image's own. `seed` is of what the training step draws; it follows from the data set's seed, epoch, id
+    and the window's number.
     """
 
     id: str
     image: Tensor | None  # (bands, H, W)
     label: Tensor | None  # (H, W)
-    global_image: Tensor  # (bands, size_g, size_g)
-    global_label: Tensor | None  # (size_g // 4, size_g // 4), or (size_g, size_g)
-    context: Tensor | None = None  # (bands, size_g, size_g)
+    global_image: Tensor  # (bands, side, side); in training side is size_g
+    global_label: Tensor | None  # (side // 4, side // 4), or (side, side)
+    shared: Tensor | None = None  # (bands, side, side)
     seed: int = 0
 
 
@@ -59,6 +63,7 @@ class SegmentationDataset(Dataset[Sample]):
         full_labels: whether `global_label` is as large as `global_image`; else a quarter of it, as the logits are.
         whole: whether samples hold the whole image. Stage 1 trains without: it need not be sent between processes.
         share: whose global maps are shared, one of `utils.settings.SHARES`; another image is the next one of the set.
+        context: gives the side of the shrunk image instead of `size_g`, by the size of the image.
         keep_shrunk: whether shrunk images are kept in memory, for passes without any variation: each process keeps
             those that it has read, up to `KEPT_SHRUNK_BYTES`.
     """
@@ -101,8 +106,10 @@ class SegmentationDataset(Dataset[Sample]):
         self.full_labels = False
         self.whole = True
         self.share = "own"
+        self.context: ContextScale | None = None
         self.keep_shrunk = False
         self._shrunk: dict[int, Tensor] = {}
+        self._held = 0  # their bytes
         self._files = OpenFiles(KEPT_BYTES if windows else 0)
         self._samples: list[tuple[Item, int | None]] = []  # the number of a window, None of a whole image
         for item in self.items:
@@ -142,6 +149,19 @@ class SegmentationDataset(Dataset[Sample]):
         windows = sum(number is not None for _, number in self._samples)
         return f"{len(self.items)} images, {f'{windows} windows, ' if windows else ''}checksum {checksum:08x}"
 
+    def hashes(self) -> list[str]:
+        """Return a hash of each image, 16 hexadecimal digits, from its id and the lengths of its files.
+
+        Other sets may have the same ids, and a set may be moved.
+        """
+
+        def length(path: Path) -> int:
+            return path.stat().st_size if path.exists() else 0  # reading says what is missing
+
+        lengths = ((item.id, [length(pair.image) for pair in item.pairs()]) for item in self.items)
+        texts = (repr(found).encode("utf-8", "surrogateescape") for found in lengths)
+        return [hashlib.blake2b(text, digest_size=8).hexdigest() for text in texts]
+
     def read(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Read one of the items whole; see `PairReader.read`."""
         return self.reader.read(self.items[index])
@@ -167,21 +187,22 @@ class SegmentationDataset(Dataset[Sample]):
             box, size = self.windows.place(self.reader.size(item), draw.position, draw.scale)
             image, ids = self.reader.read(item, box)
         image, ids = draw.apply(image, ids, size)
-        side = self.size_g if self.full_labels else self.size_g // 4
+        shrunk = self._shrink(index, image)
+        side = shrunk.shape[-1] if self.full_labels else shrunk.shape[-1] // 4
         return Sample(
             id=item.id,
             image=image if self.whole else None,
             label=ids,
-            global_image=self._shrink(index, image),
+            global_image=shrunk,
             global_label=None if ids is None else shrink_label(ids, (side, side)),
-            context=self._context(index, image),
+            shared=self._shared(index, shrunk),
             seed=int(np.random.SeedSequence(drawn_from).generate_state(1)[0]),
         )
 
-    def _context(self, index: int, image: Tensor) -> Tensor | None:
-        """Return the context of sample `index`, whose image is (bands, H, W); see `Sample`."""
+    def _shared(self, index: int, shrunk: Tensor) -> Tensor | None:
+        """Return the shrunk image whose global maps sample `index`, itself shrunk to `shrunk`, gets; see `Sample`."""
         if self.share == "blank":
-            return image.new_full((len(image), self.size_g, self.size_g), GREY)
+            return torch.full_like(shrunk, GREY)
         if self.share != "other":
             return None
         if len(self) == 1:
@@ -190,12 +211,14 @@ class SegmentationDataset(Dataset[Sample]):
         return self._shrink(following, self.reader.read(self._samples[following][0])[0])
 
     def _shrink(self, index: int, image: Tensor) -> Tensor:
-        """Return the image of sample `index` at (bands, size_g, size_g), kept from an earlier pass if it may be."""
+        """Return the image of sample `index`, shrunk to (bands, side, side), kept from an earlier pass if it may be."""
         if index in self._shrunk:
             return self._shrunk[index].clone()  # each tensor that a worker sends holds a file open while it lives
-        shrunk = shrink(MemorySource(image), (self.size_g, self.size_g))
-        if self.keep_shrunk and (len(self._shrunk) + 1) * shrunk.numel() <= KEPT_SHRUNK_BYTES:
+        side = self.size_g if self.context is None else self.context.side((image.shape[1], image.shape[2]))
+        shrunk = shrink(MemorySource(image), (side, side))
+        if self.keep_shrunk and self._held + shrunk.numel() <= KEPT_SHRUNK_BYTES:
             self._shrunk[index] = shrunk.clone()
+            self._held += shrunk.numel()
         return shrunk
 
     def _drawn_from(self, epoch: int, id_: str, number: int | None) -> list[int]:

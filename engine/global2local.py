@@ -9,7 +9,7 @@ from torch import Tensor
 from dataset.base import Sample
 from engine.counting import StepScores
 from engine.patches import ImagePatches, TrainingPatches
-from engine.terms import Terms, add_terms, global_inputs, total_loss
+from engine.terms import Terms, add_terms, backpropagate, global_inputs, total_loss
 from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import FullPyramid
@@ -47,11 +47,11 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
         found = StepScores(image, metrics.matrices)
         for patches, x in image:
             terms, scores = _sub_batch_terms(model, x, patches, image, context, leaf)
-            settings.scaler.scale(total_loss(terms)).backward()
+            backpropagate([settings.scaler.scale(total_loss(terms))], settings, [None])
             add_terms(total, terms)
             for name in PATCH_PREDICTIONS:
                 found.add(name, scores[name], patches)
-        torch.autograd.backward(taps, leaf.grad)
+        backpropagate([taps], settings, [leaf.grad])
         found.add_global(logits_g)
         found.count(metrics)
     return total
@@ -126,11 +126,11 @@ def infer(
     requested = patch_predictions(sinks)
     selects = bool(requested) and image.settings.selection is not None
     own, shared = selects or "global" in sinks, {"context": bool(requested), "ensemble": "ensemble" in requested}
-    if image.context is None:
+    if image.shared is None:
         maps = given = network.global_maps(x, logits=own, **shared)
     else:
         maps = network.global_maps(x, logits=own, context=False, ensemble=False)
-        given = network.global_maps(image.context, logits=False, **shared)
+        given = network.global_maps(image.shared, logits=False, **shared)
     if not requested or (selects and not image.select_patches(required(maps.logits, "logits"))):
         return maps.logits
     context, taps = required(given.context, "context"), given.taps

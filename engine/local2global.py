@@ -11,7 +11,7 @@ from dataset.base import Sample
 from engine.counting import StepScores
 from engine.global2local import patch_canvases, patch_predictions, select_training_patches
 from engine.patches import ImagePatches, TrainingPatches
-from engine.terms import Terms, add_terms, global_inputs, global_targets
+from engine.terms import Terms, add_terms, backpropagate, global_inputs, global_targets
 from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import Levels, Pyramid
@@ -47,7 +47,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
         leaf = own_taps.clone().requires_grad_()
         leaf.grad = own_gradient
         _train_ensemble(model, images.pop(0), maps, leaf, scores, total=total, metrics=metrics)
-    torch.autograd.backward([settings.scaler.scale(loss), taps], [None, gradient])
+    backpropagate([settings.scaler.scale(loss), taps], settings, [None, gradient])
     return total
 
 
@@ -86,7 +86,7 @@ def _train_ensemble(
         half = model.local.pyramid.conv_ps3(ps2, weight, bias, crops)
         logits = half + ensemble_global_half(taps, image.grid, patches, map_size(half))  # (n, n_class, h / 4, w / 4)
         term = settings.loss(logits, image.targets(patches, logits))
-        settings.scaler.scale(term).backward()
+        backpropagate([settings.scaler.scale(term)], settings, [None])
         add_terms(total, {settings.loss.term("ensemble"): term})
         found.add("ensemble", logits.detach(), patches)
     found.add_global(logits_g)
@@ -181,11 +181,11 @@ def infer(
     """
     requested = patch_predictions(sinks)
     selects = image.settings.selection is not None
-    maps = network.global_maps(x, logits=selects, context=image.context is None, ensemble=False)
+    maps = network.global_maps(x, logits=selects, context=image.shared is None, ensemble=False)
     if selects and not image.select_patches(required(maps.logits, "logits")):
         return maps.logits
-    if image.context is not None:
-        maps = network.global_maps(image.context, logits=False, context=True, ensemble=False)
+    if image.shared is not None:
+        maps = network.global_maps(image.shared, logits=False, context=True, ensemble=False)
     context = required(maps.context, "context")
     if not image.settings.share_maps:
         context = context.withheld()

@@ -31,7 +31,7 @@ class ImagePatches:
         all: the grid that covers the whole image.
         grid: the grid of the patches that are computed: `all`, until `select_patches` replaces it.
         boxes: of `grid`.
-        context: the shrunk image whose maps are shared in place of this image's own, as the network's input,
+        shared: the shrunk image whose maps are shared in place of this image's own, as the network's input,
             (1, bands, size_g, size_g); None for its own.
         outside: the scores of pixels that no patch covers, after `select_patches` left some out.
     """
@@ -50,7 +50,7 @@ class ImagePatches:
         self.all = PatchGrid.cover(source.size, settings.size_p, settings.min_overlap)
         self.grid: Patches = self.all
         self.boxes = self.grid.boxes()
-        self.context: Tensor | None = None
+        self.shared: Tensor | None = None
         self.outside: Outside | None = None
 
     @property

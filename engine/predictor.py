@@ -15,7 +15,7 @@ from models.prepared import PreparedGLNet
 from utils.canvas import RESULT_ROWS, Sink
 from utils.precision import PRECISIONS
 from utils.selection import Coverage
-from utils.settings import Settings
+from utils.settings import ContextScale, Settings
 from utils.sources import Source, TurnedSource
 from utils.stages import Stage
 from utils.tiling import Box, PatchGrid, Size, map_size
@@ -35,6 +35,7 @@ class Predictor:
         settings: sizes of patches, normalisation, device, precision, how scores are added and enlarged.
         size_g: side of the shrunk image, in pixels.
         turns: scores are averaged over the image turned in these ways.
+        context: gives the side of the shrunk image instead, by the size of the image.
     """
 
     network: PreparedGLNet
@@ -42,10 +43,17 @@ class Predictor:
     settings: Settings
     size_g: int
     turns: tuple[Turn, ...] = TURNS["none"]
+    context: ContextScale | None = None
 
     @classmethod
     def prepare(
-        cls, model: GLNet, stage: Stage, settings: Settings, size_g: int, turns: tuple[Turn, ...] = TURNS["none"]
+        cls,
+        model: GLNet,
+        stage: Stage,
+        settings: Settings,
+        size_g: int,
+        turns: tuple[Turn, ...] = TURNS["none"],
+        context: ContextScale | None = None,
     ) -> "Predictor":
         """Prepare a network for inference.
 
@@ -55,9 +63,10 @@ class Predictor:
             settings: its precision and device are those of the copy.
             size_g: side of the shrunk image, in pixels.
             turns: scores are averaged over the image turned in these ways.
+            context: gives the side of the shrunk image instead, by the size of the image.
         """
         placement = Placement(settings.device, PRECISIONS[settings.precision])
-        return cls(PreparedGLNet(model.eval(), stage, placement), stage, settings, size_g, turns)
+        return cls(PreparedGLNet(model.eval(), stage, placement), stage, settings, size_g, turns, context)
 
     @property
     def selects_patches(self) -> bool:
@@ -79,7 +88,7 @@ class Predictor:
         sinks: Mapping[str, Sink],
         *,
         global_image: Tensor | None = None,
-        context: Tensor | None = None,
+        shared: Tensor | None = None,
         on_patches: OnPatches | None = None,
         means: bool = False,
     ) -> Coverage:
@@ -92,8 +101,8 @@ class Predictor:
             image: the image.
             sinks: by name, the predictions that are requested (of `stage.predictions`); nothing else is computed. Each
                 sink gets the scores (n_class, rows, W) of its prediction, from top to bottom.
-            global_image: the image shrunk, (bands, size_g, size_g) uint8, if it is available.
-            context: the shrunk image whose maps are shared in place of the image's own, in all turns; the same shape.
+            global_image: the image shrunk, (bands, side, side) uint8, if it is available.
+            shared: the shrunk image whose maps are shared in place of the image's own, in all turns; of the same form.
             on_patches: called after each sub-batch.
             means: whether scores are means over the patches that cover a pixel. By default they are sums, as released.
                 Over several turns they are always the mean over turns of such means, which are held on the host.
@@ -104,36 +113,37 @@ class Predictor:
         if len(self.turns) == 1:
             turned = TurnedSource(image, self.turns[0]) if self.turns[0] != Turn() else image
             if turned is image and global_image is not None:
-                return self._segment_turned(image, global_image, context, sinks, on_patches, means)
-            return self._segment_turned(turned, self._shrink(turned), context, sinks, on_patches, means)
+                return self._segment_turned(image, global_image, shared, sinks, on_patches, means)
+            return self._segment_turned(turned, self._shrink(turned), shared, sinks, on_patches, means)
         totals: dict[str, Tensor] = {}
         coverage = Coverage()
         for turn in self.turns:
             turned = TurnedSource(image, turn)
             back = {name: _TurnedBackSink(turn, image.size, totals, name) for name in sinks}
-            coverage += self._segment_turned(turned, self._shrink(turned), context, back, on_patches, True)
+            coverage += self._segment_turned(turned, self._shrink(turned), shared, back, on_patches, True)
         for name, sink in sinks.items():
             for top in range(0, image.size[0], RESULT_ROWS):
                 sink(top, (totals[name][:, top : top + RESULT_ROWS] / len(self.turns)).to(self.settings.device))
         return coverage
 
     def _shrink(self, image: Source) -> Tensor:
-        """Return the whole image at (bands, size_g, size_g) uint8."""
-        return shrink(image, (self.size_g, self.size_g))
+        """Return the whole image, shrunk, (bands, side, side) uint8."""
+        side = self.size_g if self.context is None else self.context.side(image.size)
+        return shrink(image, (side, side))
 
     def _segment_turned(
         self,
         image: Source,
         global_image: Tensor,
-        context: Tensor | None,
+        shared: Tensor | None,
         sinks: Mapping[str, Sink],
         on_patches: OnPatches | None,
         means: bool,
     ) -> Coverage:
         """Segment one image as it is, without turns; see `segment`."""
         patches = ImagePatches(image, self.settings, on_patches)
-        if context is not None:
-            patches.context = self.settings.to_input(context[None])
+        if shared is not None:
+            patches.shared = self.settings.to_input(shared[None])
         x = self.settings.to_input(global_image[None])
         logits = _INFER[self.stage.number](self.network, x, patches, sinks, means)
         for name, sink in sinks.items():

@@ -112,10 +112,20 @@ def enlarge(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return x[:, rows[:, None], columns]
 
 
+def shrunk_side(about: dict, size: tuple[int, int]) -> int:
+    """Return the side of the shrunk image: `size_g`, or as much smaller than the image as windows were in training."""
+    if about["scale"] is None or max(size) <= about["scale"] * about["size_g"]:
+        return about["size_g"]
+    unit = about["side_multiple"]
+    side = round((size[0] * size[1]) ** 0.5 / about["scale"] / unit) * unit
+    return max(about["size_g"], min(side, about["largest_side"] // unit * unit))
+
+
 def segment(network: Network, image: Image.Image) -> np.ndarray:
     """Return the class ids of an RGB image, (H, W) uint8."""
     about, pixels = network.about, np.asarray(image)
-    size, side = pixels.shape[:2], about["size_g"]
+    size = pixels.shape[:2]
+    side = shrunk_side(about, size)
     shrunk = image.resize((side, side), Image.Resampling.BILINEAR)  # antialiased
     whole = network.to_input(np.asarray(shrunk)[None])
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.pyramid import Levels
 from models.tensors import load, read_weights
-from models.timm_backbone import PREFIX, TimmBackbone, check_sides
+from models.timm_backbone import PREFIX, STRIDES, TimmBackbone, check_sides, layout_of
 from models.timm_weights import timm_weights
 from utils.errors import InputError
 from utils.tiling import map_size
@@ -139,6 +139,12 @@ def backbone_name(text: str) -> str:
     if not NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text} must be {', '.join(BACKBONES)} or {PREFIX}NAME, a network of timm")
     return text
+
+
+def side_multiple(name: str) -> int:
+    """Return of what the sides of images are multiples, in pixels. Raises InputError if there is no such backbone."""
+    multiple = layout_of(name).multiple if name.startswith(PREFIX) else 4
+    return multiple if multiple > STRIDES[-1] else 4
 
 
 def check_backbone(name: str, size_g: int, size_p: int) -> None:

@@ -28,7 +28,7 @@ from models.header import Header
 from models.tensors import load, only_tensors
 from models.timm_backbone import PREFIX
 from utils.errors import InputError, exit_code
-from utils.files import load_torch, replacing, save_torch
+from utils.files import check_version, load_torch, replacing, save_torch, unreadable_record
 from utils.stages import STAGES
 from utils.stretch import RGB
 
@@ -154,12 +154,11 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     content = load_torch(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        if content.get("version") != VERSION:
-            raise InputError(f"{path} has format version {content.get('version')}; this code reads {VERSION}")
+        check_version(path, content, VERSION)
         try:
             header, tensors = Header.from_record(content["header"]), dict(content["model"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} is damaged: its header or model is not as it was written ({error})") from error
+            raise unreadable_record(path, error, f": its header or model is not as it was written ({error})") from error
         return Checkpoint(path, header, only_tensors(path, tensors))
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds a {type(content).__name__}, not a GLNet state dict")

@@ -1,10 +1,11 @@
 """The header of a checkpoint: the record of its network."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from models.backbone import NAME
+from models.backbone import NAME, side_multiple
 from models.fpn import MOST_WIDTH, NORMS, WIDTH
 from utils.classes import Classes
 from utils.errors import InputError
@@ -17,11 +18,60 @@ from utils.settings import (
     NORMALIZATIONS,
     STATISTICS,
     TRAINED_SHARES,
+    ContextScale,
     Settings,
     Statistics,
 )
 from utils.stages import STAGES
 from utils.stretch import RGB, Stretch, count_bands
+
+HASH = 16
+"""Hexadecimal digits of the hash of an image."""
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The images that a network was trained on, and how they were chosen.
+
+    Attributes:
+        dataset, split_lists, split_seed, hold_out: the options of these names, of the last stage.
+        images: the hashes of all stages' training images, sorted, of `HASH` digits each, joined.
+    """
+
+    dataset: str
+    split_lists: str | None = None
+    split_seed: int | None = None
+    hold_out: str | None = None
+    images: str = ""
+
+    def __str__(self) -> str:
+        chosen = {name: value for name, value in self.choice.items() if value is not None}
+        return ", ".join([self.dataset, *(f"{k} {v}" for k, v in chosen.items()), f"{len(self.hashes())} images"])
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The options that chose the split, by name."""
+        return {"split_lists": self.split_lists, "split_seed": self.split_seed, "hold_out": self.hold_out}
+
+    def hashes(self) -> set[str]:
+        """Return the hash of each image."""
+        return {self.images[i : i + HASH] for i in range(0, len(self.images), HASH)}
+
+    def count(self, hashes: Iterable[str]) -> int:
+        """Return how many of some images are among these."""
+        known = self.hashes()
+        return sum(one in known for one in hashes)
+
+    @classmethod
+    def from_record(cls, record: Any) -> "TrainedOn":
+        """Return what `asdict` recorded. Raises ValueError or TypeError if no training can have written it."""
+        found = cls(**record)
+        texts = (found.dataset, found.images, found.split_lists or "", found.hold_out or "")
+        if not all(isinstance(text, str) for text in texts) or not isinstance(found.split_seed, int | None):
+            raise ValueError(f"trained_on {found.choice}")
+        if len(found.images) % HASH or not re.fullmatch("[0-9a-f]*", found.images):
+            raise ValueError("trained_on has no hashes")
+        return found
 
 
 @dataclass(frozen=True)
@@ -34,6 +84,9 @@ class Header:
         backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, share, pyramid_width,
             pyramid_norm, bands, stretch: the options of these names; see `utils.settings.RECORDED`.
         statistics: of the training images, with `--normalize data`; else None.
+        trained_on: the training images.
+        scale: pixels of a training window for one pixel of its shrunk image, with `--window`; None if images are shrunk
+            to `size_g` x `size_g`.
     """
 
     stage: int
@@ -51,11 +104,17 @@ class Header:
     bands: str | None = None
     stretch: str = "2%,98%"
     statistics: Statistics | None = None
+    trained_on: TrainedOn | None = None
+    scale: float | None = None
 
     @property
     def n_bands(self) -> int:
         """The number of bands that the network reads."""
         return count_bands(self.bands)
+
+    def context(self) -> ContextScale | None:
+        """Return how far images are shrunk, None if all are shrunk to `size_g` x `size_g`."""
+        return None if self.scale is None else ContextScale(self.size_g, self.scale, side_multiple(self.backbone))
 
     def normalization(self) -> Statistics | None:
         """Return what pixel values are normalised by, None if they stay in [0, 1].
@@ -125,6 +184,10 @@ class Header:
         header = cls(**values)
         if header.statistics is not None:
             header = replace(header, statistics=Statistics.from_record(header.statistics, header.n_bands))
+        if header.trained_on is not None:
+            header = replace(header, trained_on=TrainedOn.from_record(header.trained_on))
+        if header.scale is not None and not 0 < header.scale <= LONGEST_SIDE:
+            raise ValueError(f"scale {header.scale}")
         if header.stage not in STAGES or not NAME.fullmatch(header.backbone) or header.normalize not in NORMALIZATIONS:
             raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
         if header.normalize == DATA and header.statistics is None:

@@ -33,7 +33,8 @@ def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], rel
     values = {name: value for name, value in given.items() if value is not None}
     if "bands" in values:
         values["bands"] = spell_bands(fit_bands(parse_bands(values["bands"]), file.n_bands, file.path))
-    return replace(recorded, stage=mode or recorded.stage, **values)
+    scale = recorded.scale if values.get("size_g") is None else None
+    return replace(recorded, **{**values, "stage": mode or recorded.stage, "scale": scale})
 
 
 def build_network(header: Header) -> GLNet:

@@ -8,6 +8,7 @@ Each file is run after it is written, and compared with the network.
 import argparse
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from models.backbone import side_multiple
 from models.glnet import GLNet
 from models.header import Header
 from models.parts import MAPS, OTHER_MAPS, Part, named_maps, parts_of
@@ -23,7 +25,7 @@ from prediction.packages import require_packages
 from prediction.segmenter import load_network
 from utils.errors import InputError, RunError, exit_code, required
 from utils.files import new_folder, write_json
-from utils.settings import STATISTICS
+from utils.settings import MOST_SHRUNK, STATISTICS
 from utils.tiling import PatchGrid, Size
 
 OPSET = 18
@@ -40,6 +42,10 @@ SMALLEST_PROGRAM_SIDE = 33
 
 TRACED_SIZE: Size = (72, 104)
 """The images with which graphs are traced; sides that differ, so that neither is taken for the other."""
+
+
+ODD_SIZES = 75, 45
+"""Sides of a shrunk image and of patches at which files are compared, too: no encoder's cells fit them."""
 
 
 def export(checkpoint: Path, folder: Path, mode: int | None, path_g: Path | None, kind: str) -> None:
@@ -65,11 +71,12 @@ def export(checkpoint: Path, folder: Path, mode: int | None, path_g: Path | None
         raise InputError(f"--format pt2 needs sides of at least {SMALLEST_PROGRAM_SIDE} pixels; use --format onnx")
     parts = parts_of(model, header.stage)
     with torch.no_grad(), new_folder(folder) as beside:
-        expected = expected_tensors(model, header)
+        odd = replace(header, size_g=ODD_SIZES[0], size_p=ODD_SIZES[1], min_overlap=ODD_SIZES[1] // 4)
+        expected = [expected_tensors(model, one) for one in (header, odd)]
         for part, program in zip(parts, trace(parts, header.n_bands), strict=True):
             path = beside / f"{part.name}.{kind}"
             write_onnx(program, part, path) if kind == "onnx" else torch.export.save(program, path)
-            difference = compare(path, part, expected[part.name])
+            difference = max(compare(path, part, tensors[part.name]) for tensors in expected)
             print(f"{path.name}: differs from the network by at most {difference:.1e} of an output's range")
         write_json(beside / "glnet.json", describe(parts, header, kind))
     print(f"{folder}: mode {header.stage}, {len(parts)} parts")
@@ -195,6 +202,9 @@ def describe(parts: Iterable[Part], header: Header, kind: str) -> dict[str, Any]
         "mode": header.stage,
         "backbone": header.backbone,
         "size_g": header.size_g,
+        "scale": header.scale,
+        "side_multiple": side_multiple(header.backbone),
+        "largest_side": MOST_SHRUNK,
         "size_p": header.size_p,
         "min_overlap": header.min_overlap,
         "mean": mean,

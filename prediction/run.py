@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -231,15 +232,19 @@ class PredictionRun:
         patches = patch_count(predictor, task.size, scene_size) if self.ranks.main else 0
         try:
             with (
-                open_image(task.info, self.segmenter.view) as source,
+                ExitStack() as stack,
                 tqdm(total=patches, desc=task.image.name, unit="patch", leave=False, disable=patches == 0) as bar,
             ):
+                source = ranks.together(lambda: stack.enter_context(open_image(task.info, self.segmenter.view)))
                 if not ranks.main:
+                    ranks.together(lambda: None)  # the main process starts its files
                     segment_scenes(
                         predictor, source, lambda top, rows: None, scene_size=scene_size, ranks=ranks, folder=parts
                     )
                     return None
-                with Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference) as outputs:
+                kept = Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference)
+                with ExitStack() as written:
+                    outputs = ranks.together(lambda: written.enter_context(kept))
                     coverage = segment_scenes(
                         predictor,
                         source,

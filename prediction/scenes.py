@@ -3,9 +3,10 @@
 Scenes overlap a little. Across an overlap the scores change linearly from those of one scene to those of the next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from engine.predictor import Predictor
 from prediction.read_ahead import read_ahead
 from utils.canvas import RESULT_ROWS, ArgmaxSink, Sink
 from utils.distributed import ALONE, Ranks
-from utils.errors import InputError, required
+from utils.errors import required
 from utils.selection import Coverage
 from utils.sources import Source, load_in_memory
 from utils.tiling import Axis, PatchGrid, Size
@@ -253,25 +254,29 @@ def segment_scenes(
     coverage = Coverage()
     canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
     boxes = grid.boxes()
+
+    def replay(indices: Iterable[int]) -> Coverage:
+        for index in indices if ranks.main else ():
+            canvas.begin(index)
+            ScoreFile.replay(required(folder, "folder"), index, canvas)
+        return Coverage()
+
+    def segment(index: int, before: Iterable[int]) -> Coverage:
+        replay(before)
+        if index >= len(boxes):
+            return Coverage()
+        if ranks.main:
+            canvas.begin(index)
+            return _segment_scene(predictor, next(scenes), canvas, on_patches, means=True)
+        with ScoreFile(required(folder, "folder"), index) as scores:
+            return _segment_scene(predictor, next(scenes), scores, on_patches, means=True)
+
+    others = range(0)  # of the last round, by the other processes
     with closing(read_ahead(source, boxes[ranks.rank :: ranks.world])) as scenes:
         for first in range(0, len(boxes), ranks.world):
-            own, failure = first + ranks.rank, None
-            try:
-                if own < len(boxes):
-                    if ranks.main:
-                        canvas.begin(own)
-                        coverage += _segment_scene(predictor, next(scenes), canvas, on_patches, means=True)
-                    else:
-                        with ScoreFile(required(folder, "folder"), own) as scores:
-                            coverage += _segment_scene(predictor, next(scenes), scores, on_patches, means=True)
-            except InputError as error:
-                failure = str(error), error.kind
-            if failures := [one for one in ranks.gather(failure) if one]:
-                message, kind = failures[0]
-                raise InputError(message, kind)
-            for other in range(first + 1, min(first + ranks.world, len(boxes))) if ranks.main else ():
-                canvas.begin(other)
-                ScoreFile.replay(required(folder, "folder"), other, canvas)
+            coverage += ranks.together(partial(segment, first + ranks.rank, others))
+            others = range(first + 1, min(first + ranks.world, len(boxes)))
+    ranks.together(partial(replay, others))
     return sum(ranks.gather(coverage), Coverage())
 
 

@@ -110,7 +110,9 @@ class Segmenter:
             device=place,
             precision=precision,
         )
-        predictor = Predictor.prepare(model, STAGES[header.stage], settings, header.size_g, TURNS[tta])
+        predictor = Predictor.prepare(
+            model, STAGES[header.stage], settings, header.size_g, TURNS[tta], header.context()
+        )
         return cls(predictor, header, scene_size)
 
     def segment(

@@ -25,6 +25,7 @@ from benchmarks import encoders
 from benchmarks.memory import count_inference
 from models import checkpoint, timm_backbone
 from models.backbone import build_backbone, check_backbone
+from models.bands import bands_of, fit_kernels, set_bands, widen
 from models.folding import Placement, fold_norms
 from models.glnet import GLNet
 from models.timm_backbone import STRIDES, TimmBackbone, convert_sync_batchnorm, layout_of
@@ -110,6 +111,36 @@ def test_every_norm_layer_after_a_convolution_is_folded(name: str, left: int) ->
     plain = encoder(name)
     assert norm_count(plain) > 0
     assert norm_count(fold_norms(plain, CPU)) == left
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/repvgg_a0", "timm/mobileone_s0"])
+@torch.no_grad()
+def test_every_layer_that_reads_the_image_is_widened_for_other_bands(name: str) -> None:
+    """In the last two several layers do. Six equal bands give what three give; the prepared form does the same."""
+    plain, grey = encoder(name), torch.randn(1, 1, 64, 96)
+    state = plain.state_dict()
+    expected = plain(grey.expand(-1, 3, -1, -1))
+    set_bands(plain, 6)
+    assert bands_of(plain) == 6
+    plain.eval()
+    image = grey.expand(-1, 6, -1, -1)
+    for maps in (plain(image), fold_norms(plain, CPU)(image)):
+        for x, y in zip(maps, expected, strict=True):
+            assert (x - y).abs().max() <= 1e-4 * y.abs().max()
+    fitted = fit_kernels(plain, state)
+    assert all(torch.equal(tensor, fitted[key]) for key, tensor in plain.state_dict().items())
+
+
+def test_kernels_behind_pixels_moved_into_channels_are_widened() -> None:
+    """As in TResNet: 4 x 4 pixels become channels, the bands innermost."""
+    kernels, grey = torch.randn(5, 48, 3, 3), torch.randn(1, 1, 32, 32)
+
+    def convolved(n_bands: int) -> Tensor:
+        cells = grey.expand(-1, n_bands, -1, -1).view(1, n_bands, 8, 4, 8, 4).permute(0, 3, 5, 1, 2, 4)
+        return nn.functional.conv2d(cells.reshape(1, 16 * n_bands, 8, 8), widen(kernels, n_bands))
+
+    for n_bands in (1, 6):
+        torch.testing.assert_close(convolved(n_bands), convolved(3), rtol=1e-4, atol=1e-4)
 
 
 class Shared(nn.Module):

@@ -169,6 +169,36 @@ def test_nothing_stays_of_an_export_that_is_off(exported, programs, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_files_are_compared_at_sizes_that_fit_no_encoder_too(exported, programs, tmp_path, monkeypatch):
+    seen, compare = [], export.compare
+
+    def noted(path: Path, part, tensors: dict) -> float:
+        seen.append((path.name, tuple(tensors[part.inputs[0]].shape[2:])))
+        return compare(path, part, tensors)
+
+    monkeypatch.setattr(export, "compare", noted)
+    export_once(programs, exported.with_suffix(".pth"), tmp_path / "programs", "pt2")
+    side_g, side_p = export.ODD_SIZES
+    for name, side in (("global", side_g), ("local", side_p), ("refined", side_g)):
+        assert (f"{name}.pt2", (side, side)) in seen
+        assert sum(one[0] == f"{name}.pt2" for one in seen) == 2
+
+
+def test_an_encoder_of_timm_keeps_its_padding_at_every_size(tmp_path: Path) -> None:
+    """The command compares; here the file is run at other sizes than those."""
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = GLNet(N_CLASS, "timm/test_resnet")
+    checkpoint.save(tmp_path / "one.pth", network, build_header(1, backbone="timm/test_resnet", size_g=44))
+    export.export(tmp_path / "one.pth", tmp_path / "out", None, None, "onnx")
+    (part,) = parts_of(network.eval(), 1)
+    for height, width in ((64, 96), (33, 70), (31, 64)):
+        image = torch.rand(1, 3, height, width)
+        with torch.no_grad():
+            expected = dict(zip(part.outputs, part(image), strict=True))
+        export.compare(tmp_path / "out" / "global.onnx", part, {"image": image, **expected})
+
+
 def test_programs_of_images_that_are_too_small_are_refused(tmp_path: Path) -> None:
     write_thin_checkpoint(tmp_path / "network.pth", 1, size_g=32)
     with pytest.raises(InputError, match="--format pt2 needs sides of at least 33 pixels; use --format onnx"):

@@ -99,3 +99,14 @@ def test_broken_files_of_every_form_are_refused(tmp_path: Path) -> None:
             with pytest.raises(InputError, match=r"bad\.pth") as refused:
                 read(path)
             assert "\n" not in str(refused.value)
+
+
+def test_a_file_of_a_newer_version_is_not_called_damaged(tmp_path: Path) -> None:
+    for content, told in (
+        (ours(header=header(extra=1)), "was written by a newer version of this code, which records extra; update it"),
+        (ours(version=2), "has format version 2; this code reads 1; update the code"),
+        (ours(version=0), "has format version 0; this code reads 1$"),
+    ):
+        torch.save(content, tmp_path / "new.pth")
+        with pytest.raises(InputError, match=rf"new\.pth {told}"):
+            checkpoint.read(tmp_path / "new.pth")

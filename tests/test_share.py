@@ -91,7 +91,7 @@ def test_another_context_changes_what_reads_local_maps_and_nothing_else(mode: in
     sample, other = build_sample(SIZE), build_sample(SIZE, seed=1)
 
     def scores(context: Tensor | None) -> dict[str, Tensor]:
-        return segment_scores(shared_model(), mode, sample, build_settings(), context=context)
+        return segment_scores(shared_model(), mode, sample, build_settings(), shared=context)
 
     own, same, changed = scores(None), scores(sample.global_image), scores(other.global_image)
     for name, values in own.items():
@@ -124,14 +124,14 @@ def test_dropping_withholds_the_maps_of_drawn_images() -> None:
 def test_the_context_is_the_next_image_or_grey(tmp_path: Path) -> None:
     data = describe("deep_globe", generate(tmp_path, images=7)).open("train", SIDE)
     own = [data[i] for i in range(len(data))]
-    assert all(sample.context is None for sample in own)
+    assert all(sample.shared is None for sample in own)
     data.share = "other"
     for i in range(len(own)):
-        context = data[i].context
+        context = data[i].shared
         assert context is not None and torch.equal(context, own[(i + 1) % len(own)].global_image)
         assert torch.equal(data[i].global_image, own[i].global_image)
     data.share = "blank"
-    assert torch.equal(data[0].context, torch.full((3, SIDE, SIDE), GREY, dtype=torch.uint8))
+    assert torch.equal(data[0].shared, torch.full((3, SIDE, SIDE), GREY, dtype=torch.uint8))
     data.share, data._samples = "other", data._samples[:1]
     with pytest.raises(InputError, match="--share other needs a second image"):
         data[0]
@@ -165,7 +165,7 @@ def test_evaluation_predicts_with_the_context_of_its_samples() -> None:
 
     def matrices(context: Tensor | None) -> dict[str, Tensor]:
         metrics = StageMetrics(STAGES[2], build_header(2).classes)
-        helper.evaluate(predictor, [[sample._replace(context=context)]], metrics)
+        helper.evaluate(predictor, [[sample._replace(shared=context)]], metrics)
         return {name: matrix.counts for name, matrix in metrics.matrices.items()}
 
     own, changed = matrices(None), matrices(other.global_image)

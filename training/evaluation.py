@@ -47,6 +47,7 @@ def prepare_evaluation(
     """
     stage = STAGES[options.mode]
     files = setup.read_checkpoints(options)
+    described = setup.take_over_split(options, files, described)
     header = setup.resolve(options, files, described)
     settings = setup.build_settings(options, header, device)
     data = setup.open_data(options, described, options.split, header)
@@ -56,7 +57,11 @@ def prepare_evaluation(
     file = files.pop(stage.reads)
     model = restore(file, header, files.pop("path_g", None))
     del file
-    return Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta]), header, data
+    context = header.context()
+    if context is not None:
+        logging.info(f"{options.model_path / getattr(options, stage.reads)}: {context}")
+    predictor = Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta], context)
+    return predictor, header, data
 
 
 def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
@@ -95,6 +100,9 @@ def run_evaluation(
         if images is not None:
             images.add(sample, found)
 
+    seen = None if header.trained_on is None else header.trained_on.count(data.hashes())
+    if seen:
+        logging.warning(f"{seen} of {len(data)} images were trained on: their scores say nothing of other images")
     check_writable(options.log_path)
     if options.save_predictions:
         refuse_data_folder(options.save_predictions, data)
@@ -119,7 +127,8 @@ def run_evaluation(
         "split": options.split,
         "checkpoint": str(getattr(options, stage.reads)),
         "device": settings.device.type,
-        **{name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize")},
+        **{name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize", "scale")},
+        "images_trained_on": seen,
         "shared_maps": header.share,
         **{name: getattr(options, name) for name in ("precision", "tta", "refine_share", "blend", "upsample")},
         **evaluation_record(

@@ -1,4 +1,4 @@
-"""What a training cannot learn from, or be judged by, found from files' headers before the first step.
+"""What norm layers cannot train on, found from files' headers before the first step.
 
 A norm layer that learns needs more than one value in each channel. The backbone's last maps are 32 times smaller than
 its input, so a lone patch of 32 x 32 pixels or less, or a lone shrunk image of 32 x 32, leaves one.
@@ -97,9 +97,3 @@ def check_images(data: SegmentationDataset, settings: Settings | None) -> None:
         )
     if turned:
         logging.info(f"{turned} of {len(data.items)} images are turned as they are displayed, with their labels")
-
-
-def shared_images(training: SegmentationDataset, others: SegmentationDataset) -> int:
-    """Return how many images of `others` are training images, too, by their files."""
-    known = {pair.image for item in training.items for pair in item.pairs()}
-    return sum(any(pair.image in known for pair in item.pairs()) for item in others.items)

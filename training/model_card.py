@@ -96,7 +96,9 @@ def _facts(
     network = [header.backbone, f"size_g {header.size_g}", f"size_p {header.size_p}"]
     network += [f"min_overlap {header.min_overlap}", f"normalize {header.normalize}"]
     network += [
-        f"{name} {value}" for name in ("statistics", "bands", "stretch") if (value := getattr(header, name)) is not None
+        f"{name} {value}"
+        for name in ("statistics", "scale", "bands", "stretch")
+        if (value := getattr(header, name)) is not None
     ]
     if header.coarse_to_fine:
         network.append(f"coarse to fine, box_margin {header.box_margin:g}")

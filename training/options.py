@@ -357,8 +357,8 @@ def _add_variation(parser: Parser) -> None:
         type=whole(SMALLEST_SIDE),
         metavar="SIZE",
         help="train on windows of SIZE x SIZE pixels of every image that is longer in either side; each is an\n"
-        "image of its own, with its own shrunk image. Shorter images are taken whole, as are all images in\n"
-        "validation, evaluation and prediction (default: whole images)",
+        "image of its own, with its own shrunk image. Shorter images are taken whole. In\n"
+        "validation, evaluation and prediction all are, shrunk as far as the windows (default: whole images)",
     )
     add(
         "--windows",
@@ -533,6 +533,11 @@ def check(options: argparse.Namespace) -> None:
         raise InputError(f"--share {options.share} goes with --evaluation; training has {' and '.join(TRAINED_SHARES)}")
     if options.pyramid_width is not None and options.pyramid_width % 2:
         raise InputError(f"--pyramid_width {options.pyramid_width} must be even: ps2 has half as many channels")
+    if options.deterministic and options.cudnn_benchmark:
+        raise InputError(
+            "--deterministic and --cudnn_benchmark exclude each other: the search may choose other convolutions in "
+            "every run; leave one of them out"
+        )
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
     if options.report and not options.evaluation:

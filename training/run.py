@@ -19,7 +19,6 @@ from models.glnet import GLNet
 from models.header import Header
 from training import records, state
 from training.average import WeightAverage
-from training.limits import shared_images
 from training.log import RunLog
 from training.memory import peak_memory_mb
 from training.model_card import keep_previous_card, model_card, read_epochs, write_card
@@ -34,6 +33,9 @@ from utils.files import check_writable, remove_leftovers
 from utils.metrics import StageMetrics
 from utils.settings import Settings
 from utils.stages import Stage
+
+LEAST_SCALE = 1.0
+"""While the scale of float16 gradients is larger, an overflow lowers it and is no bad step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class TrainingRun:
         signals: received so far.
         log: of the main process, while the run goes on; else None.
         state: everything that changes.
-        shared: how many validation images are training images, too.
+        shared: how many validation images are training images, too, of this stage or an earlier one.
     """
 
     def __init__(self, plan: TrainingPlan) -> None:
@@ -114,7 +116,7 @@ class TrainingRun:
             average=WeightAverage(plan.model, options.ema, optimizer) if options.ema else None,
         )
         self.saved_at = time.monotonic()
-        self.shared = shared_images(plan.train_data, plan.val_data)
+        self.shared = 0 if plan.header.trained_on is None else plan.header.trained_on.count(plan.val_data.hashes())
 
     def _new_metrics(self) -> StageMetrics:
         return StageMetrics(self.plan.stage, self.plan.header.classes)
@@ -231,7 +233,7 @@ class TrainingRun:
         logging.log(logging.WARNING if warns else logging.INFO, line)
         if self.shared:
             logging.warning(
-                f"{self.shared} of {len(plan.val_data)} validation images are training images: the scores, and the "
+                f"{self.shared} of {len(plan.val_data)} validation images were trained on: the scores, and the "
                 "choice of the best epoch, say nothing of other images"
             )
 
@@ -338,9 +340,10 @@ class TrainingRun:
     def _validate(self, collected: Pictures) -> helper.Evaluation:
         """Evaluate the validation images with the averaged weights, if any; collect pictures of some of them."""
         plan = self.plan
+        predictor = Predictor.prepare
         with self.state.averaged():
             return helper.evaluate(
-                Predictor.prepare(plan.model, plan.stage, plan.settings, plan.header.size_g),
+                predictor(plan.model, plan.stage, plan.settings, plan.header.size_g, context=plan.header.context()),
                 self.val_loader,
                 self._new_metrics(),
                 on_image=picture_collector(
@@ -368,12 +371,21 @@ class TrainingRun:
             self.log.scalars(self.state.run.epoch * self.parts.batches + self.state.epoch.batches - 1, values)
         if all(map(math.isfinite, values.values())):
             self.state.run.bad_in_row = 0
+        elif self._searches_scale(values):
+            if self.plan.ranks.main:
+                logging.info(f"the scale of float16 gradients is lowered to {self.state.scaler.get_scale():g}")
         else:
             self._report_bad_step(values)
         if self.state.epoch.save_requested:
             self._save()
             if self.plan.ranks.max(self.signals.received or 0):
                 self._leave()
+
+    def _searches_scale(self, values: dict[str, float]) -> bool:
+        """Return whether a step was skipped only because the gradients' scale was too large, and can still fall."""
+        scaler = self.state.scaler
+        gradient_alone = all(math.isfinite(value) for name, value in values.items() if name != "gradient_norm")
+        return scaler.is_enabled() and gradient_alone and scaler.get_scale() >= LEAST_SCALE
 
     def _image_ids(self, batch: int) -> str:
         """Return the ids of the images in a batch of this epoch."""

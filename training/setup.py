@@ -13,9 +13,9 @@ from torch import nn
 
 from dataset.base import SegmentationDataset
 from dataset.image_file import View
-from dataset.layout import shortened
+from dataset.layout import SplitChoice, shortened
 from dataset.planes import MAX_PIXELS
-from dataset.registry import Description
+from dataset.registry import Description, describe
 from dataset.statistics import count_values, statistics_of
 from dataset.windows import Windows
 from models import checkpoint
@@ -23,7 +23,7 @@ from models.backbone import build_backbone, check_backbone
 from models.bands import fit_kernels
 from models.checkpoint import Checkpoint
 from models.glnet import GLNet
-from models.header import Header
+from models.header import Header, TrainedOn
 from models.restore import build_network, check_serves
 from models.timm_backbone import TimmBackbone, convert_sync_batchnorm
 from training import state
@@ -85,6 +85,7 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
     """
     stage = STAGES[options.mode]
     first = next(iter(files.values()), None)
+    size_g_given = options.size_g is not None
     recorded = {} if first is None or first.header is None else vars(first.header)
     if recorded and "init_from" in files:
         recorded = {name: recorded[name] for name in ("backbone", "normalize", "pyramid_width", "pyramid_norm")}
@@ -117,7 +118,84 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
         _compare_classes(recorded["classes"], first.path, described)
     values = {name: getattr(options, name) for name in RECORDED}
     statistics = recorded.get("statistics") if options.normalize == DATA else None
-    return Header(stage=stage.number, classes=described.classes_for(options.n_class), statistics=statistics, **values)
+    return Header(
+        stage=stage.number,
+        classes=described.classes_for(options.n_class),
+        statistics=statistics,
+        trained_on=None if first is None or first.header is None else first.header.trained_on,
+        scale=_scale(options, first, size_g_given),
+        **values,
+    )
+
+
+def _scale(options: argparse.Namespace, first: Checkpoint | None, size_g_given: bool) -> float | None:
+    """Return how far images are shrunk, see `Header.scale`: as in training, unless an evaluation names `--size_g`."""
+    recorded = None if first is None or first.header is None else first.header.scale
+    if options.evaluation:
+        return None if size_g_given else recorded
+    if options.window is None:
+        if recorded is not None and first is not None and not options.init_from:
+            logging.info(
+                f"note: {first.path} was trained on windows that were shrunk {recorded:.3g} times; without --window "
+                f"whole images are shrunk to {options.size_g} x {options.size_g} here"
+            )
+        return None
+    return float(options.window / options.size_g)
+
+
+def take_over_split(options: argparse.Namespace, files: Files, described: Description) -> Description:
+    """Return the data set, split as it was when the checkpoint that a run starts from, or evaluates, was trained.
+
+    Args:
+        options: those that choose the split are changed in place, if none of them is given.
+        files: by `read_checkpoints`; the first one counts.
+        described: the data set, split as the options say.
+
+    Raises:
+        InputError: the recorded split cannot be made here.
+    """
+    first = next(iter(files.values()), None)
+    record = None if first is None or first.header is None or "init_from" in files else first.header.trained_on
+    if first is None or record is None or record.dataset != options.dataset:
+        return described
+    given = {name: None if value is None else str(value) for name, value in split_options(options).items()}
+    wanted = {name: None if value is None else str(value) for name, value in record.choice.items()}
+    if given == wanted:
+        return described
+    trained = " ".join(f"--{name} {value}" for name, value in wanted.items() if value is not None) or "no such option"
+    if any(value is not None for value in given.values()):
+        chosen = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
+        logging.info(f"note: {chosen}; {first.path} was trained with {trained}")
+        return described
+    if record.split_lists is not None and not Path(record.split_lists).is_dir():
+        logging.warning(f"{first.path} was trained with {trained}, a folder that is not here; give --split_lists")
+        return described
+    logging.info(f"note: {first.path} was trained with {trained}, which is taken over")
+    lists = None if record.split_lists is None else Path(record.split_lists)
+    choice = SplitChoice(lists, record.split_seed, record.hold_out)
+    options.split_lists, options.split_seed, options.hold_out = choice.lists, choice.seed, choice.hold_out
+    return describe(options.dataset, options.data_path, choice)
+
+
+def split_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that choose a split, by name."""
+    return {name: getattr(options, name) for name in ("split_lists", "split_seed", "hold_out")}
+
+
+def record_images(options: argparse.Namespace, header: Header, data: SegmentationDataset) -> Header:
+    """Return the header with what the network is trained on: these images, and those of earlier stages.
+
+    Args:
+        options: resolved.
+        header: of the network.
+        data: the training images.
+    """
+    before = set() if header.trained_on is None else header.trained_on.hashes()
+    choice = split_options(options)
+    if choice["split_lists"] is not None:
+        choice["split_lists"] = str(choice["split_lists"])
+    images = "".join(sorted(before | set(data.hashes())))
+    return replace(header, trained_on=TrainedOn(options.dataset, images=images, **choice))
 
 
 def view_options(described: Description) -> dict[str, Any]:
@@ -277,6 +355,7 @@ def open_data(
         data.turns = options.turns
         data.full_labels = options.loss_size == "full"
     data.view = View.parse(header.bands, header.stretch)
+    data.context = None if training else header.context()
     return data
 
 

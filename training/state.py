@@ -20,7 +20,7 @@ from training.options import RELEASED, build_parser
 from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
 from utils.errors import InputError
-from utils.files import load_torch, save_torch
+from utils.files import check_version, load_torch, save_torch, unreadable_record
 
 FORMAT, VERSION = "glnet training", 2
 
@@ -140,8 +140,7 @@ def read(path: Path) -> Snapshot:
     content = load_torch(path, "resume file")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no resume file; --resume takes auto, off, or a file that ends in .resume.pth")
-    if content.get("version") != VERSION:
-        raise InputError(f"{path} has format version {content.get('version')}; this code reads {VERSION}")
+    check_version(path, content, VERSION)
     kinds: dict[str, type] = dict.fromkeys(
         ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random"), dict
     )
@@ -225,7 +224,7 @@ class TrainerState:
             _set_random_states(snapshot.random)
             self.run = RunState(**snapshot.standing)
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise InputError(f"{path} is damaged, or of another network: {error}") from error
+            raise unreadable_record(path, error, f", or of another network: {error}") from error
 
     def _restore_average(self, snapshot: Snapshot) -> None:
         """Restore the average, or start it with the restored weights if the run did not average before."""

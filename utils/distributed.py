@@ -1,19 +1,27 @@
 """Several processes that train and evaluate together, one for each device; started by torchrun."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from threading import Timer
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, Value
 
 PATIENCE = timedelta(hours=2)
 """The longest wait of a process for the others, one of which may segment a far larger image."""
+
+MEETING = timedelta(minutes=15)
+"""The longest wait for all processes to start."""
+
+TOLD_AFTER = 20
+"""Seconds of that wait after which a line says so."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,22 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def together(self, work: Callable[[], Value]) -> Value:
+        """Return what `work`, which calls no other method, returns in this process.
+
+        Raises the InputError of the first process in which it failed, in all processes: none is left alone in what
+        they do together next.
+        """
+        found: list[Value] = []
+        failure = None
+        try:
+            found.append(work())
+        except InputError as error:
+            failure = str(error), error.kind
+        if failures := [one for one in self.gather(failure) if one]:
+            raise InputError(*failures[0])
+        return found[0]
+
     def barrier(self) -> None:
         """Wait until all processes have called this."""
         if self.world > 1:
@@ -79,9 +103,16 @@ def start(device: str | None) -> Ranks:
     Raises:
         InputError: the device cannot be used.
     """
-    world, rank, local = (int(os.environ.get(name, 0)) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    world, rank, local = (_environment_number(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if world <= 1:
         return Ranks(device=pick_device(device))
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing or rank >= world:
+        fault = f"{missing[0]} is not set" if missing else f"RANK is {rank}"
+        raise InputError(
+            f"the environment says WORLD_SIZE {world}, but {fault}: start with torchrun (NPROC in the scripts), or "
+            "unset WORLD_SIZE to run a single process"
+        )
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cuda", "cpu"):
         raise InputError(f"--device {kind} names one device, but there are {world} processes; give cuda or cpu")
@@ -93,8 +124,43 @@ def start(device: str | None) -> Ranks:
     own = pick_device(f"cuda:{local}" if kind == "cuda" else "cpu")
     if kind == "cuda":
         torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+    store = dist.PrefixStore("glnet", _meet(rank, world))
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     return Ranks(rank, world, own)
+
+
+def _environment_number(name: str) -> int:
+    """Return the number in an environment variable; 0 if it is unset or empty. Raises InputError for another text."""
+    text = os.environ.get(name) or "0"
+    if not text.isdecimal():
+        raise InputError(f"the environment variable {name} is {text!r}, not a number; start with torchrun, or unset it")
+    return int(text)
+
+
+def world_size() -> int:
+    """Return how many processes run together by the environment; 1 where it says none."""
+    text = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
+def _meet(rank: int, world: int) -> dist.Store:
+    """Return the store of all processes, once they have met. Raises InputError after `MEETING` without all of them."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    told = Timer(TOLD_AFTER, lambda: print(f"process {rank} waits for the others at {where}", file=sys.stderr))
+    told.daemon = True
+    told.start()
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=MEETING))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"process {rank} of {world} did not meet the others at {where} (MASTER_ADDR, MASTER_PORT) within "
+            f"{MEETING.total_seconds():.0f} s: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        told.cancel()
+    store.set_timeout(PATIENCE)
+    return store
 
 
 def stop() -> None:

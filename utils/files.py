@@ -127,6 +127,28 @@ def load_torch(path: str | Path, what: str = "checkpoint") -> Any:
         raise InputError(f"{path} is not a readable {what}, or holds more than tensors: {reason}") from error
 
 
+def check_version(path: Path, content: Mapping[str, Any], version: int) -> None:
+    """Raise InputError if the `version` that a file records is not the one that this code reads."""
+    found = content.get("version")
+    if found != version:
+        mend = "; update the code" if isinstance(found, int) and found > version else ""
+        raise InputError(f"{path} has format version {found}; this code reads {version}{mend}")
+
+
+def unreadable_record(path: Path, error: Exception, reason: str) -> InputError:
+    """Return the error for a file whose record no dataclass takes: because of entries of a newer version, or damage.
+
+    Args:
+        path: of the file.
+        error: was raised when the record was read.
+        reason: what is wrong with a damaged file.
+    """
+    name = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
+    if name is not None:
+        return InputError(f"{path} was written by a newer version of this code, which records {name[1]}; update it")
+    return InputError(f"{path} is damaged{reason}")
+
+
 def _refuse_swelling(path: Path) -> None:
     """Raise InputError if a zip file would unpack to more than its own size: torch does not compress."""
     if zipfile.is_zipfile(path):

@@ -11,7 +11,7 @@ from utils.errors import InputError
 from utils.loss import Loss, build_loss
 from utils.precision import lay_out
 from utils.selection import BOX_MARGIN, PatchSelection
-from utils.tiling import MIN_OVERLAP
+from utils.tiling import MIN_OVERLAP, Size
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ SHARES = ("own", "none", "other", "blank")
 
 TRAINED_SHARES = SHARES[:2]
 """The values of `--share` that training has; the others are controls in evaluation."""
+MOST_SHRUNK = 1536
+"""Pixels of the side of a shrunk image at most, where it follows from the image: the maps of its pyramid then take nine
+times the memory of those of 508."""
 
 MOST_CLASSES = 255
 """The number of ids that a byte holds beside the ignored one, 255."""
@@ -103,6 +106,38 @@ def check_sizes(size_g: int, size_p: int, min_overlap: int) -> None:
         raise InputError(f"--min_overlap {min_overlap} is negative")
     if min_overlap >= size_p:
         raise InputError(f"--min_overlap {min_overlap} must be smaller than --size_p {size_p}")
+
+
+@dataclass(frozen=True)
+class ContextScale:
+    """How far the images of a network are shrunk that was trained on windows: as far as its windows were.
+
+    Attributes:
+        size_g: side of a shrunk window, in pixels.
+        factor: pixels of a window for one of `size_g`.
+        multiple: of which the sides of shrunk images are multiples.
+    """
+
+    size_g: int
+    factor: float
+    multiple: int = 4
+
+    def side(self, image: Size) -> int:
+        """Return the side of the shrunk image of an image of (height, width), in pixels.
+
+        An image that training would not have cut is shrunk to `size_g`, as there. The shrunk image is square as are
+        those of training; the mean of the factors of both axes is kept.
+        """
+        if max(image) <= self.factor * self.size_g:
+            return self.size_g
+        side = round(math.sqrt(image[0] * image[1]) / self.factor / self.multiple) * self.multiple
+        return max(self.size_g, min(side, MOST_SHRUNK // self.multiple * self.multiple))
+
+    def __str__(self) -> str:
+        return (
+            f"trained on windows that were shrunk {self.factor:.3g} times, and so are larger images, to a side of "
+            f"{self.size_g} to {max(self.size_g, MOST_SHRUNK)} pixels; --size_g {self.size_g} shrinks all to that"
+        )
 
 
 @dataclass(frozen=True)
