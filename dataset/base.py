@@ -49,8 +49,8 @@ class Sample(NamedTuple):
     label: Tensor | None  # (H, W)
     global_image: Tensor  # (bands, side, side); in training side is size_g
     global_label: Tensor | None  # (side // 4, side // 4), or (side, side)
-    shared: Tensor | None = None  # (bands, side, side)
     seed: int = 0
+    shared: Tensor | None = None  # (bands, side, side)
 
 
 class SegmentationDataset(Dataset[Sample]):
