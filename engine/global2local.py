@@ -1,7 +1,6 @@
 """Stage 2, global to local: the local branch reads patches and crops of the frozen global branch's maps."""
 
 from collections.abc import Container, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,9 +37,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
         if not select_training_patches(image, logits_g, metrics):
             continue
         image.keep(image.draw())
-        if dropped := image.drops_context():
-            image.settings = replace(settings, lamb_fmreg=0.0)  # there is no map to draw near to
-        if dropped or not settings.share_maps:
+        if not settings.share_maps:
             context = context.withheld()
         taps = model.ensemble.global_taps(context.ps3)  # (1, 9 * n_class, size_g / 4, size_g / 4)
         leaf = taps.detach().requires_grad_()  # gathers the gradients of all sub-batches

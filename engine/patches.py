@@ -143,11 +143,6 @@ class TrainingPatches(ImagePatches):
             return tuple(range(everything))
         return tuple(sorted(np.random.default_rng(self._seed).choice(everything, count, replace=False).tolist()))
 
-    def drops_context(self) -> bool:
-        """Draw by the sample's seed whether the global maps of this image are withheld in this step."""
-        rng = np.random.default_rng([self._seed, 1])
-        return self.settings.share_drop > rng.random()
-
     def keep(self, indices: tuple[int, ...]) -> None:
         """Leave out all patches of the grid but those at `indices`, by `draw`."""
         if len(indices) < len(self.grid):

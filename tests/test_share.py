@@ -102,25 +102,6 @@ def test_another_context_changes_what_reads_local_maps_and_nothing_else(mode: in
         torch.testing.assert_close(changed["global"], own["global"], rtol=1e-4, atol=1e-4)
 
 
-def test_dropping_withholds_the_maps_of_drawn_images() -> None:
-    """Of all images it is the step without shared maps, of some images a mixture; what is drawn follows the seed."""
-
-    def step(seed: int, **changes) -> dict[str, Tensor]:
-        model = build_model()
-        model.learn(STAGES[2].trains)
-        metrics = StageMetrics(STAGES[2], build_header(2).classes)
-        sample = build_sample(SIZE)._replace(seed=seed)
-        global2local.training_step(model.train(), [sample], build_settings(**changes), metrics)
-        return {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
-
-    alone, shared = step(0, share_maps=False, lamb_fmreg=0.0), step(0)
-    assert all(torch.equal(x, alone[name]) for name, x in step(0, share_drop=1.0).items())
-    found = [step(seed, share_drop=0.5)["local.head.weight"] for seed in range(6)]
-    kinds = [torch.equal(x, alone["local.head.weight"]) for x in found]
-    assert all(dropped or torch.equal(x, shared["local.head.weight"]) for dropped, x in zip(kinds, found, strict=True))
-    assert 0 < sum(kinds) < len(kinds)
-
-
 def test_the_context_is_the_next_image_or_grey(tmp_path: Path) -> None:
     data = describe("deep_globe", generate(tmp_path, images=7)).open("train", SIDE)
     own = [data[i] for i in range(len(data))]

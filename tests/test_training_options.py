@@ -13,7 +13,6 @@ from training.options import RELEASED, build_parser
 
 OPTIONS = {
     "patches": 2,
-    "share_drop": 0.5,
     "turns": "mirror",
     "loss_size": "full",
     "val_every": 2,

@@ -44,7 +44,6 @@ RELEASED: dict[str, Any] = {
     "ema": 0.0,
     "loss_size": "quarter",
     "patches": 0,
-    "share_drop": 0.0,
     "turns": "all",
     "val_every": 1,
 }
@@ -375,13 +374,6 @@ def _add_variation(parser: Parser) -> None:
         f"of no more patches give all; 0: all {released('patches')}",
     )
     add(
-        "--share_drop",
-        type=number(0, 1),
-        metavar="PART",
-        help="mode 2: in training withhold the global maps of this part of the images, drawn anew in each epoch, so\n"
-        f"that the local branch does not rely on them alone {released('share_drop')}",
-    )
-    add(
         "--turns",
         choices=DRAWN_TURNS,
         help="of training images: mirrored left-right and rotated by quarter turns, mirrored alone, or none;\n"
@@ -524,7 +516,7 @@ def check(options: argparse.Namespace) -> None:
         raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
     if options.refine_share < 1 and not options.evaluation:
         raise InputError(f"--refine_share {options.refine_share:g} goes with --evaluation")
-    for name in ("window", "augment", "patches", "share_drop"):
+    for name in ("window", "augment", "patches"):
         if options.evaluation and getattr(options, name):
             raise InputError(f"--{name} goes with training; --evaluation takes images whole, as they are")
     if (options.window is None) != (options.windows is None):

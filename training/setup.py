@@ -312,7 +312,6 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         full_labels=options.loss_size == "full",
         lamb_fmreg=options.lamb_fmreg,
         patches=options.patches,
-        share_drop=options.share_drop,
         device=device,
         precision=options.precision,
         scaler=gradient_scaler(device, options.precision),

@@ -157,7 +157,6 @@ class Settings:
         scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
         share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
         selection: selects the patches that the local branch computes; None is all patches.
-        share_drop: the part of the images whose global maps stage 2 withholds in training, 0..1.
         patches: how many of these each image gives a training step in stages 2 and 3; 0 is all.
         share_maps: whether the local branch, and in stage 2 the ensemble, read the global branch's maps, or zeros.
         blend: the weights of a patch's scores, a key of `utils.tiling.BLENDS`.
@@ -179,7 +178,6 @@ class Settings:
     share: float = 1.0
     selection: PatchSelection | None = None
     patches: int = 0
-    share_drop: float = 0.0
     share_maps: bool = True
     blend: str = "none"
     upsample: str = "nearest"
