@@ -30,7 +30,7 @@ from training.memory import keep_freed_memory, peak_memory_mb
 from training.report import evaluation_record, evaluation_table
 from training.run import WEIGHT_DECAY, poly
 from utils.arguments import Parser
-from utils.canvas import Sink
+from utils.canvas import FiniteScores, Sink
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
 from utils.files import load_torch, save_torch, write_json
@@ -116,9 +116,16 @@ class PatchPredictor:
     stage: Stage = STAGES[1]
 
     @torch.inference_mode()
-    def segment(self, image: Source, sinks: Mapping[str, Sink], *, global_image: Tensor | None = None) -> Coverage:
+    def segment(
+        self,
+        image: Source,
+        sinks: Mapping[str, Sink],
+        *,
+        global_image: Tensor | None = None,
+        check: FiniteScores | None = None,
+    ) -> Coverage:
         """Segment one image; `global_image` is not read. The rest is as in `Predictor.segment`."""
-        patches = ImagePatches(image, self.settings)
+        patches = ImagePatches(image, self.settings, check=check)
         canvas = patches.canvas(sinks["global"])
         for which, x in patches:
             with autocast(self.settings.device, self.settings.precision):

@@ -216,7 +216,13 @@ class PredictionRun:
             ):
                 if not ranks.main:
                     segment_scenes(
-                        predictor, source, lambda top, rows: None, scene_size=scene_size, ranks=ranks, folder=parts
+                        predictor,
+                        source,
+                        lambda top, rows: None,
+                        scene_size=scene_size,
+                        ranks=ranks,
+                        folder=parts,
+                        name=task.image,
                     )
                     return None
                 with Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference) as outputs:
@@ -229,6 +235,7 @@ class PredictionRun:
                         on_patches=bar.update,
                         ranks=ranks,
                         folder=parts,
+                        name=task.image,
                     )
                 areas = self._with_features(outputs.areas(task.image, task.paths["mask"]), task)
                 return replace(areas, not_looked_at=coverage.pixels_not_covered) if predictor.selects_patches else areas

@@ -17,9 +17,10 @@ from torch import Tensor
 from engine.patches import OnPatches
 from engine.predictor import Predictor
 from prediction.read_ahead import read_ahead
-from utils.canvas import RESULT_ROWS, ArgmaxSink, Sink
+from utils.canvas import RESULT_ROWS, ArgmaxSink, FiniteScores, Sink
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required
+from utils.precision import not_finite
 from utils.selection import Coverage
 from utils.sources import Source, load_in_memory
 from utils.tiling import Axis, PatchGrid, Size
@@ -219,6 +220,7 @@ def segment_scenes(
     on_patches: OnPatches | None = None,
     ranks: Ranks = ALONE,
     folder: Path | None = None,
+    name: object = "the image",
 ) -> Coverage:
     """Segment an image of any size, in scenes with sides of at most `scene_size` pixels.
 
@@ -236,20 +238,33 @@ def segment_scenes(
         on_patches: called after each sub-batch.
         ranks: processes that share the scenes of the image: all call this, and the main one emits.
         folder: common to all processes, for the scores of all but the main one; needed with several processes.
+        name: of the image, for messages.
 
     Returns:
         The part of the image that was computed at full resolution, by all processes.
 
     Raises:
-        InputError: in all processes, if one cannot read the image.
+        InputError: in all processes, if one cannot read the image, or computes scores that are not finite numbers.
     """
+
+    def segment(scene: Source, sink: Sink, means: bool) -> Coverage:
+        """Send the headline's scores of one scene to a sink."""
+        check = FiniteScores()
+        found = predictor.segment(
+            scene, {predictor.stage.headline: sink}, on_patches=on_patches, means=means, check=check
+        )
+        if not check.ok():
+            reason = not_finite(predictor.settings.precision)
+            raise InputError(f"{name}: the scores of the network are {reason}", "scores not finite")
+        return found
+
     grid = scene_grid(source.size, scene_size)
     if len(grid) == 1:
 
         def pass_on(top: int, scores: Tensor) -> None:
             emit(top, reduce_scores(scores, probabilities))
 
-        return _segment_scene(predictor, load_in_memory(source), pass_on, on_patches, means=probabilities)
+        return segment(load_in_memory(source), pass_on, means=probabilities)
     coverage = Coverage()
     canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
     boxes = grid.boxes()
@@ -260,10 +275,10 @@ def segment_scenes(
                 if own < len(boxes):
                     if ranks.main:
                         canvas.begin(own)
-                        coverage += _segment_scene(predictor, next(scenes), canvas, on_patches, means=True)
+                        coverage += segment(next(scenes), canvas, means=True)
                     else:
                         with ScoreFile(required(folder, "folder"), own) as scores:
-                            coverage += _segment_scene(predictor, next(scenes), scores, on_patches, means=True)
+                            coverage += segment(next(scenes), scores, means=True)
             except InputError as error:
                 failure = str(error), error.kind
             if failures := [one for one in ranks.gather(failure) if one]:
@@ -273,13 +288,6 @@ def segment_scenes(
                 canvas.begin(other)
                 ScoreFile.replay(required(folder, "folder"), other, canvas)
     return sum(ranks.gather(coverage), Coverage())
-
-
-def _segment_scene(
-    predictor: Predictor, scene: Source, sink: Sink, on_patches: OnPatches | None, means: bool
-) -> Coverage:
-    """Send the headline's scores of one scene to `sink`; see `segment_scenes`."""
-    return predictor.segment(scene, {predictor.stage.headline: sink}, on_patches=on_patches, means=means)
 
 
 def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None:

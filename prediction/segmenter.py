@@ -127,14 +127,15 @@ class Segmenter:
             (H, W) uint8 class ids, the headline's; 255 where a file has no data.
 
         Raises:
-            InputError: the image cannot be read, lacks bands, is of another type or shape, or is empty.
+            InputError: the image cannot be read, lacks bands, is of another type or shape, or is empty; or the scores
+                are not finite numbers.
         """
         if bands is not None:
             bands = fit_bands(bands, self.header.n_bands, "the checkpoint")
         view = View(bands or self.view.bands, stretch or self.view.stretch)
         if isinstance(image, str | Path):
             with open_image(image, view) as source:
-                return self._segment(source)
+                return self._segment(source, image)
         if isinstance(image, np.ndarray):
             return self._segment(array(image, view))
         if not isinstance(image, Image.Image):
@@ -144,7 +145,7 @@ class Segmenter:
             )
         return self._segment(picture(image, view))
 
-    def _segment(self, source: Source) -> np.ndarray:
+    def _segment(self, source: Source, name: object = "the image") -> np.ndarray:
         ids = np.empty(source.size, np.uint8)
 
         def emit(top: int, rows: Rows) -> None:
@@ -152,7 +153,7 @@ class Segmenter:
             if (valid := source.valid(Box(top, 0, *rows.ids.shape))) is not None:
                 ids[top : top + len(rows.ids)][~valid.numpy()] = IGNORED
 
-        segment_scenes(self.predictor, source, emit, scene_size=self.scene_size)
+        segment_scenes(self.predictor, source, emit, scene_size=self.scene_size, name=name)
         return ids
 
 

@@ -12,7 +12,7 @@ import torch
 
 import helper
 from dataset.base import SegmentationDataset
-from dataset.layout import TRAIN
+from dataset.layout import TRAIN, shortened
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from engine.predictor import Predictor
 from helper import EpochState
@@ -30,6 +30,7 @@ from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError
 from utils.files import check_writable, remove_leftovers
 from utils.metrics import StageMetrics
+from utils.precision import not_finite
 from utils.settings import Settings
 from utils.stages import Stage
 
@@ -310,7 +311,7 @@ class TrainingRun:
     def _validate(self, collected: Pictures) -> helper.Evaluation:
         """Evaluate the validation images, and collect pictures of some of them."""
         plan = self.plan
-        return helper.evaluate(
+        found = helper.evaluate(
             Predictor.prepare(plan.model, plan.stage, plan.settings, plan.header.size_g),
             self.val_loader,
             self._new_metrics(),
@@ -321,6 +322,10 @@ class TrainingRun:
             ranks=plan.ranks,
             should_stop=self._should_stop,
         )
+        if found.not_finite and plan.ranks.main:
+            reason = not_finite(plan.settings.precision)
+            logging.warning(f"the network's scores of {shortened(found.not_finite)} are {reason}")
+        return found
 
     # after a step
 
