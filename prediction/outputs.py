@@ -1,7 +1,7 @@
 """The files that segmenting one image gives, written row by row."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from prediction.areas import Areas
 from prediction.overlay import SampledIds, draw_overlay, overlay_size
 from prediction.packages import require_packages
 from prediction.polygon_options import PolygonOptions
-from prediction.polygons import PolygonWriter
+from prediction.polygons import PolygonWriter, check_closed, layer_name
 from prediction.scenes import Rows
 from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
@@ -97,15 +97,17 @@ class Outputs:
         self._square_metres = np.zeros(256)
         self._writers: dict[str, RowWriter] = {}
         self._polygons: PolygonWriter | None = None
+        self._closed = False
         self._stack = ExitStack()
 
     def __enter__(self) -> "Outputs":
-        self._parts = {}
+        self._parts: dict[str, Path] = {}
         with ExitStack() as stack:
             for kind, path in self.paths.items():
                 remove_leftovers(path)
                 stack.callback(remove_leftovers, path)  # of a library that failed
                 self._parts[kind] = stack.enter_context(replacing(path))
+            stack.callback(self._close)
             for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
                 if kind in self.paths:
                     self._writers[kind] = open_writer(self._parts[kind])
@@ -117,18 +119,32 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        try:
-            with ExitStack() as closing:  # all are closed, whichever fails
-                for writer in (*self._writers.values(), self._polygons):
-                    if writer is not None:
-                        closing.callback(writer.close)
-            if error is None and self._sampled is not None:
-                self._draw_overlay(self._parts["overlay"])
-        except BaseException as own:
-            if error is None:
-                self._stack.__exit__(type(own), own, own.__traceback__)
-                raise
+        if error is None:
+            with self._stack:
+                self.finish()
+            return None
+        with suppress(Exception):  # the first error tells more
+            self._close()
         return self._stack.__exit__(kind, error, trace)
+
+    def finish(self) -> Mapping[str, Path]:
+        """Finish all files when all rows are there; return them by kind. They get their names when the context ends."""
+        if not self._closed:
+            self._close()
+            if self._sampled is not None:
+                self._draw_overlay(self._parts["overlay"])
+        for path in self.paths.values():
+            check_closed(path)
+        return self._parts
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as closing:  # all are closed, whichever fails
+            for writer in (*self._writers.values(), self._polygons):
+                if writer is not None:
+                    closing.callback(writer.close)
 
     def _mask_writer(self, path: Path) -> RowWriter:
         palette = [*self.classes.palette, *[NO_CLASS] * (256 - len(self.classes))]
@@ -163,7 +179,7 @@ class Outputs:
             self.options.polygons,
             self._reference,
             self._ground,
-            name=self.paths["polygons"].stem,
+            name=layer_name(self.paths["polygons"].stem),
             probabilities=self.options.probabilities,
         )
 
