@@ -36,6 +36,19 @@ class Georeference:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     lost: str = ""
 
+    def spell(self) -> str:
+        """Return all that `keywords` hold, as text."""
+        texts = []
+        for name, value in sorted(self.keywords.items()):
+            if name == "gcps":
+                value = [(one.row, one.col, one.x, one.y, one.z) for one in value]
+            elif name == "rpcs":
+                value = value.to_dict()
+            elif name == "crs" and value is not None:
+                value = value.to_string()
+            texts.append(f"{name} {tuple(value) if name == 'transform' else value}")
+        return "; ".join(texts)
+
 
 def read_georeference(info: FileInfo) -> Georeference:
     """Read the georeference of a file as displayed; raises InputError, naming the file, where it cannot be read.

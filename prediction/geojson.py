@@ -27,7 +27,7 @@ class GeoJsonFile:
             crs: rasterio's, of the coordinates that come; None if they are no places, and are written as they come.
         """
         self.path, self._crs = path, crs
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
         self._file.write(f'{{"type": "FeatureCollection", "name": {json.dumps(name)}, "features": [')
         self._separator = "\n"
 

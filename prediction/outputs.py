@@ -5,6 +5,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,17 @@ def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, P
     if options.polygons.kind:
         paths["polygons"] = folder / f"{name}.{options.polygons.kind}"
     return paths
+
+
+def output_settings(options: OutputOptions, kind: str) -> dict[str, Any]:
+    """Return the options on which results of one kind depend, in plain values."""
+    if kind == "mask":
+        return {"colors": options.colors, "cog": options.cog}
+    if kind != "polygons":
+        return {}
+    texts = {"min_area": options.polygons.min_area, "simplify": options.polygons.simplify}
+    found = {name: None if value is None else str(value) for name, value in texts.items()}
+    return {**found, "probabilities": options.probabilities}
 
 
 class Outputs:

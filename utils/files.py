@@ -1,5 +1,6 @@
 """Writing files whole or not at all, and reading torch's files without running code in them."""
 
+import hashlib
 import json
 import os
 import re
@@ -63,6 +64,18 @@ def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
     """Write `record` as indented JSON. Raises InputError, naming `path`, if the file cannot be written."""
     with replacing(path) as part:
         part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits. Raises InputError, naming it, if it cannot be read."""
+    found = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while part := file.read(2**20):
+                found.update(part)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return found.hexdigest()
 
 
 def check_writable(folder: Path) -> None:
