@@ -107,7 +107,7 @@ def _turns(whole: Any) -> Iterator[Any]:
     import shapely
 
     west, south, east, north = whole.bounds
-    for turn in range(int((west + 180) // 360), int(-((-east - 180) // 360)) or 1):
+    for turn in range(int((west + 180) // 360), int(-((-east - 180) // 360))):
         left = 360 * turn - 180
         part = whole if left <= west and east <= left + 360 else whole & shapely.box(left, south, left + 360, north)
         for one in shapely.get_parts(part):
