@@ -1,7 +1,7 @@
 """The files that segmenting one image gives, written row by row."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dataset.failures import writing
 from dataset.georeference import Georeference, GroundAreas
 from dataset.pictures import shrink
 from dataset.raster_writer import CogWriter, RasterWriter
@@ -122,9 +123,11 @@ class Outputs:
             stack.callback(self._close)
             for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
                 if kind in self.paths:
-                    self._writers[kind] = open_writer(self._parts[kind])
+                    with self._writing(kind):
+                        self._writers[kind] = open_writer(self._parts[kind])
             if "polygons" in self.paths:
-                self._polygons = self._polygon_writer(self._parts["polygons"])
+                with self._writing("polygons"):
+                    self._polygons = self._polygon_writer(self._parts["polygons"])
             self._stack = stack.pop_all()
         return self
 
@@ -144,7 +147,8 @@ class Outputs:
         if not self._closed:
             self._close()
             if self._sampled is not None:
-                self._draw_overlay(self._parts["overlay"])
+                with self._writing("overlay"):
+                    self._draw_overlay(self._parts["overlay"])
         for path in self.paths.values():
             check_closed(path)
         return self._parts
@@ -154,9 +158,17 @@ class Outputs:
             return
         self._closed = True
         with ExitStack() as closing:  # all are closed, whichever fails
-            for writer in (*self._writers.values(), self._polygons):
+            for kind, writer in {**self._writers, "polygons": self._polygons}.items():
                 if writer is not None:
-                    closing.callback(writer.close)
+                    closing.callback(self._close_one, kind, writer)
+
+    def _close_one(self, kind: str, writer: RowWriter | PolygonWriter) -> None:
+        with self._writing(kind):
+            writer.close()
+
+    def _writing(self, kind: str) -> AbstractContextManager[None]:
+        """Return a context whose exceptions become an InputError that names the result of a kind."""
+        return writing(self._parts[kind])
 
     def _mask_writer(self, path: Path) -> RowWriter:
         palette = [*self.classes.palette, *[NO_CLASS] * (256 - len(self.classes))]
@@ -215,14 +227,17 @@ class Outputs:
             self._sampled(top, rows.ids)
         if "mask" in self._writers:
             ids = rows.ids.numpy()
-            self._writers["mask"].write(
-                colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.options.colors else ids[None]
-            )
+            with self._writing("mask"):
+                self._writers["mask"].write(
+                    colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.options.colors else ids[None]
+                )
         if "probabilities" in self._writers:
-            self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
+            with self._writing("probabilities"):
+                self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
         if self._polygons is not None:
             shares = None if rows.probabilities is None else rows.probabilities.numpy()
-            self._polygons.write(rows.ids.numpy(), metres, shares)
+            with self._writing("polygons"):
+                self._polygons.write(rows.ids.numpy(), metres, shares)
 
     def _draw_overlay(self, path: Path) -> None:
         image = as_rgb(shrink(self.source, overlay_size(self.source.size)))

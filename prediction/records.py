@@ -59,8 +59,12 @@ class Record:
         """Return the record of which `asdict` gave `values`; None if they are none."""
         try:
             areas = values.get("areas")
-            return cls(**{**values, "areas": None if areas is None else Areas(**areas)})
-        except (TypeError, AttributeError):
+            return (
+                None
+                if not isinstance(values["made_by"], dict)
+                else cls(**{**values, "areas": None if areas is None else Areas(**areas)})
+            )
+        except (TypeError, KeyError, AttributeError):
             return None
 
     def fits(self, path: Path) -> bool:

@@ -191,34 +191,11 @@ class PredictionRun:
         others: dict[str, list[str]] = {}  # files that lie under the names of results, by what made them
         for image, name in zip(images, output_names(images), strict=True):
             try:
-                info = probe(image)
-                self.segmenter.view.choose(info)
-                reference = read_georeference(info)
-                self.results.polygons.check(image, reference, info.size)
-                check_name(self.results.folder, name)
-                raster = bool(reference.keywords) or info.decoders == (RASTERIO,)
-                paths = output_paths(self.results, name, raster)
-                for path in paths.values():
-                    check_closed(path)
+                tasks.append(self._task(image, name, settings, others))
             except InputError as error:
                 if not error.kind:  # the fault is not the image's
                     raise
                 self._fail(error, self.ranks.main)
-                continue
-            source = {**identity(image), "georeference": reference.spell()}
-            made_by = {kind: plain({**source, **settings, **output_settings(self.results, kind)}) for kind in paths}
-            kept: dict[str, Record] = {}
-            for kind, path in paths.items():
-                if self.results.overwrite or not path.exists():
-                    continue
-                record = self.records.of(path)
-                if record is None or (kind == "mask" and record.areas is None):
-                    others.setdefault("no record says what made it", []).append(path.name)
-                elif reasons := differences(record.made_by, made_by[kind]):
-                    others.setdefault(", ".join(reasons), []).append(path.name)
-                else:
-                    kept[kind] = record
-            tasks.append(ImageTask(image, info, reference, paths, made_by, kept))
         if others:
             found = "; ".join(f"{shortened(names)} ({reason})" for reason, names in list(others.items())[:3])
             raise InputError(
@@ -232,6 +209,41 @@ class PredictionRun:
             for line in plan_notes(tasks, self.segmenter.view):
                 logging.info(line)
         return tasks
+
+    def _task(self, image: Path, name: str, settings: Mapping[str, Any], others: dict[str, list[str]]) -> ImageTask:
+        """Return the task of one image.
+
+        Args:
+            image: the file.
+            name: of its results.
+            settings: see `_plan`.
+            others: gets the names of files that this run would not make, by the reason.
+
+        Raises:
+            InputError: its header cannot be read, or it cannot give the results.
+        """
+        info = probe(image)
+        self.segmenter.view.choose(info)
+        reference = read_georeference(info)
+        self.results.polygons.check(image, reference, info.size)
+        check_name(self.results.folder, name)
+        raster = bool(reference.keywords) or info.decoders == (RASTERIO,)
+        paths = output_paths(self.results, name, raster)
+        source = {**identity(image), "georeference": reference.spell()}
+        made_by = {kind: plain({**source, **settings, **output_settings(self.results, kind)}) for kind in paths}
+        kept: dict[str, Record] = {}
+        for kind, path in paths.items():
+            if self.results.overwrite or not path.exists():
+                check_closed(path)
+                continue
+            record = self.records.of(path)
+            if record is None or (kind == "mask" and record.areas is None):
+                others.setdefault("no record says what made it", []).append(path.name)
+            elif reasons := differences(record.made_by, made_by[kind]):
+                others.setdefault(", ".join(reasons), []).append(path.name)
+            else:
+                kept[kind] = record
+        return ImageTask(image, info, reference, paths, made_by, kept)
 
     def _fail(self, error: InputError, counts: bool = True) -> None:
         if counts:

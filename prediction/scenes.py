@@ -3,7 +3,7 @@
 Scenes overlap a little. Across an overlap the scores change linearly from those of one scene to those of the next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -266,28 +266,45 @@ def segment_scenes(
 
         return segment(load_in_memory(source), pass_on, means=probabilities)
     coverage = Coverage()
+    failure: tuple[str, str] | None = None
     canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
     boxes = grid.boxes()
     with closing(read_ahead(source, boxes[ranks.rank :: ranks.world])) as scenes:
         for first in range(0, len(boxes), ranks.world):
-            own, failure = first + ranks.rank, None
+            own = first + ranks.rank
             try:
-                if own < len(boxes):
+                if own < len(boxes) and not failure:
                     if ranks.main:
                         canvas.begin(own)
                         coverage += segment(next(scenes), canvas, means=True)
                     else:
                         with ScoreFile(required(folder, "folder"), own) as scores:
                             coverage += segment(next(scenes), scores, means=True)
-            except InputError as error:
-                failure = str(error), error.kind
-            if failures := [one for one in ranks.gather(failure) if one]:
-                message, kind = failures[0]
-                raise InputError(message, kind)
-            for other in range(first + 1, min(first + ranks.world, len(boxes))) if ranks.main else ():
-                canvas.begin(other)
-                ScoreFile.replay(required(folder, "folder"), other, canvas)
+            except (InputError, OSError) as error:
+                failure = _described(error, folder)
+            _raise_first(ranks.gather(failure))
+            try:
+                for other in range(first + 1, min(first + ranks.world, len(boxes))) if ranks.main else ():
+                    canvas.begin(other)
+                    ScoreFile.replay(required(folder, "folder"), other, canvas)
+            except (InputError, OSError) as error:  # the others hear of it when they gather next
+                failure = _described(error, folder)
+    _raise_first(ranks.gather(failure))
     return sum(ranks.gather(coverage), Coverage())
+
+
+def _described(error: InputError | OSError, folder: Path | None) -> tuple[str, str]:
+    """Return the message and the kind of a failure, for other processes."""
+    if isinstance(error, InputError):
+        return str(error), error.kind
+    return f"scores cannot be kept in {folder}: {error.strerror or error}", ""
+
+
+def _raise_first(failures: Sequence[tuple[str, str] | None]) -> None:
+    """Raise InputError for the first failure that there is."""
+    for failure in failures:
+        if failure:
+            raise InputError(*failure)
 
 
 def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None:
