@@ -1,5 +1,6 @@
 """Results that cannot be written whole: a line names each, no file has its name, and the next run makes it."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from pictures import random_image, run, save, write_checkpoint, write_raster
 import predict
 from dataset.georeference import Georeference
 from dataset.raster_writer import RasterWriter
+from prediction.segmenter import Segmenter
 from utils.errors import InputError, required
 
 FORMATS = {
@@ -32,6 +34,8 @@ FORMATS = {
 
 SIZE = (300, 400)
 
+load = functools.cache(Segmenter.from_checkpoint)
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
@@ -42,6 +46,11 @@ def inputs(tmp_path_factory) -> Path:
     save(folder / "a.png", SIZE)
     write_raster(folder / "a.tif", random_image(SIZE).numpy())
     return folder
+
+
+@pytest.fixture(autouse=True)
+def load_once(monkeypatch):
+    monkeypatch.setattr(Segmenter, "from_checkpoint", load)
 
 
 def sizes(inputs: Path, kind: str, out: Path) -> int:

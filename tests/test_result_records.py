@@ -1,5 +1,6 @@
 """Results in one folder: each has a record of what made it, and no run keeps, or describes, what it would not make."""
 
+import functools
 import json
 import os
 import shutil
@@ -35,6 +36,15 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         checkpoint.save(folder / f"{seed}.pth", model, build_header(2))
         found[sha256(folder / f"{seed}.pth")] = folder / f"{seed}.pth"
     return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def load_once():
+    """Each network is loaded once in each way, which is what takes the time of a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        load = functools.cache(Segmenter.from_checkpoint)
+        patch.setattr(Segmenter, "from_checkpoint", load)
+        yield
 
 
 def summary(out: Path) -> dict:
