@@ -70,6 +70,8 @@ class PolygonWriter:
         as_text = options.kind == "geojson"
         self._edge = longest_edge(self._place, size, self._crs if as_text else None)
         self._text = GeoJsonFile(path, name, self._crs) if as_text else None
+        # SQLite in GDAL cuts names off at a semicolon
+        self._package = path.with_name(path.name.replace(";", "_"))
         self._tracer = RegionTracer(size[1], (ground is not None) + probabilities)
         self._rows = 0
         self._pending: list[Regions] = []
@@ -109,9 +111,12 @@ class PolygonWriter:
                 self._flush()
                 if self._text is None:
                     self._read_back()
+                    self._package.replace(self.path)
         finally:
             if self._text is not None:
                 self._text.close()
+            elif self._package != self.path:
+                self._package.unlink(missing_ok=True)
 
     def _take(self, regions: Regions) -> None:
         least = self.options.min_area
@@ -158,7 +163,7 @@ class PolygonWriter:
         logging.getLogger("pyogrio").setLevel(logging.CRITICAL)  # what GDAL complains of is raised as well
         with writing(self.path):
             pyogrio.raw.write(
-                str(self.path),
+                str(self._package),
                 shapely.to_wkb(polygons),
                 list(fields.values()),
                 list(fields),
@@ -166,13 +171,13 @@ class PolygonWriter:
                 driver="GPKG",
                 geometry_type="Polygon",
                 crs=None if self._crs is None else self._crs.to_wkt(),
-                append=self.path.exists(),
+                append=self._package.exists(),
             )
 
     def _read_back(self) -> None:
         """Raise InputError if the GeoPackage is not whole."""
         table = self._name.replace('"', '""')
-        with writing(self.path), closing(sqlite3.connect(self.path)) as file:
+        with writing(self.path), closing(sqlite3.connect(self._package)) as file:
             (state,) = file.execute("PRAGMA quick_check(1)").fetchone()
             (count,) = file.execute(f'SELECT count(*) FROM "{table}"').fetchone()
         if (state, count) != ("ok", self.features):

@@ -1,12 +1,15 @@
 """Results that cannot be written whole: a line names each, no file has its name, and the next run makes it."""
 
 import functools
+import io
 import json
 import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import predict
 from dataset.georeference import Georeference
 from dataset.raster_writer import RasterWriter
 from prediction.segmenter import Segmenter
-from utils.errors import InputError, required
+from utils.errors import InputError
 
 FORMATS = {
     "png": ("a.png", [], "a_mask.png"),
@@ -60,7 +63,7 @@ def sizes(inputs: Path, kind: str, out: Path) -> int:
     return (out / result).stat().st_size
 
 
-def check_refused(inputs: Path, kind: str, out: Path, code: int, said: str) -> None:
+def check_refused(kind: str, out: Path, code: int, said: str) -> None:
     """A line names a result that cannot be written, and the folder has no file of the name; then it is made."""
     result = FORMATS[kind][2]
     assert code in (1, 2), said
@@ -81,30 +84,24 @@ def test_a_limit_on_file_sizes(inputs, tmp_path, kind, part) -> None:
     limit = int(sizes(inputs, kind, tmp_path / "whole") * part) - 8
     out = tmp_path / "out"
     command = ["--checkpoint", inputs / "one.pth", "--input", inputs / image, "--output", out, "--device", "cpu"]
-    process = multiprocessing.get_context("forkserver").Process(
-        target=_limited, args=(limit, [*map(str, command), *options], tmp_path / "said.txt")
-    )
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe()
+    process = context.Process(target=_limited, args=(limit, [*map(str, command), *options], there))
     process.start()
+    code, said = here.recv()
     process.join()
-    code = required(process.exitcode, "code")
-    check_refused(inputs, kind, out, code, (tmp_path / "said.txt").read_text())
+    check_refused(kind, out, code, said)
     assert run(inputs / "one.pth", inputs / image, output=out, options=options) == 0
     assert same_content(out / result, tmp_path / "whole" / result)
 
 
-def _limited(limit: int, arguments: list[str], output: Path) -> None:
-    """Run predict.py in this process, whose output goes to a file, with a limit on the sizes of results."""
-    said = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    sys.stdout, sys.stderr = (os.fdopen(k, "w", buffering=1) for k in (1, 2))
+def _limited(limit: int, arguments: list[str], result: Connection) -> None:
+    """Run predict.py with a limit on the sizes of files; send its exit code and its output."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    code = 99
-    try:
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
         code = predict.main(arguments)
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+    result.send((code, said.getvalue()))
 
 
 def same_content(one: Path, other: Path) -> bool:
@@ -148,7 +145,7 @@ def test_a_full_disk(inputs, tmp_path, small_disk, capfd, kind) -> None:
     code = run(inputs / "one.pth", inputs / image, output=out, options=options)
     said = "".join(capfd.readouterr())
     ballast.unlink()
-    check_refused(inputs, kind, out, code, said)
+    check_refused(kind, out, code, said)
     assert run(inputs / "one.pth", inputs / image, output=out, options=options) == 0
     assert same_content(out / result, tmp_path / "whole" / result)
     for path in out.iterdir():
