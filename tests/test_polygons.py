@@ -203,7 +203,7 @@ def test_a_second_run_keeps_layers_and_counts_them(checkpoint, tmp_path) -> None
     assert run(checkpoint, image, output=out, options=["--polygons", "gpkg"]) == 0
     count, layer = summary(out)["total"]["features"], (out / "a.gpkg").stat().st_mtime_ns
     assert count == len(Layer(out / "a.gpkg"))
-    assert run(checkpoint, image, output=out, options=["--polygons", "gpkg", "--overlay", "--min_area", "9px"]) == 0
+    assert run(checkpoint, image, output=out, options=["--polygons", "gpkg", "--overlay"]) == 0
     assert ((out / "a.gpkg").stat().st_mtime_ns, (out / "a_mask.tif").stat().st_mtime_ns) == (layer, mask)
     assert summary(out)["total"]["features"] == count
     assert run(checkpoint, image, output=out, options=["--polygons", "gpkg", "--overwrite", "--min_area", "9px"]) == 0
