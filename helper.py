@@ -18,7 +18,7 @@ from dataset.base import Sample
 from engine import global2local, global_only, local2global
 from models.glnet import GLNet
 from models.recompute import recomputed_activations
-from utils.canvas import ArgmaxSink, Sink
+from utils.canvas import ArgmaxSink, FiniteScores, Sink
 from utils.distributed import ALONE, Ranks, reduce_step, trained_statistics
 from utils.errors import required
 from utils.loss import Loss
@@ -240,6 +240,7 @@ class Evaluation:
         process_seconds_per_image: mean processor time of the same, of all threads of a process together.
         coverage: the part of the images that was computed at full resolution.
         complete: False if the evaluation was stopped before its end.
+        not_finite: ids of the images whose scores were not finite numbers.
     """
 
     metrics: StageMetrics
@@ -248,6 +249,7 @@ class Evaluation:
     process_seconds_per_image: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     complete: bool = True
+    not_finite: tuple[str, ...] = ()
 
 
 class SegmentsImages(Protocol):
@@ -270,6 +272,7 @@ class SegmentsImages(Protocol):
         *,
         global_image: Tensor | None = None,
         shared: Tensor | None = None,
+        check: FiniteScores | None = None,
     ) -> Coverage:
         """Segment one image; see `Predictor.segment`."""
         ...
@@ -291,19 +294,23 @@ def evaluate(
         predictor: segments the images.
         loader: batches of samples with whole images; of several processes each gets its part of the images.
         metrics: counts the predictions.
-        on_image: gets each sample of this process and its predictions by name, (H, W) uint8 ids on the device.
+        on_image: gets each sample of this process and its predictions by name, (H, W) uint8 ids on the device. It is
+            not called for an image whose scores are not finite numbers.
         title: of the progress bar.
         ranks: the processes that evaluate together.
         should_stop: is called after each image; if it returns True, this process stops.
     """
     settings = predictor.settings
     seconds, process_seconds, images, stopped, coverage = 0.0, 0.0, 0, False, Coverage()
+    not_finite: list[str] = []
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
         start, process_start = time.perf_counter(), time.process_time()
         source = MemorySource(required(sample.image, "image"))
         found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
-        coverage += predictor.segment(source, found, global_image=sample.global_image, shared=sample.shared)
+        check = FiniteScores()
+        images = {"global_image": sample.global_image, "shared": sample.shared}
+        coverage += predictor.segment(source, found, **images, check=check)
         if sample.label is not None:
             metrics.update(settings.to_device(sample.label), found)
         if settings.device.type == "cuda":
@@ -312,11 +319,13 @@ def evaluate(
         process_seconds += time.process_time() - process_start
         images += 1
         bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
-        if on_image is not None:
+        if not check.ok():
+            not_finite.append(sample.id)
+        elif on_image is not None:
             on_image(sample, {name: prediction.ids for name, prediction in found.items()})
         if stopped := should_stop():
             break
-    parts = ranks.gather((seconds, process_seconds, images, stopped, coverage))
+    parts = ranks.gather((seconds, process_seconds, images, stopped, coverage, not_finite))
     for counts in metrics.sums():
         ranks.sum_([counts])
     total = sum(part[2] for part in parts)
@@ -327,4 +336,5 @@ def evaluate(
         process_seconds_per_image=sum(part[1] for part in parts) / max(total, 1),
         coverage=sum((part[4] for part in parts), Coverage()),
         complete=not any(part[3] for part in parts),
+        not_finite=tuple(id_ for part in parts for id_ in part[5]),
     )

@@ -19,7 +19,8 @@ from prediction.run import PredictionRun, find_images
 from prediction.segmenter import Segmenter
 from utils import distributed
 from utils.diagnosis import diagnose
-from utils.errors import InputError
+from utils.errors import InputError, allow_all_names
+from utils.files import sha256
 from utils.settings import RECORDED
 
 __all__ = ["Segmenter", "main"]
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: all images are segmented; 1: some could not be, or the run failed; 2: the input is at fault.
     """
+    allow_all_names()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = None
     try:
@@ -91,10 +93,13 @@ def run(options: argparse.Namespace) -> list[str]:
     prediction = PredictionRun(segmenter, results, ranks)
     about = {
         "checkpoint": str(options.checkpoint),
+        "checkpoint_sha256": sha256(options.checkpoint),
+        "path_g_sha256": None if options.path_g is None else sha256(options.path_g),
         "mode": segmenter.header.stage,
         "tta": options.tta,
-        "bands": segmenter.header.bands,
-        "stretch": segmenter.header.stretch,
+        "precision": options.precision,
+        "scene_size": options.scene_size,
+        **{name: getattr(segmenter.header, name) for name in RECORDED},
         "coarse_to_fine": segmenter.header.coarse_to_fine and segmenter.header.stage > 1,
         "refine_share": options.refine_share,
         "blend": options.blend,

@@ -24,7 +24,7 @@ from training.state import resume_source
 from utils import distributed
 from utils.diagnosis import diagnose
 from utils.distributed import Ranks
-from utils.errors import InputError, Interrupted, RunError
+from utils.errors import InputError, Interrupted, RunError, allow_all_names
 from utils.precision import set_switches
 from utils.selection import CoarseToFine
 from utils.settings import RECORDED, Settings
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: done; 1: the run failed; 2: the input is at fault; 128 + n: signal n stopped it, and it can be resumed.
     """
+    allow_all_names()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = None
     try:

@@ -36,7 +36,7 @@ from training.average import WeightAverage
 from training.memory import keep_freed_memory
 from training.optimizer import build_optimizer, build_schedule
 from utils.arguments import Parser
-from utils.canvas import Sink
+from utils.canvas import FiniteScores, Sink
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code, required
 from utils.files import load_torch, save_torch, write_json
@@ -185,9 +185,11 @@ class PatchPredictor:
     stage: Stage = STAGES[1]
 
     @torch.inference_mode()
-    def segment(self, image: Source, sinks: Mapping[str, Sink], **images: Tensor | None) -> Coverage:
+    def segment(
+        self, image: Source, sinks: Mapping[str, Sink], *, check: FiniteScores | None = None, **images: Tensor | None
+    ) -> Coverage:
         """Segment one image; its shrunk image is read for `scores_of` only. The rest is as in `Predictor.segment`."""
-        patches = ImagePatches(image, self.settings)
+        patches = ImagePatches(image, self.settings, check=check)
         canvas = patches.canvas(sinks["global"])
         shrunk = images.get("global_image")
         further = self.scores_of.of(required(shrunk, "shrunk image"), image.size) if self.scores_of else None

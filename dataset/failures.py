@@ -9,6 +9,7 @@ from threading import Lock
 from PIL import UnidentifiedImageError
 
 from utils.errors import InputError
+from utils.files import final_path, space_left, write_fault
 
 
 class _Quiet:
@@ -59,15 +60,33 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn every exception of the body, which writes `path`, into an `InputError`; only a bad name gives it a kind."""
+    """Turn every exception of the body, which writes `path`, into an `InputError`; see `not_written`."""
     try:
         with _quiet:
             yield
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        kind = "file name" if isinstance(error, UnicodeError) else ""
-        raise InputError(f"{path} cannot be written: {_reason(error)}", kind) from error
+        raise not_written(path, _reason(error), "file name" if isinstance(error, UnicodeError) else "") from error
+
+
+def not_written(path: Path, reason: str, kind: str = "") -> InputError:
+    """Return the error for a result that could not be written, and which concerns its image alone.
+
+    It has no kind if nothing can be written to the folder any more.
+
+    Args:
+        path: of the result, or of the file beside that becomes it.
+        reason: in a few words.
+        kind: of the fault, if it is none of the disk.
+    """
+    result = final_path(path)
+    if not kind and (fault := write_fault(path.parent)):
+        return InputError(f"{result} cannot be written: {fault}")
+    return InputError(
+        f"{result} cannot be written: {reason}" + ("" if kind else f"; {space_left(path.parent)}"),
+        kind or "not written",
+    )
 
 
 def damaged(path: Path, reason: str) -> InputError:

@@ -1,6 +1,8 @@
 """Where on the ground a file lies, and how large its pixels are there."""
 
+import functools
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from dataset import raster
 from dataset.failures import reading
 from dataset.planes import TURNS
 from dataset.probe import FileInfo
+from utils.errors import InputError
 from utils.tiling import Box, Size
 from utils.turns import Turn
 
@@ -33,6 +36,19 @@ class Georeference:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     lost: str = ""
 
+    def spell(self) -> str:
+        """Return all that `keywords` hold, as text."""
+        texts = []
+        for name, value in sorted(self.keywords.items()):
+            if name == "gcps":
+                value = [(one.row, one.col, one.x, one.y, one.z) for one in value]
+            elif name == "rpcs":
+                value = value.to_dict()
+            elif name == "crs" and value is not None:
+                value = value.to_string()
+            texts.append(f"{name} {tuple(value) if name == 'transform' else value}")
+        return "; ".join(texts)
+
 
 def read_georeference(info: FileInfo) -> Georeference:
     """Read the georeference of a file as displayed; raises InputError, naming the file, where it cannot be read.
@@ -43,6 +59,7 @@ def read_georeference(info: FileInfo) -> Georeference:
         return Georeference()
     if info.georeference != "tags" and not raster.installed():
         return Georeference({}, "it takes the package rasterio, which is not installed: pip install rasterio")
+    check_proj()
     with raster.open_file(info.path) as file, reading(info.path):
         turn = TURNS[info.orientation]
         points, points_crs = file.gcps
@@ -59,6 +76,79 @@ def read_georeference(info: FileInfo) -> Georeference:
     if rpcs is not None:
         return Georeference({}, "its rational polynomials are those of the picture before it is turned for display")
     return Georeference({}, "its control points name no reference system" if points else "GDAL finds none in it")
+
+
+@functools.cache
+def check_proj() -> None:
+    """Raise InputError if PROJ, by which GDAL knows reference systems, does not work: masks would lie elsewhere."""
+    from rasterio.warp import transform
+
+    try:
+        (longitude,), (latitude,) = transform("EPSG:32633", "EPSG:4326", [500000.0], [5000000.0])
+        reason = "" if math.hypot(longitude - 15, latitude - 45.153477183) < 1e-6 else "it computes wrong places"
+    except Exception as error:  # PROJ raises many kinds
+        reason = str(error).splitlines()[0]
+    if reason:
+        named = [f"{name}={os.environ[name]}" for name in ("PROJ_LIB", "PROJ_DATA") if name in os.environ]
+        mend = f"unset {', '.join(named)}, which belongs to another installation" if named else "install rasterio anew"
+        raise InputError(f"PROJ, which rasterio needs for reference systems, does not work: {reason}; {mend}")
+
+
+def same_place(reference: Georeference, file: Any, size: Size) -> bool:
+    """Return whether an open dataset of rasterio's has the reference that it was written with, as far as that shows."""
+    asked = reference.keywords
+    if "rpcs" in asked:
+        return file.rpcs is not None
+    if "gcps" in asked:
+        points, crs = file.gcps
+        if len(points) != len(asked["gcps"]):
+            return False
+    elif "transform" in asked:
+        crs = file.crs
+    else:
+        return True
+    found = Georeference(
+        {**asked, "crs": crs, **({"gcps": points} if "gcps" in asked else {"transform": file.transform})}
+    )
+    rows, columns = (np.array([0, 0, 0.5, 1, 1]) * size[0], np.array([0, 1, 0.5, 0, 1]) * size[1])
+    before, after = (np.stack(to_map(one, rows, columns)) for one in (reference, found))
+    pixel = np.hypot(*(before[:, :1] - before[:, 4:])) / math.hypot(*size)
+    if not np.allclose(before, after, rtol=0, atol=0.01 * pixel):
+        return False
+    if asked.get("crs") is None or crs is None:
+        return not asked.get("crs") and not crs
+    if asked["crs"] == crs:
+        return True
+    earth = [np.stack(to_degrees(one, *before)) for one in (asked["crs"], crs)]
+    return np.allclose(*earth, rtol=0, atol=1e-7, equal_nan=True)
+
+
+def to_degrees(crs: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return longitude and latitude in WGS 84 of points in `crs`, (n,) each; NaN where a point has no place on Earth.
+
+    Longitudes of a reference in degrees may lie beyond 180.
+    """
+    from rasterio.warp import transform
+
+    if not len(x):
+        return np.empty(0), np.empty(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            longitude, latitude = map(np.asarray, transform(crs, "EPSG:4326", x.tolist(), y.tolist()))
+    except Exception:  # of one point or of all: PROJ raises many kinds
+        if len(x) == 1 or _is_local(crs):
+            return np.full(len(x), np.nan), np.full(len(x), np.nan)
+        half = len(x) // 2
+        parts = [to_degrees(crs, x[part], y[part]) for part in (slice(half), slice(half, None))]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    valid = np.isfinite(longitude) & np.isfinite(latitude)
+    return np.where(valid, longitude, np.nan), np.where(valid, latitude, np.nan)
+
+
+def _is_local(crs: Any) -> bool:
+    """Return whether a reference system is that of a plane somewhere."""
+    return crs.to_wkt().startswith(("LOCAL_CS", "ENGCRS"))
 
 
 def _to_stored(turn: Turn, stored: Size) -> Any:
@@ -97,13 +187,8 @@ class GroundAreas:
         if "crs" not in reference.keywords or reference.keywords["crs"] is None:
             return None
         rows, columns = (np.unique(np.linspace(0.5, side - 0.5, min(side, _NODES))) for side in size)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                nodes: np.ndarray | None = _node_areas(reference, rows, columns)
-        except Exception:  # PROJ raises many kinds for references that have no place on the Earth
-            nodes = _plane_areas(reference, rows, columns)
-        return None if nodes is None or not np.isfinite(nodes).all() else cls(size, nodes, rows, columns)
+        nodes = _node_areas(reference, rows, columns)
+        return cls(size, nodes, rows, columns) if np.isfinite(nodes).all() else None
 
     def rows(self, top: int, count: int) -> np.ndarray:
         """Return (count, W) float64 square metres of the pixels of `count` rows from `top` on."""
@@ -126,15 +211,12 @@ def to_map(reference: Georeference, rows: np.ndarray, columns: np.ndarray) -> tu
 
 def _node_areas(reference: Georeference, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return (len(rows), len(columns)): the Jacobian from pixels to longitude and latitude, on the ellipsoid."""
-    from rasterio.warp import transform
-
     shape = len(rows), len(columns)
     centre = np.repeat(rows, len(columns)), np.tile(columns, len(rows))
     steps = ((0.0, 0.5), (0.0, -0.5), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.0))
     every = [np.concatenate([axis + step[k] for step in steps]) for k, axis in enumerate(centre)]
-    x, y = to_map(reference, *every)
-    found = transform(reference.keywords["crs"], "EPSG:4326", x.tolist(), y.tolist())
-    longitude, latitude = (np.radians(np.asarray(axis)).reshape(5, *shape) for axis in found)
+    found = to_degrees(reference.keywords["crs"], *to_map(reference, *every))
+    longitude, latitude = (np.radians(axis).reshape(5, *shape) for axis in found)
     # across the date line, too
     down, right = ((step + math.pi) % (2 * math.pi) - math.pi for step in longitude[0:4:2] - longitude[1:4:2])
     jacobian = down * (latitude[2] - latitude[3]) - right * (latitude[0] - latitude[1])
@@ -142,12 +224,3 @@ def _node_areas(reference: Georeference, rows: np.ndarray, columns: np.ndarray) 
     bend = 1 - squared * np.sin(latitude[4]) ** 2
     # radii of curvature along the meridian and across it
     return np.abs(jacobian) * _AXIS**2 * (1 - squared) / bend**2 * np.cos(latitude[4])
-
-
-def _plane_areas(reference: Georeference, rows: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
-    """Return the areas in the plane of a projection that has a unit of length, but no known place on the Earth."""
-    crs, transform = reference.keywords["crs"], reference.keywords.get("transform")
-    if transform is None or not crs.is_projected:
-        return None
-    unit = crs.linear_units_factor[1]
-    return np.full((len(rows), len(columns)), abs(transform.determinant) * unit**2)

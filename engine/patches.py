@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dataset.base import Sample
-from utils.canvas import ArgmaxSink, Outside, ScoreCanvas, Sink, enlarge
+from utils.canvas import ArgmaxSink, FiniteScores, Outside, ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED
 from utils.errors import required
 from utils.resize import shrink_label
@@ -36,16 +36,23 @@ class ImagePatches:
         outside: the scores of pixels that no patch covers, after `select_patches` left some out.
     """
 
-    def __init__(self, source: Source, settings: Settings, on_patches: OnPatches | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        on_patches: OnPatches | None = None,
+        check: FiniteScores | None = None,
+    ) -> None:
         """Cut an image.
 
         Args:
             source: the image.
             settings: see the class.
             on_patches: called after each sub-batch.
+            check: gets all logits that become scores.
         """
         self.settings = settings
-        self.on_patches = on_patches
+        self.on_patches, self.check = on_patches, check
         self.source = source
         self.all = PatchGrid.cover(source.size, settings.size_p, settings.min_overlap)
         self.grid: Patches = self.all
@@ -76,6 +83,8 @@ class ImagePatches:
             self.grid = selection.patches(logits, self.size, settings.size_p, settings.min_overlap, label)
             self.boxes = self.grid.boxes()
             self.outside = selection.outside(logits, self.size, settings.upsample)
+            if self.check is not None:
+                self.check.add(logits)
         return bool(self.boxes)
 
     def coverage(self) -> Coverage:
@@ -90,10 +99,12 @@ class ImagePatches:
             means: whether scores are means over the patches that cover a pixel, or sums.
         """
         blend, upsample = self.settings.blend, self.settings.upsample
-        return ScoreCanvas(self.grid, sink, means, self.outside, blend=blend, upsample=upsample)
+        return ScoreCanvas(self.grid, sink, means, self.outside, blend=blend, upsample=upsample, check=self.check)
 
     def enlarge(self, logits: Tensor, sink: Sink) -> None:
         """Enlarge the logits of the whole image, (1, n_class, h, w), and send them to a sink."""
+        if self.check is not None:
+            self.check.add(logits)
         enlarge(logits, self.size, sink, upsample=self.settings.upsample)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:

@@ -12,7 +12,7 @@ from engine.patches import ImagePatches, OnPatches
 from models.folding import Placement
 from models.glnet import GLNet
 from models.prepared import PreparedGLNet
-from utils.canvas import RESULT_ROWS, Sink
+from utils.canvas import RESULT_ROWS, FiniteScores, Sink
 from utils.precision import PRECISIONS
 from utils.selection import Coverage
 from utils.settings import ContextScale, Settings
@@ -91,6 +91,7 @@ class Predictor:
         shared: Tensor | None = None,
         on_patches: OnPatches | None = None,
         means: bool = False,
+        check: FiniteScores | None = None,
     ) -> Coverage:
         """Segment one image.
 
@@ -106,21 +107,23 @@ class Predictor:
             on_patches: called after each sub-batch.
             means: whether scores are means over the patches that cover a pixel. By default they are sums, as released.
                 Over several turns they are always the mean over turns of such means, which are held on the host.
+            check: gets all logits that become scores.
 
         Returns:
             The part of the image that was computed at full resolution, in all turns together.
         """
+        watch = on_patches, check
         if len(self.turns) == 1:
             turned = TurnedSource(image, self.turns[0]) if self.turns[0] != Turn() else image
             if turned is image and global_image is not None:
-                return self._segment_turned(image, global_image, shared, sinks, on_patches, means)
-            return self._segment_turned(turned, self._shrink(turned), shared, sinks, on_patches, means)
+                return self._segment_turned(image, global_image, shared, sinks, watch, means)
+            return self._segment_turned(turned, self._shrink(turned), shared, sinks, watch, means)
         totals: dict[str, Tensor] = {}
         coverage = Coverage()
         for turn in self.turns:
             turned = TurnedSource(image, turn)
             back = {name: _TurnedBackSink(turn, image.size, totals, name) for name in sinks}
-            coverage += self._segment_turned(turned, self._shrink(turned), shared, back, on_patches, True)
+            coverage += self._segment_turned(turned, self._shrink(turned), shared, back, watch, True)
         for name, sink in sinks.items():
             for top in range(0, image.size[0], RESULT_ROWS):
                 sink(top, (totals[name][:, top : top + RESULT_ROWS] / len(self.turns)).to(self.settings.device))
@@ -137,11 +140,11 @@ class Predictor:
         global_image: Tensor,
         shared: Tensor | None,
         sinks: Mapping[str, Sink],
-        on_patches: OnPatches | None,
+        watch: tuple[OnPatches | None, FiniteScores | None],
         means: bool,
     ) -> Coverage:
-        """Segment one image as it is, without turns; see `segment`."""
-        patches = ImagePatches(image, self.settings, on_patches)
+        """Segment one image as it is, without turns; see `segment`, whose `on_patches` and `check` are `watch`."""
+        patches = ImagePatches(image, self.settings, *watch)
         if shared is not None:
             patches.shared = self.settings.to_input(shared[None])
         x = self.settings.to_input(global_image[None])

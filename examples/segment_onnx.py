@@ -168,6 +168,20 @@ def crop(x: np.ndarray, grid: Grid, batch: slice) -> np.ndarray:
     return np.stack([x[0, :, rows, columns] for rows, columns in grid.boxes(x.shape[2:])[batch]])
 
 
+def read(path: Path) -> Image.Image:
+    """Return a picture of 8 bits as RGB, as displayed. Pillow would cut samples of more bits down, each in its way."""
+    image = Image.open(path)
+    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    head = path.read_bytes()[: 1 << 16] if image.format == "JPEG2000" else b""
+    start = head.find(b"\xff\x4f\xff\x51")  # where a code stream of JPEG 2000 begins, with the bits of its bands
+    bits = (head[start + 42] & 0x7F) + 1 if start >= 0 else 8
+    maximum = int(image.tile[0][3][1]) if image.format == "PPM" and isinstance(image.tile[0][3], tuple) else 255
+    deep = ("16" in raw and "BGR;16" not in raw) or bits > 8 or maximum > 255
+    if image.mode in ("I", "F") or image.mode.startswith("I;16") or deep:
+        raise SystemExit(f"{path} has samples of more than 8 bits; convert it to 8 bits, stretched as in training")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Segment an image with exported ONNX files.")
     parser.add_argument("folder", type=Path, help="that python -m prediction.export wrote")
@@ -175,8 +189,7 @@ def main() -> None:
     parser.add_argument("mask", type=Path, help="PNG to write")
     given = parser.parse_args()
     network = Network(given.folder)
-    image = ImageOps.exif_transpose(Image.open(given.image)).convert("RGB")
-    mask = Image.fromarray(segment(network, image))
+    mask = Image.fromarray(segment(network, read(given.image)))
     mask.putpalette([value for color in network.about["palette"] for value in color])
     mask.save(given.mask, format="PNG")
 

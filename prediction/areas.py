@@ -1,14 +1,10 @@
 """How much of each class is in segmented images: as records for JSON and as a table for people."""
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from utils.classes import Classes
-from utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -35,43 +31,6 @@ class Areas:
     def ground(self, k: int) -> float:
         """Return the square metres of class `k`; older records have the area of a pixel alone."""
         return self.areas[k] if self.areas is not None else self.pixels[k] * (self.square_metres or 0)
-
-
-class AreaLog:
-    """The areas of the images that are done, a line of JSON each, in a file that a stopped run leaves for the next.
-
-    Each process has its own; `known` are those of all files that earlier runs left, by image.
-    """
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        self.path = folder / f".areas.{rank}.jsonl"
-        self.known: dict[str, Areas] = {}
-        for path in [folder / "summary.json", *sorted(folder.glob(".areas.*.jsonl"))]:
-            for record in _records(path):
-                with suppress(TypeError):
-                    self.known[record["image"]] = Areas(**record)
-
-    def add(self, areas: Areas) -> None:
-        """Raises InputError where it cannot be written."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(areas)) + "\n")
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The images in a summary, or in a log, whose last line may be cut short."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    found = []
-    with suppress(ValueError, TypeError, KeyError):
-        if path.suffix == ".json":
-            return json.loads(text)["images"]
-        for line in text.splitlines():
-            found.append(json.loads(line))
-    return found
 
 
 def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str, Any]) -> dict[str, Any]:

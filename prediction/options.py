@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from models.backbone import BACKBONES
-from prediction.polygon_options import DRIVERS, Quantity
+from prediction.polygon_options import KINDS, Quantity
 from prediction.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
 from utils.arguments import (
     Parser,
@@ -63,7 +63,7 @@ def _add_polygons(parser: Parser) -> None:
     add = parser.group("polygons")
     add(
         "--polygons",
-        choices=tuple(DRIVERS),
+        choices=KINDS,
         help="also the connected regions of the mask as polygons, in a GeoPackage or in GeoJSON (WGS 84);\n"
         "needs pyogrio and shapely (default: none)",
     )

@@ -1,15 +1,17 @@
 """The files that segmenting one image gives, written row by row."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from dataset.failures import writing
 from dataset.georeference import Georeference, GroundAreas
 from dataset.pictures import shrink
 from dataset.raster_writer import CogWriter, RasterWriter
@@ -17,7 +19,7 @@ from prediction.areas import Areas
 from prediction.overlay import SampledIds, draw_overlay, overlay_size
 from prediction.packages import require_packages
 from prediction.polygon_options import PolygonOptions
-from prediction.polygons import PolygonWriter
+from prediction.polygons import PolygonWriter, check_closed, layer_name
 from prediction.scenes import Rows
 from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
@@ -73,6 +75,17 @@ def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, P
     return paths
 
 
+def output_settings(options: OutputOptions, kind: str) -> dict[str, Any]:
+    """Return the options on which results of one kind depend, in plain values."""
+    if kind == "mask":
+        return {"colors": options.colors, "cog": options.cog}
+    if kind != "polygons":
+        return {}
+    texts = {"min_area": options.polygons.min_area, "simplify": options.polygons.simplify}
+    found = {name: None if value is None else str(value) for name, value in texts.items()}
+    return {**found, "probabilities": options.probabilities}
+
+
 class Outputs:
     """A context that writes the results of one source; `emit` takes its rows.
 
@@ -97,38 +110,65 @@ class Outputs:
         self._square_metres = np.zeros(256)
         self._writers: dict[str, RowWriter] = {}
         self._polygons: PolygonWriter | None = None
+        self._closed = False
         self._stack = ExitStack()
 
     def __enter__(self) -> "Outputs":
-        self._parts = {}
+        self._parts: dict[str, Path] = {}
         with ExitStack() as stack:
             for kind, path in self.paths.items():
                 remove_leftovers(path)
                 stack.callback(remove_leftovers, path)  # of a library that failed
                 self._parts[kind] = stack.enter_context(replacing(path))
+            stack.callback(self._close)
             for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
                 if kind in self.paths:
-                    self._writers[kind] = open_writer(self._parts[kind])
+                    with self._writing(kind):
+                        self._writers[kind] = open_writer(self._parts[kind])
             if "polygons" in self.paths:
-                self._polygons = self._polygon_writer(self._parts["polygons"])
+                with self._writing("polygons"):
+                    self._polygons = self._polygon_writer(self._parts["polygons"])
             self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        try:
-            with ExitStack() as closing:  # all are closed, whichever fails
-                for writer in (*self._writers.values(), self._polygons):
-                    if writer is not None:
-                        closing.callback(writer.close)
-            if error is None and self._sampled is not None:
-                self._draw_overlay(self._parts["overlay"])
-        except BaseException as own:
-            if error is None:
-                self._stack.__exit__(type(own), own, own.__traceback__)
-                raise
+        if error is None:
+            with self._stack:
+                self.finish()
+            return None
+        with suppress(Exception):  # the first error tells more
+            self._close()
         return self._stack.__exit__(kind, error, trace)
+
+    def finish(self) -> Mapping[str, Path]:
+        """Finish all files when all rows are there; return them by kind. They get their names when the context ends."""
+        if not self._closed:
+            self._close()
+            if self._sampled is not None:
+                with self._writing("overlay"):
+                    self._draw_overlay(self._parts["overlay"])
+        for path in self.paths.values():
+            check_closed(path)
+        return self._parts
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as closing:  # all are closed, whichever fails
+            for kind, writer in {**self._writers, "polygons": self._polygons}.items():
+                if writer is not None:
+                    closing.callback(self._close_one, kind, writer)
+
+    def _close_one(self, kind: str, writer: RowWriter | PolygonWriter) -> None:
+        with self._writing(kind):
+            writer.close()
+
+    def _writing(self, kind: str) -> AbstractContextManager[None]:
+        """Return a context whose exceptions become an InputError that names the result of a kind."""
+        return writing(self._parts[kind])
 
     def _mask_writer(self, path: Path) -> RowWriter:
         palette = [*self.classes.palette, *[NO_CLASS] * (256 - len(self.classes))]
@@ -163,7 +203,7 @@ class Outputs:
             self.options.polygons,
             self._reference,
             self._ground,
-            name=self.paths["polygons"].stem,
+            name=layer_name(self.paths["polygons"].stem),
             probabilities=self.options.probabilities,
         )
 
@@ -187,14 +227,17 @@ class Outputs:
             self._sampled(top, rows.ids)
         if "mask" in self._writers:
             ids = rows.ids.numpy()
-            self._writers["mask"].write(
-                colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.options.colors else ids[None]
-            )
+            with self._writing("mask"):
+                self._writers["mask"].write(
+                    colorize(ids, self.classes.palette).transpose(2, 0, 1) if self.options.colors else ids[None]
+                )
         if "probabilities" in self._writers:
-            self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
+            with self._writing("probabilities"):
+                self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
         if self._polygons is not None:
             shares = None if rows.probabilities is None else rows.probabilities.numpy()
-            self._polygons.write(rows.ids.numpy(), metres, shares)
+            with self._writing("polygons"):
+                self._polygons.write(rows.ids.numpy(), metres, shares)
 
     def _draw_overlay(self, path: Path) -> None:
         image = as_rgb(shrink(self.source, overlay_size(self.source.size)))

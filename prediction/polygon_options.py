@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.georeference import Georeference, GroundAreas, to_map
+from dataset.georeference import Georeference, GroundAreas, to_degrees, to_map
 from prediction.packages import require_packages
 from utils.errors import InputError
 from utils.tiling import Size
 
-DRIVERS = {"gpkg": "GPKG", "geojson": "GeoJSON"}
-"""GDAL's drivers of the formats, which are the suffixes of their files."""
+KINDS = ("gpkg", "geojson")
+"""The formats, which are the suffixes of their files."""
 
 PACKAGES = ("pyogrio", "shapely")
 
@@ -42,7 +42,7 @@ class PolygonOptions:
     """How regions become polygons. InputError is raised if options do not fit, or a package or driver is missing.
 
     Attributes:
-        kind: a key of `DRIVERS`; None for no polygons.
+        kind: one of `KINDS`; None for no polygons.
         min_area: smaller regions are left out.
         simplify: how far an outline may move.
     """
@@ -55,14 +55,13 @@ class PolygonOptions:
         if self.kind is None:
             for name, value in (("min_area", self.min_area), ("simplify", self.simplify)):
                 if value is not None:
-                    raise InputError(f"--{name} {value} needs --polygons {' or '.join(DRIVERS)}")
+                    raise InputError(f"--{name} {value} needs --polygons {' or '.join(KINDS)}")
             return
         require_packages(f"--polygons {self.kind}", PACKAGES)
         import pyogrio
 
-        for driver in (DRIVERS["gpkg"], DRIVERS[self.kind]):  # features are gathered in a GeoPackage
-            if driver not in pyogrio.list_drivers(write=True):
-                raise InputError(f"--polygons {self.kind} needs GDAL's driver {driver}, which this pyogrio lacks")
+        if self.kind == "gpkg" and "GPKG" not in pyogrio.list_drivers(write=True):
+            raise InputError("--polygons gpkg needs GDAL's driver GPKG, which this pyogrio lacks")
 
     def check(self, image: Path, reference: Georeference, size: Size) -> None:
         """Raise InputError if an image lacks the georeference that the options need."""
@@ -84,14 +83,8 @@ class PolygonOptions:
 
 def _on_earth(reference: Georeference, size: Size) -> bool:
     """Return whether the middle of an image has a longitude and a latitude."""
-    from rasterio.warp import transform
-
-    try:
-        middle = to_map(reference, *(np.array([side / 2]) for side in size))
-        found = transform(reference.keywords["crs"], "EPSG:4326", *(axis.tolist() for axis in middle))
-    except Exception:  # PROJ raises many kinds
-        return False
-    return bool(np.isfinite(found).all())
+    middle = to_map(reference, *(np.array([side / 2]) for side in size))
+    return bool(np.isfinite(to_degrees(reference.keywords["crs"], *middle)).all())
 
 
 def lacks_place(reference: Georeference) -> str:

@@ -2,33 +2,32 @@
 
 import logging
 import math
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from dataset.failures import writing
-from dataset.georeference import Georeference, GroundAreas, to_map
+from dataset.failures import not_written, writing
+from dataset.georeference import Georeference, GroundAreas, to_degrees, to_map
+from prediction.geojson import GeoJsonFile
 from prediction.outlines import part_touching
-from prediction.polygon_options import DRIVERS, PolygonOptions, Quantity
+from prediction.polygon_options import PolygonOptions, Quantity
 from prediction.regions import Regions, RegionTracer
 from utils.classes import Classes
+from utils.errors import InputError
 from utils.tiling import Size
 
 _PENDING_VERTICES = 2**18
 """Regions are written together when they have this number of vertices."""
 
-_BATCH = 1000
-"""Features that are converted to GeoJSON at a time."""
+_BEND = 0.1
+"""How far, in pixels, the middle of an edge may be from where it lies; longer edges are divided."""
 
-
-def _library() -> ModuleType:
-    """Return pyogrio, which then logs nothing: what GDAL complains of is raised as well."""
-    import pyogrio
-
-    logging.getLogger("pyogrio").setLevel(logging.CRITICAL)
-    return pyogrio
+_NODES = 9
+"""Along each side of an image, how many places are tried to find out which edges bend."""
 
 
 class PolygonWriter:
@@ -68,13 +67,17 @@ class PolygonWriter:
         self._place = _placement(reference)
         self._crs = reference.keywords["crs"] if reference.keywords.get("crs") is not None else None
         self._tolerance = self._in_pixels(options.simplify)
-        # GeoJSON cannot be added to in little memory: features are gathered in a GeoPackage
-        self._package = path if options.kind == "gpkg" else path.with_name(f"{path.name}.gpkg")
+        as_text = options.kind == "geojson"
+        self._edge = longest_edge(self._place, size, self._crs if as_text else None)
+        self._text = GeoJsonFile(path, name, self._crs) if as_text else None
+        # SQLite in GDAL cuts names off at a semicolon
+        self._package = path.with_name(path.name.replace(";", "_"))
         self._tracer = RegionTracer(size[1], (ground is not None) + probabilities)
         self._rows = 0
         self._pending: list[Regions] = []
         self._pending_vertices = 0
-        self._write([])
+        if self._text is None:
+            self._write([])
 
     def _in_pixels(self, length: Quantity | None) -> float:
         if length is None:
@@ -106,10 +109,13 @@ class PolygonWriter:
             if self._rows == self.size[0]:
                 self._take(self._tracer.finish())
                 self._flush()
-                if self._package != self.path:
-                    self._convert()
+                if self._text is None:
+                    self._read_back()
+                    self._package.replace(self.path)
         finally:
-            if self._package != self.path:
+            if self._text is not None:
+                self._text.close()
+            elif self._package != self.path:
                 self._package.unlink(missing_ok=True)
 
     def _take(self, regions: Regions) -> None:
@@ -129,10 +135,8 @@ class PolygonWriter:
             self._write(regions)
 
     def _write(self, regions: list[Regions]) -> None:
-        """Add the features of `regions`; make the file if there is none."""
-        import shapely
-
-        geometry = [shapely.to_wkb(self._geometry(one)) for one in regions]
+        """Add the features of `regions`."""
+        polygons = np.concatenate([np.empty(0, object), *(self._geometry(one) for one in regions)])
         ids = np.concatenate([np.empty(0, np.uint8), *(one.ids for one in regions)])
         pixels = np.concatenate([np.empty(0, np.int64), *(one.pixels for one in regions)])
         sums = np.concatenate([np.empty((self._tracer.weights, 0)), *(one.sums for one in regions)], axis=1)
@@ -144,19 +148,40 @@ class PolygonWriter:
         }
         if self._probabilities:
             fields["mean_probability"] = sums[-1] / pixels
+        if self._text is None:
+            self._add(polygons, fields)
+        else:
+            values = {name: [None if v != v else v for v in column.tolist()] for name, column in fields.items()}  # NaN
+            self._text.write(polygons, values)
+        self.features += len(ids)
+
+    def _add(self, polygons: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        """Add features to the GeoPackage; make the file if there is none."""
+        import pyogrio
+        import shapely
+
+        logging.getLogger("pyogrio").setLevel(logging.CRITICAL)  # what GDAL complains of is raised as well
         with writing(self.path):
-            _library().raw.write(
+            pyogrio.raw.write(
                 str(self._package),
-                np.concatenate([np.empty(0, object), *geometry]),
+                shapely.to_wkb(polygons),
                 list(fields.values()),
                 list(fields),
                 layer=self._name,
-                driver=DRIVERS["gpkg"],
+                driver="GPKG",
                 geometry_type="Polygon",
                 crs=None if self._crs is None else self._crs.to_wkt(),
                 append=self._package.exists(),
             )
-        self.features += len(ids)
+
+    def _read_back(self) -> None:
+        """Raise InputError if the GeoPackage is not whole."""
+        table = self._name.replace('"', '""')
+        with writing(self.path), closing(sqlite3.connect(self._package)) as file:
+            (state,) = file.execute("PRAGMA quick_check(1)").fetchone()
+            (count,) = file.execute(f'SELECT count(*) FROM "{table}"').fetchone()
+        if (state, count) != ("ok", self.features):
+            raise not_written(self.path, "what was written cannot be read back")
 
     def _geometry(self, regions: Regions) -> np.ndarray:
         """Return the polygons of `regions` where the mask lies, (n,) of shapely's."""
@@ -166,34 +191,30 @@ class PolygonWriter:
         if self._tolerance:
             simple = shapely.simplify(polygons, self._tolerance, preserve_topology=True)
             polygons = np.where(shapely.is_valid(simple) & ~shapely.is_empty(simple), simple, polygons)
+        if self._edge < max(self.size):
+            polygons = shapely.segmentize(polygons, self._edge)
         return shapely.transform(polygons, self._place)
 
-    def _convert(self) -> None:
-        """Write the GeoPackage's features as GeoJSON, in WGS 84 if the reference system is known."""
-        pyogrio = _library()
-        standard = {} if self._crs is None else {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
-        with (
-            writing(self.path),
-            pyogrio.raw.open_arrow(str(self._package), layer=self._name, batch_size=_BATCH) as (meta, stream),
-        ):
-            pyogrio.raw.write_arrow(
-                stream,
-                str(self.path),
-                layer=self._name,
-                driver=DRIVERS["geojson"],
-                geometry_name=meta["geometry_name"],
-                geometry_type="Unknown",
-                crs=meta["crs"],
-                layer_options=standard,
+
+def layer_name(name: str) -> str:
+    """Return a name that GDAL takes for a layer: `name`, unless it begins with a sign or a reserved word."""
+    reserved = name.startswith(("gpkg", "ogr_empty_table")) or name.lower().startswith("sqlite_")
+    sign = name[:1].isascii() and not name[:1].isalnum() and name[:1] not in "_ "
+    return f"layer_{name}" if reserved or sign else name
+
+
+def check_closed(path: Path) -> None:
+    """Raise InputError if another program has the GeoPackage at `path` open, or left its journal there.
+
+    SQLite would apply that journal to a new file of this name.
+    """
+    for journal in (path.with_name(f"{path.name}{ending}") for ending in ("-wal", "-journal")):
+        if path.suffix == ".gpkg" and journal.exists():
+            raise InputError(
+                f"{path} cannot be written: another program has it open, or left {journal.name} beside it; close it "
+                "there, or remove that file",
+                "in use",
             )
-
-
-def count_features(path: Path) -> int | None:
-    """Return how many features a layer has; None if it cannot be read."""
-    try:
-        return int(_library().read_info(str(path), force_feature_count=True)["features"])
-    except Exception:  # GDAL's drivers raise many kinds
-        return None
 
 
 def _placement(reference: Georeference) -> Callable[[np.ndarray], np.ndarray]:
@@ -201,6 +222,48 @@ def _placement(reference: Georeference) -> Callable[[np.ndarray], np.ndarray]:
     if not reference.keywords.keys() & {"transform", "gcps"}:
         return lambda corners: corners
     return lambda corners: np.stack(to_map(reference, corners[:, 1], corners[:, 0]), axis=1)
+
+
+def longest_edge(place: Callable[[np.ndarray], np.ndarray], size: Size, crs: Any) -> float:
+    """Return how long an edge may be, in pixels, so that its middle lies at most a tenth of a pixel from its place.
+
+    Args:
+        place: from pixel corners (n, 2), column and row, to coordinates.
+        size: of the image.
+        crs: of the coordinates, if they become longitudes and latitudes; else None.
+    """
+
+    def position(corners: np.ndarray) -> np.ndarray:
+        placed = place(corners)
+        return placed if crs is None else np.stack(to_degrees(crs, *placed.T), axis=1)
+
+    def step(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        found = other - one
+        if crs is not None:
+            found[:, 0] = (found[:, 0] + 180) % 360 - 180
+        return found
+
+    longest = float(max(size))
+    while longest > 1:
+        worst = 0.0
+        for axis in (0, 1):
+            half = np.eye(2)[axis] * min(longest, size[1 - axis]) / 2
+            spans = [np.linspace(h, side - h, _NODES) for h, side in zip(half, size[::-1], strict=True)]
+            middle = np.stack(np.meshgrid(*spans), axis=-1).reshape(-1, 2)
+            at = position(middle)
+            off = (step(at, position(middle - half)) + step(at, position(middle + half))) / 2
+            pixel = np.stack([step(position(middle - h), position(middle + h)) for h in np.eye(2) / 2], axis=-1)
+            known = np.isfinite(off).all(1) & np.isfinite(pixel).all((1, 2))
+            known[known] = np.linalg.det(pixel[known]) != 0
+            if not known.all() and longest > max(size) / (2 * _NODES):
+                worst = math.inf  # its ends are off the Earth
+            elif known.any():
+                bends = np.linalg.solve(pixel[known], off[known, :, None])
+                worst = max(worst, float(np.linalg.norm(bends, axis=1).max()))
+        if worst <= _BEND:
+            break
+        longest /= 2
+    return longest
 
 
 def pixel_polygons(regions: Regions) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +18,16 @@ from dataset.georeference import Georeference, read_georeference
 from dataset.image_file import View, open_image
 from dataset.layout import IMAGE_SUFFIXES, RARE_SUFFIXES, shortened
 from dataset.probe import RASTERIO, FileInfo, probe, save_part
-from prediction.areas import AreaLog, Areas, summary_record, summary_table
-from prediction.outputs import OutputOptions, Outputs, output_paths
+from prediction.areas import Areas, summary_record, summary_table
+from prediction.outputs import OutputOptions, Outputs, output_paths, output_settings
 from prediction.polygon_options import lacks_place
-from prediction.polygons import count_features
+from prediction.polygons import check_closed
+from prediction.records import Record, Records, differences, plain
 from prediction.scenes import patch_count, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError
-from utils.files import check_writable, write_json
+from utils.files import check_writable
 from utils.tiling import Size
 
 WILDCARDS = "*?["
@@ -37,13 +38,34 @@ LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image, the paths of its results by kind (`prediction.outputs.output_paths`), and those still `missing`."""
+    """One image and its results.
+
+    Attributes:
+        image, info, reference: the file, and what its header says.
+        paths: of its results by kind; see `prediction.outputs.output_paths`.
+        made_by: what the file of each kind depends on; see `Record`.
+        kept: the records of those that an earlier run made.
+    """
 
     image: Path
     info: FileInfo
     reference: Georeference
     paths: dict[str, Path]
-    missing: dict[str, Path]
+    made_by: dict[str, dict[str, Any]]
+    kept: dict[str, Record]
+
+    @property
+    def missing(self) -> dict[str, Path]:
+        """The paths of results that are still to be made."""
+        return {kind: path for kind, path in self.paths.items() if kind not in self.kept}
+
+    @property
+    def known_areas(self) -> Areas | None:
+        """What the mask of an earlier run holds; None if there is none."""
+        if "mask" not in self.kept or (areas := self.kept["mask"].areas) is None:
+            return None
+        features = self.kept["polygons"].features if "polygons" in self.kept else None
+        return replace(areas, image=str(self.image), features=features)
 
     @property
     def size(self) -> Size:
@@ -114,6 +136,15 @@ def check_name(folder: Path, name: str) -> None:
         raise InputError(f"the name {name} is too long for files of results in {folder}; rename the image", "file name")
 
 
+def identity(image: Path) -> dict[str, Any]:
+    """Return by what a file is known again: its path, its size in bytes and the time of its last change."""
+    try:
+        status = image.stat()
+    except OSError:  # it is gone
+        return {"image": None}
+    return {"image": str(image.resolve()), "image_size": status.st_size, "image_time": status.st_mtime_ns}
+
+
 def plan_notes(tasks: Sequence[ImageTask], view: View) -> list[str]:
     """Return a line for each thing that is done to images, or lost, beyond segmenting them."""
     lines = []
@@ -141,6 +172,7 @@ class PredictionRun:
 
     def __init__(self, segmenter: Segmenter, results: OutputOptions, ranks: Ranks = ALONE) -> None:
         self.segmenter, self.results, self.ranks = segmenter, results, ranks
+        self.records = Records(results.folder)
         self.failures: list[str] = []
         self.done: list[Areas] = []
 
@@ -152,45 +184,45 @@ class PredictionRun:
 
         Args:
             images: the files.
-            about: entries at the top of the summary.
+            about: entries at the top of the summary. All but `checkpoint` are what results depend on beside the image.
 
         Raises:
-            InputError: results cannot be written.
+            InputError: results cannot be written, or the folder holds others under their names.
         """
         folder = self.results.folder
         check_writable(folder)
         if any(image.parent.resolve() == folder.resolve() for image in images):
             raise InputError(f"--output {folder} holds images to segment; the next run would read results as images")
-        log = AreaLog(folder, self.ranks.rank)
-        tasks = self._plan(images)
+        if not self.results.overwrite:
+            self.records.check_summary()
+        tasks = self._plan(images, {name: value for name, value in about.items() if name != "checkpoint"})
         self.ranks.barrier()  # nothing is written before everyone knows what exists
-        known = {image: areas for image, areas in log.known.items() if len(areas.pixels) == len(self.segmenter.classes)}
-        left = []
-        for task in tasks:
-            if not task.missing and str(task.image) in known:
-                self.done.append(self._with_features(known[str(task.image)], task))
-            else:
-                left.append(task)
-        self._segment_all(left, log)
-        self._conclude(tasks, about, log)
+        self.done = [areas for task in tasks if not task.missing and (areas := task.known_areas)]
+        self._segment_all([task for task in tasks if task.missing])
+        self._conclude(tasks, about)
 
-    def _plan(self, images: Sequence[Path]) -> list[ImageTask]:
-        """Return a task for each image whose header can be read."""
+    def _plan(self, images: Sequence[Path], settings: Mapping[str, Any]) -> list[ImageTask]:
+        """Return a task for each image whose header can be read.
+
+        Args:
+            images: the files.
+            settings: what results depend on, beside the image and the options of each kind.
+        """
         tasks = []
+        others: dict[str, list[str]] = {}  # files that lie under the names of results, by what made them
         for image, name in zip(images, output_names(images), strict=True):
             try:
-                info = probe(image)
-                self.segmenter.view.choose(info)
-                reference = read_georeference(info)
-                self.results.polygons.check(image, reference, info.size)
-                check_name(self.results.folder, name)
+                tasks.append(self._task(image, name, settings, others))
             except InputError as error:
+                if not error.kind:  # the fault is not the image's
+                    raise
                 self._fail(error, self.ranks.main)
-                continue
-            raster = bool(reference.keywords) or info.decoders == (RASTERIO,)
-            paths = output_paths(self.results, name, raster)
-            missing = {k: path for k, path in paths.items() if self.results.overwrite or not path.exists()}
-            tasks.append(ImageTask(image, info, reference, paths, missing))
+        if others:
+            found = "; ".join(f"{shortened(names)} ({reason})" for reason, names in list(others.items())[:3])
+            raise InputError(
+                f"--output {self.results.folder} holds files that this run would not make: {found}; --overwrite makes "
+                "them anew, or name another folder"
+            )
         done = sum(not task.missing for task in tasks)
         if done and self.ranks.main:
             logging.info(f"{done} of {len(tasks)} images were segmented before; --overwrite makes them anew")
@@ -199,12 +231,47 @@ class PredictionRun:
                 logging.info(line)
         return tasks
 
+    def _task(self, image: Path, name: str, settings: Mapping[str, Any], others: dict[str, list[str]]) -> ImageTask:
+        """Return the task of one image.
+
+        Args:
+            image: the file.
+            name: of its results.
+            settings: see `_plan`.
+            others: gets the names of files that this run would not make, by the reason.
+
+        Raises:
+            InputError: its header cannot be read, or it cannot give the results.
+        """
+        info = probe(image)
+        self.segmenter.view.choose(info)
+        reference = read_georeference(info)
+        self.results.polygons.check(image, reference, info.size)
+        check_name(self.results.folder, name)
+        raster = bool(reference.keywords) or info.decoders == (RASTERIO,)
+        paths = output_paths(self.results, name, raster)
+        source = {**identity(image), "georeference": reference.spell()}
+        made_by = {kind: plain({**source, **settings, **output_settings(self.results, kind)}) for kind in paths}
+        kept: dict[str, Record] = {}
+        for kind, path in paths.items():
+            if self.results.overwrite or not path.exists():
+                check_closed(path)
+                continue
+            record = self.records.of(path)
+            if record is None or (kind == "mask" and record.areas is None):
+                others.setdefault("no record says what made it", []).append(path.name)
+            elif reasons := differences(record.made_by, made_by[kind]):
+                others.setdefault(", ".join(reasons), []).append(path.name)
+            else:
+                kept[kind] = record
+        return ImageTask(image, info, reference, paths, made_by, kept)
+
     def _fail(self, error: InputError, counts: bool = True) -> None:
         if counts:
             self.failures.append(str(error))
             tqdm.write(f"skipped: {error}")
 
-    def _segment_all(self, tasks: list[ImageTask], log: AreaLog) -> None:
+    def _segment_all(self, tasks: list[ImageTask]) -> None:
         shared: list[ImageTask] = []
         single: list[ImageTask] = []
         for task in tasks:
@@ -217,7 +284,6 @@ class PredictionRun:
                 try:
                     areas = self._segment(task, ranks)
                     if areas is not None:
-                        log.add(areas)
                         self.done.append(areas)
                 except InputError as error:
                     if not error.kind:  # the fault is not the image's: results cannot be written
@@ -228,7 +294,7 @@ class PredictionRun:
     def _segment(self, task: ImageTask, ranks: Ranks) -> Areas | None:
         """Segment one image; the main process of `ranks` writes the results and returns the areas."""
         predictor, scene_size = self.segmenter.predictor, self.segmenter.scene_size
-        parts = self.results.folder / f".{task.paths['mask'].name}.scenes"
+        scenes = self.results.folder / f".{task.paths['mask'].name}.scenes"
         patches = patch_count(predictor, task.size, scene_size) if self.ranks.main else 0
         try:
             with (
@@ -239,7 +305,13 @@ class PredictionRun:
                 if not ranks.main:
                     ranks.together(lambda: None)  # the main process starts its files
                     segment_scenes(
-                        predictor, source, lambda top, rows: None, scene_size=scene_size, ranks=ranks, folder=parts
+                        predictor,
+                        source,
+                        lambda top, rows: None,
+                        scene_size=scene_size,
+                        ranks=ranks,
+                        folder=scenes,
+                        name=task.image,
                     )
                     return None
                 kept = Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference)
@@ -253,30 +325,44 @@ class PredictionRun:
                         probabilities=outputs.needs_probabilities,
                         on_patches=bar.update,
                         ranks=ranks,
-                        folder=parts,
+                        folder=scenes,
+                        name=task.image,
                     )
-                areas = self._with_features(outputs.areas(task.image, task.paths["mask"]), task)
-                return replace(areas, not_looked_at=coverage.pixels_not_covered) if predictor.selects_patches else areas
+                    parts = outputs.finish()
+                    left = coverage.pixels_not_covered if predictor.selects_patches else None
+                    areas = replace(outputs.areas(task.image, task.paths["mask"]), not_looked_at=left)
+                    self._record(task, parts, areas)
+                if "polygons" in task.kept:
+                    return replace(areas, features=task.kept["polygons"].features)
+                return areas
         finally:
             if ranks.main:
-                shutil.rmtree(parts, ignore_errors=True)
+                shutil.rmtree(scenes, ignore_errors=True)
 
-    def _with_features(self, areas: Areas, task: ImageTask) -> Areas:
-        """Return `areas` with the number of polygons in a layer of an earlier run, unless it is known."""
-        if areas.features is None and "polygons" in task.paths:
-            return replace(areas, features=count_features(task.paths["polygons"]))
-        return areas
+    def _record(self, task: ImageTask, parts: Mapping[str, Path], areas: Areas) -> None:
+        """Record the complete files of an image, by kind, before they get their names.
 
-    def _conclude(self, tasks: list[ImageTask], about: dict[str, Any], log: AreaLog) -> None:
+        Raises InputError if the image was changed while it was segmented.
+        """
+        if plain({**task.made_by["mask"], **identity(task.image)}) != task.made_by["mask"]:
+            raise InputError(f"{task.image} was changed while it was segmented; segment it again", "changed")
+        more: dict[str, dict[str, Any]] = {
+            "mask": {"areas": replace(areas, features=None)},
+            "polygons": {"features": areas.features},
+        }
+        self.records.add(
+            Record.of(part, task.paths[kind].name, task.made_by[kind], **more.get(kind, {}))
+            for kind, part in parts.items()
+        )
+
+    def _conclude(self, tasks: list[ImageTask], about: dict[str, Any]) -> None:
         """Gather what all processes did; the main one writes the summary. All then know all failures."""
         done = {one.image: one for part in self.ranks.gather(self.done) for one in part}
         self.failures = [message for part in self.ranks.gather(self.failures) for message in part]
         if self.ranks.main:
             images = [done[str(task.image)] for task in tasks if str(task.image) in done]
             record = summary_record(images, self.segmenter.classes, {**about, "failures": self.failures})
-            write_json(self.results.folder / "summary.json", record)
+            self.records.conclude(record)
             if images:
                 print(summary_table(record))
-            for left in self.results.folder.glob(".areas.*.jsonl"):
-                left.unlink(missing_ok=True)
         self.ranks.barrier()

@@ -18,9 +18,10 @@ from torch import Tensor
 from engine.patches import OnPatches
 from engine.predictor import Predictor
 from prediction.read_ahead import read_ahead
-from utils.canvas import RESULT_ROWS, ArgmaxSink, Sink
+from utils.canvas import RESULT_ROWS, ArgmaxSink, FiniteScores, Sink
 from utils.distributed import ALONE, Ranks
-from utils.errors import required
+from utils.errors import InputError, required
+from utils.precision import not_finite
 from utils.selection import Coverage
 from utils.sources import Source, load_in_memory
 from utils.tiling import Axis, PatchGrid, Size
@@ -220,6 +221,7 @@ def segment_scenes(
     on_patches: OnPatches | None = None,
     ranks: Ranks = ALONE,
     folder: Path | None = None,
+    name: object = "the image",
 ) -> Coverage:
     """Segment an image of any size, in scenes with sides of at most `scene_size` pixels.
 
@@ -237,20 +239,33 @@ def segment_scenes(
         on_patches: called after each sub-batch.
         ranks: processes that share the scenes of the image: all call this, and the main one emits.
         folder: common to all processes, for the scores of all but the main one; needed with several processes.
+        name: of the image, for messages.
 
     Returns:
         The part of the image that was computed at full resolution, by all processes.
 
     Raises:
-        InputError: in all processes, if one cannot read the image.
+        InputError: in all processes, if one cannot read the image, or computes scores that are not finite numbers.
     """
+
+    def segment(scene: Source, sink: Sink, means: bool) -> Coverage:
+        """Send the headline's scores of one scene to a sink."""
+        check = FiniteScores()
+        found = predictor.segment(
+            scene, {predictor.stage.headline: sink}, on_patches=on_patches, means=means, check=check
+        )
+        if not check.ok():
+            reason = not_finite(predictor.settings.precision)
+            raise InputError(f"{name}: the scores of the network are {reason}", "scores not finite")
+        return found
+
     grid = scene_grid(source.size, scene_size)
     if len(grid) == 1:
 
         def pass_on(top: int, scores: Tensor) -> None:
             emit(top, reduce_scores(scores, probabilities))
 
-        return _segment_scene(predictor, load_in_memory(source), pass_on, on_patches, means=probabilities)
+        return segment(load_in_memory(source), pass_on, means=probabilities)
     coverage = Coverage()
     canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
     boxes = grid.boxes()
@@ -261,30 +276,31 @@ def segment_scenes(
             ScoreFile.replay(required(folder, "folder"), index, canvas)
         return Coverage()
 
-    def segment(index: int, before: Iterable[int]) -> Coverage:
+    def take_turn(index: int, before: Iterable[int]) -> Coverage:
         replay(before)
         if index >= len(boxes):
             return Coverage()
         if ranks.main:
             canvas.begin(index)
-            return _segment_scene(predictor, next(scenes), canvas, on_patches, means=True)
+            return segment(next(scenes), canvas, means=True)
         with ScoreFile(required(folder, "folder"), index) as scores:
-            return _segment_scene(predictor, next(scenes), scores, on_patches, means=True)
+            return segment(next(scenes), scores, means=True)
+
+    def in_folder(work: Callable[[], Coverage]) -> Coverage:
+        """Do work that keeps scores in the folder. Raises InputError if they cannot be written or read."""
+        try:
+            return work()
+        except OSError as error:
+            raise InputError(f"scores cannot be kept in {folder}: {error.strerror or error}") from error
 
     others = range(0)  # of the last round, by the other processes
     with closing(read_ahead(source, boxes[ranks.rank :: ranks.world])) as scenes:
         for first in range(0, len(boxes), ranks.world):
-            coverage += ranks.together(partial(segment, first + ranks.rank, others))
+            turn = partial(take_turn, first + ranks.rank, others)
+            coverage += ranks.together(partial(in_folder, turn))
             others = range(first + 1, min(first + ranks.world, len(boxes)))
-    ranks.together(partial(replay, others))
+    ranks.together(partial(in_folder, partial(replay, others)))
     return sum(ranks.gather(coverage), Coverage())
-
-
-def _segment_scene(
-    predictor: Predictor, scene: Source, sink: Sink, on_patches: OnPatches | None, means: bool
-) -> Coverage:
-    """Send the headline's scores of one scene to `sink`; see `segment_scenes`."""
-    return predictor.segment(scene, {predictor.stage.headline: sink}, on_patches=on_patches, means=means)
 
 
 def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None:

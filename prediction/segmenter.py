@@ -137,7 +137,7 @@ class Segmenter:
 
         Raises:
             InputError: bands or stretch are none, or the image cannot be read, lacks bands, is of another type or
-                shape, or is empty.
+                shape, or is empty; or the scores are not finite numbers.
         """
         view = self.view
         if bands is not None:
@@ -146,7 +146,7 @@ class Segmenter:
             view = replace(view, stretch=Stretch.of(stretch))
         if isinstance(image, str | Path):
             with open_image(image, view) as source:
-                return self._segment(source)
+                return self._segment(source, image)
         if isinstance(image, np.ndarray):
             return self._segment(array(image, view))
         if not isinstance(image, Image.Image):
@@ -156,7 +156,7 @@ class Segmenter:
             )
         return self._segment(picture(image, view))
 
-    def _segment(self, source: Source) -> np.ndarray:
+    def _segment(self, source: Source, name: object = "the image") -> np.ndarray:
         ids = np.empty(source.size, np.uint8)
 
         def emit(top: int, rows: Rows) -> None:
@@ -164,7 +164,7 @@ class Segmenter:
             if (valid := source.valid(Box(top, 0, *rows.ids.shape))) is not None:
                 ids[top : top + len(rows.ids)][~valid.numpy()] = IGNORED
 
-        segment_scenes(self.predictor, source, emit, scene_size=self.scene_size)
+        segment_scenes(self.predictor, source, emit, scene_size=self.scene_size, name=name)
         return ids
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -247,3 +248,30 @@ def test_new_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     with pytest.raises(InputError, match="a exists already; remove it"), new_folder(tmp_path / "a"):
         raise AssertionError
+
+
+def test_the_example_refuses_pictures_of_more_than_8_bits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    deep = {
+        "grey.png": cv2.imwrite(str(tmp_path / "grey.png"), rng.integers(0, 9999, (9, 8)).astype(np.uint16)),
+        "rgb.png": cv2.imwrite(str(tmp_path / "rgb.png"), rng.integers(0, 9999, (9, 8, 3)).astype(np.uint16)),
+        "rgb.ppm": cv2.imwrite(str(tmp_path / "rgb.ppm"), rng.integers(0, 9999, (9, 8, 3)).astype(np.uint16)),
+        "rgb.jp2": cv2.imwrite(str(tmp_path / "rgb.jp2"), rng.integers(0, 9999, (90, 80, 3)).astype(np.uint16)),
+    }
+    Image.fromarray(rng.random((9, 8)).astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(rng.integers(0, 9999, (9, 8)).astype(np.int32)).save(tmp_path / "int.tif")
+    for name in (*(name for name, written in deep.items() if written), "float.tif", "int.tif"):
+        with pytest.raises(SystemExit, match=f"{name} has samples of more than 8 bits"):
+            segment_onnx.read(tmp_path / name)
+    plain = save(tmp_path / "a.png", (90, 80))
+    for mode, name in (
+        ("RGB", "a.ppm"),
+        ("L", "a.png"),
+        ("P", "a.gif"),
+        ("1", "a.tif"),
+        ("CMYK", "a.jpg"),
+        ("RGB", "a.jp2"),
+    ):
+        plain.convert(mode).save(tmp_path / name)
+        read = segment_onnx.read(tmp_path / name)
+        assert (read.mode, read.size) == ("RGB", plain.size)

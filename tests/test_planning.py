@@ -41,7 +41,7 @@ def test_planning_reads_each_header_once_and_no_pixels(segmenter: Segmenter, tmp
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
     probed = count_calls(monkeypatch, prediction_run, "probe")
     (tmp_path / "out").mkdir()
-    tasks = PredictionRun(segmenter, OutputOptions(tmp_path / "out"))._plan(images)
+    tasks = PredictionRun(segmenter, OutputOptions(tmp_path / "out"))._plan(images, {})
     assert [task.image for task in tasks] == images
     assert probed == images
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import helper
 from dataset.base import Sample, SegmentationDataset
+from dataset.layout import shortened
 from dataset.loader import SampleLoader
 from dataset.registry import Description
 from engine.predictor import Predictor
@@ -27,6 +28,7 @@ from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_writable, write_json
 from utils.metrics import StageMetrics
+from utils.precision import not_finite
 from utils.stages import STAGES, Stage
 from utils.turns import TURNS
 from utils.visualize import save_colors
@@ -89,6 +91,9 @@ def run_evaluation(
         data: the split.
         labelled: whether the split has labels; without any only predictions and the report's pictures are written.
         ranks: the processes. Each writes the predictions of its images; the main one writes everything else.
+
+    Raises:
+        InputError: scores are not finite numbers, or a file cannot be written.
     """
     stage, settings, started = predictor.stage, predictor.settings, records.now()
     images = ReportImages(header.classes, stage.headline, labelled, len(data), ranks) if options.report else None
@@ -113,6 +118,11 @@ def run_evaluation(
     metrics = StageMetrics(stage, header.classes)
     title = f"evaluate {options.split}"
     result = helper.evaluate(predictor, loader, metrics, on_image=save, title=title, ranks=ranks)
+    if result.not_finite:
+        raise InputError(
+            f"the network's scores of {len(result.not_finite)} of {result.images} images ("
+            f"{shortened(result.not_finite)}) are {not_finite(settings.precision)}"
+        )
     if images is not None:
         images.gather(ranks)
     if not ranks.main:

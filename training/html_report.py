@@ -61,7 +61,7 @@ def write_report(folder: Path, report: Report) -> Path:
     """
     path = folder / NAME
     with replacing(path) as part:
-        part.write_text(report_page(report), encoding="utf-8")
+        part.write_text(report_page(report), encoding="utf-8", errors="backslashreplace")
     return path
 
 

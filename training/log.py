@@ -203,7 +203,7 @@ class RunLog:
 
     def line(self, record: Mapping[str, Any]) -> None:
         """Append `record` to the lines of JSON."""
-        with _writing(self.lines), self.lines.open("a", encoding="utf-8") as lines:
+        with _writing(self.lines), self.lines.open("a", encoding="utf-8", errors="backslashreplace") as lines:
             lines.write(json.dumps(record, allow_nan=False) + "\n")
 
     def epoch(self, epoch: int, num_epochs: int, train: Matrices, val: Matrices) -> str:
@@ -215,7 +215,7 @@ class RunLog:
         classes that have no union. An epoch without a validation has no validation's values there.
         """
         lines = epoch_lines(epoch, num_epochs, train, val, self._classes)
-        with _writing(self.text), self.text.open("a", encoding="utf-8") as log:
+        with _writing(self.text), self.text.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(lines)
         with _writing(self.folder):
             chosen = headline(train)

@@ -36,7 +36,7 @@ def read_epochs(path: Path, started: str) -> dict[int, Epoch]:
 def write_card(path: Path, text: str) -> None:
     """Write a card, beside and renamed. Raises InputError, naming `path`, when it cannot be written."""
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def keep_previous_card(path: Path) -> None:

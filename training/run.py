@@ -10,7 +10,7 @@ from typing import Any
 
 import helper
 from dataset.base import SegmentationDataset
-from dataset.layout import TRAIN
+from dataset.layout import TRAIN, shortened
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from engine.predictor import Predictor
 from helper import EpochState
@@ -31,6 +31,7 @@ from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError
 from utils.files import check_writable, remove_leftovers
 from utils.metrics import StageMetrics
+from utils.precision import not_finite
 from utils.settings import Settings
 from utils.stages import Stage
 
@@ -342,7 +343,7 @@ class TrainingRun:
         plan = self.plan
         predictor = Predictor.prepare
         with self.state.averaged():
-            return helper.evaluate(
+            found = helper.evaluate(
                 predictor(plan.model, plan.stage, plan.settings, plan.header.size_g, context=plan.header.context()),
                 self.val_loader,
                 self._new_metrics(),
@@ -353,6 +354,10 @@ class TrainingRun:
                 ranks=plan.ranks,
                 should_stop=self._should_stop,
             )
+        if found.not_finite and plan.ranks.main:
+            reason = not_finite(plan.settings.precision)
+            logging.warning(f"the network's scores of {shortened(found.not_finite)} are {reason}")
+        return found
 
     # after a step
 

@@ -49,6 +49,22 @@ class ArgmaxSink:
             best = torch.maximum(best, scores[k])
 
 
+class FiniteScores:
+    """Whether logits are finite numbers. They are summed on their device; only `ok` waits for it."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, logits: Tensor) -> None:
+        """Add logits, of any shape: a NaN or an infinity stays in the sum."""
+        own = logits.sum(dtype=torch.float32)
+        self._sum = own if self._sum is None else self._sum + own
+
+    def ok(self) -> bool:
+        """Return whether all logits were finite."""
+        return self._sum is None or bool(self._sum.isfinite())
+
+
 class ScoreCanvas:
     """Adds the logits of overlapping patches, each enlarged to the patch's size and weighted.
 
@@ -65,6 +81,7 @@ class ScoreCanvas:
         *,
         blend: str = "none",
         upsample: str = "nearest",
+        check: FiniteScores | None = None,
     ) -> None:
         """Start empty.
 
@@ -75,11 +92,12 @@ class ScoreCanvas:
             outside: gives the scores of pixels that no patch covers; None if there are no such pixels.
             blend: the weights, a key of `utils.tiling.BLENDS`.
             upsample: one of `UPSAMPLES`.
+            check: gets the logits.
         """
         self.grid = grid
         self.sink = sink
         self.means, self.outside = means, outside
-        self.blend, self.upsample = blend, upsample
+        self.blend, self.upsample, self.check = blend, upsample, check
         self.window: Tensor | None = None  # (patch height, patch width), the weights; None if they are 1
         self.top = 0  # of the band, in the image
         self.band: Tensor | None = None  # (n_class, patch height, W)
@@ -91,6 +109,8 @@ class ScoreCanvas:
             logits: (n, n_class, h, w).
             patches: which patches of the grid, n of them.
         """
+        if self.check is not None:
+            self.check.add(logits)
         boxes = self.grid.boxes()
         if self.band is None:
             self.band = logits.new_zeros(logits.shape[1], self.grid.patch[0], self.grid.image[1])

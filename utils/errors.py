@@ -1,5 +1,6 @@
 """The exceptions that end a run with one line instead of a stack trace."""
 
+import io
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -34,8 +35,16 @@ class Interrupted(Exception):
         self.number = number
 
 
+def allow_all_names() -> None:
+    """Let the output spell letters with backslashes that its encoding lacks, as in names of files, and go on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def exit_code(work: Callable[[], object]) -> int:
     """Call `work`, the body of a small command. Return 0, or 2 after the line of an InputError."""
+    allow_all_names()
     try:
         work()
     except InputError as error:

@@ -1,5 +1,6 @@
 """Writing files whole or not at all, and reading torch's files without running code in them."""
 
+import hashlib
 import json
 import os
 import re
@@ -65,6 +66,18 @@ def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits. Raises InputError, naming it, if it cannot be read."""
+    found = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while part := file.read(2**20):
+                found.update(part)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return found.hexdigest()
+
+
 def check_writable(folder: Path) -> None:
     """Make `folder` if it is missing. Raises InputError, naming it, if no file can be written into it."""
     probe = folder / f".{os.getpid()}.probe"
@@ -74,6 +87,40 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"{folder} cannot be written to: {error.strerror or error}") from error
+
+
+_PART = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.[^.]+|)(\..*)?")
+
+
+def final_path(path: Path) -> Path:
+    """Return the path that a file beside it gets, for messages; see `replacing`. Other paths are returned as they are.
+
+    Libraries add suffixes of their own to the names of temporary files.
+    """
+    match = _PART.fullmatch(path.name)
+    return path.with_name(f"{match['stem']}{match['suffix']}") if match else path
+
+
+def write_fault(folder: Path) -> str:
+    """Return why nothing more can be written into `folder`, "" if a megabyte can."""
+    probe = folder / f".{os.getpid()}.probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(2**20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return ""
+
+
+def space_left(folder: Path) -> str:
+    """Return, for messages, what may have kept a library from writing into `folder`."""
+    found = os.statvfs(folder)
+    return f"the disk has {found.f_bavail * found.f_frsize / 2**20:.0f} MB free, or a limit on file sizes is met"
 
 
 def remove_leftovers(path: Path) -> None:
@@ -94,11 +141,7 @@ def save_torch(path: Path, content: Any) -> None:
         try:
             torch.save(content, beside)
         except RuntimeError as error:  # of torch's file writer on a full disk; it lacks the system's reason
-            free = os.statvfs(beside.parent).f_bavail * os.statvfs(beside.parent).f_frsize
-            reason = str(error).splitlines()[0]
-            raise OSError(
-                f"{reason}; the disk has {free / 2**20:.0f} MB free, or a limit on file sizes is met"
-            ) from error
+            raise OSError(f"{str(error).splitlines()[0]}; {space_left(beside.parent)}") from error
 
 
 def load_torch(path: str | Path, what: str = "checkpoint") -> Any:

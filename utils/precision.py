@@ -17,6 +17,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
+def not_finite(precision: str) -> str:
+    """Return, for messages, what scores that are not finite numbers mean, and what helps."""
+    if precision == "fp32":
+        return "not finite: its weights are damaged, or its training diverged; take another checkpoint"
+    return f"not finite in --precision {precision}: give --precision fp32{' or bf16' if precision == 'fp16' else ''}"
+
+
 def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Return a scaler of losses that keeps float16 gradients from vanishing; it is disabled in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

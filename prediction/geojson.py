@@ -1,0 +1,115 @@
+"""Polygons as GeoJSON: written feature by feature, in WGS 84 where a reference system is known (RFC 7946)."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.georeference import to_degrees
+from utils.errors import InputError
+from utils.files import final_path
+
+_DECIMALS = 9
+"""Of degrees: a tenth of a millimetre."""
+
+
+class GeoJsonFile:
+    """A file of features, written in order; to be closed. OSError is raised where it cannot be written."""
+
+    def __init__(self, path: Path, name: str, crs: Any) -> None:
+        """Start without features.
+
+        Args:
+            path: of the file.
+            name: of the collection.
+            crs: rasterio's, of the coordinates that come; None if they are no places, and are written as they come.
+        """
+        self.path, self._crs = path, crs
+        self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
+        self._file.write(f'{{"type": "FeatureCollection", "name": {json.dumps(name)}, "features": [')
+        self._separator = "\n"
+
+    def write(self, polygons: np.ndarray, fields: dict[str, Sequence[Any]]) -> None:
+        """Add features.
+
+        Args:
+            polygons: (n,) of shapely's.
+            fields: n values each, by name; None is no value.
+
+        Raises:
+            InputError: a polygon has no place on the Earth.
+        """
+        import shapely
+
+        if self._crs is not None:
+            polygons = in_degrees(polygons, self._crs, final_path(self.path))
+        for k, shape in enumerate(shapely.to_geojson(polygons).tolist()):
+            properties = json.dumps({name: values[k] for name, values in fields.items()})
+            self._file.write(f'{self._separator}{{"type": "Feature", "properties": {properties}, "geometry": {shape}}}')
+            self._separator = ",\n"
+
+    def close(self) -> None:
+        with self._file:
+            self._file.write("\n]}\n")
+
+
+def in_degrees(polygons: np.ndarray, crs: Any, path: Path) -> np.ndarray:
+    """Return polygons in longitude and latitude, parted at 180 degrees, their outer rings against the clock.
+
+    Raises InputError, naming `path`, where one leaves the Earth or surrounds a pole.
+    """
+    import shapely
+
+    found = shapely.transform(polygons, lambda xy: np.stack(to_degrees(crs, *xy.T), axis=1))
+    places = shapely.get_coordinates(found)
+    if not np.isfinite(places).all():
+        raise InputError(
+            f"{path} cannot be written: regions reach to where the image's reference system has no place on the Earth, "
+            "and GeoJSON is in WGS 84; give --polygons gpkg",
+            "reference system",
+        )
+    west, _, east, _ = shapely.bounds(found).T
+    for k in np.flatnonzero((west < -180) | (east > 180) | (east - west > 180)).tolist():
+        found[k] = _parted(found[k], path)
+    clockwise = ~shapely.is_ccw(shapely.get_exterior_ring(shapely.get_geometry(found, 0)))
+    found = np.where(clockwise, shapely.reverse(found), found)
+    return np.asarray(shapely.transform(found, lambda xy: xy.round(_DECIMALS)))
+
+
+def _parted(polygon: Any, path: Path) -> Any:
+    """Return a polygon whose longitudes may jump by 360, or lie beyond 180, as one or more within -180..180."""
+    import shapely
+
+    rings = [_unwrapped(shapely.get_coordinates(ring), path) for ring in (polygon.exterior, *polygon.interiors)]
+    middle = rings[0][:, 0].mean()
+    for hole in rings[1:]:
+        hole[:, 0] += 360 * np.round((middle - hole[:, 0].mean()) / 360)
+    whole = shapely.Polygon(rings[0], rings[1:])
+    parts = list(_turns(whole))
+    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+
+
+def _unwrapped(ring: np.ndarray, path: Path) -> np.ndarray:
+    """Return the coordinates (n, 2) of a closed ring without jumps of 360 degrees."""
+    longitude = np.unwrap(ring[:, 0], period=360)
+    if abs(longitude[-1] - longitude[0]) > 180:
+        raise InputError(
+            f"{path} cannot be written: a region surrounds a pole, which GeoJSON cannot hold; give --polygons gpkg",
+            "reference system",
+        )
+    return np.stack([longitude, ring[:, 1]], axis=1)
+
+
+def _turns(whole: Any) -> Iterator[Any]:
+    """Yield the polygons of each turn around the Earth that one lies in."""
+    import shapely
+
+    west, south, east, north = whole.bounds
+    for turn in range(int((west + 180) // 360), int(-((-east - 180) // 360))):
+        left = 360 * turn - 180
+        part = whole if left <= west and east <= left + 360 else whole & shapely.box(left, south, left + 360, north)
+        for one in shapely.get_parts(part):
+            if one.area:
+                yield shapely.transform(one, lambda xy, left=left: xy - (left + 180, 0))
