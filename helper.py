@@ -309,8 +309,9 @@ def evaluate(
         source = MemorySource(required(sample.image, "image"))
         found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
         check = FiniteScores()
-        images = {"global_image": sample.global_image, "shared": sample.shared}
-        coverage += predictor.segment(source, found, **images, check=check)
+        coverage += predictor.segment(
+            source, found, global_image=sample.global_image, shared=sample.shared, check=check
+        )
         if sample.label is not None:
             metrics.update(settings.to_device(sample.label), found)
         if settings.device.type == "cuda":

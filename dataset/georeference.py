@@ -119,8 +119,8 @@ def same_place(reference: Georeference, file: Any, size: Size) -> bool:
         return not asked.get("crs") and not crs
     if asked["crs"] == crs:
         return True
-    earth = [np.stack(to_degrees(one, *before)) for one in (asked["crs"], crs)]
-    return np.allclose(*earth, rtol=0, atol=1e-7, equal_nan=True)
+    own, other = (np.stack(to_degrees(one, *before)) for one in (asked["crs"], crs))
+    return np.allclose(own, other, rtol=0, atol=1e-7, equal_nan=True)
 
 
 def to_degrees(crs: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

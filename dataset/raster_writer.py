@@ -82,7 +82,7 @@ class RasterWriter:
         values = np.ascontiguousarray(rows[:, :ready], self._file.dtypes[0])
         with writing(self.path):
             self._file.write(values, window=window)
-        self._written[window] = zlib.crc32(values)
+        self._written[window] = zlib.crc32(values.data)
         self._top += ready
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ class GeoJsonFile:
         self._file.write(f'{{"type": "FeatureCollection", "name": {json.dumps(name)}, "features": [')
         self._separator = "\n"
 
-    def write(self, polygons: np.ndarray, fields: dict[str, Sequence[Any]]) -> None:
+    def write(self, polygons: np.ndarray, fields: Mapping[str, Sequence[Any]]) -> None:
         """Add features.
 
         Args:
