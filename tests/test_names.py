@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def test_layers_of_odd_names_are_made(checkpoint, tmp_path, kind) -> None:
     }
     assert set(counts) == set(ODD)
     for name, count in counts.items():
-        info = pyogrio.read_info(out / f"{name}.{kind}", force_feature_count=True)
+        plain = shutil.copy(out / f"{name}.{kind}", tmp_path / f"plain.{kind}")  # GDAL opens no name with a semicolon
+        info = pyogrio.read_info(plain, force_feature_count=True)
         assert info["features"] == count > 0
     assert pyogrio.list_layers(out / f"größe.{kind}")[0][0] == "größe"
 
