@@ -1,7 +1,7 @@
 """Polygons as GeoJSON: written feature by feature, in WGS 84 where a reference system is known (RFC 7946)."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
