@@ -398,7 +398,7 @@ def test_networks_of_glnet_are_evaluated_image_by_image(tmp_path: Path, monkeypa
     experiment = small_experiment(tmp_path, monkeypatch)
     (experiment.folder / "models").mkdir()
     write_thin_checkpoint(experiment.folder / "models" / "local_0.pth", 2, 7)
-    run = experiment.runs["local"]
+    run = replace(experiment.runs["local"], evaluations={"own": (), "fused": ("--late_fusion",)})
     for evaluation in ("own", "fused"):
         call(experiment.evaluation(run, 0, evaluation))
     own, fused = (
