@@ -67,7 +67,7 @@ def test_all_that_is_trained_on_patches_reads_as_many_pixels_in_as_many_steps(da
 def test_commands_differ_by_what_their_names_say_alone(tmp_path: Path, data: str) -> None:
     found = commands(build_experiment(tmp_path, data=data))
     own = {one.split("=")[0] for one in ablation.NETWORK}
-    network = {*own, "--mode", "--val_every", "--resume", "--lr"}
+    network = {*own, "--mode", "--val_every", "--resume", "--lr", "--lamb_fmreg"}
 
     def more(name: str, than: str) -> set[str]:
         named = {"--task_name", "--path_g2l"}
