@@ -328,7 +328,7 @@ def list_trials(results: Sequence[Result]) -> list[dict[str, Any]]:
     tried = {one["run"] for one in results if one["trial"]}
     found = []
     for one in results:
-        own = one["evaluations"].get("own")
+        own = one["evaluations"].get("own") or one["evaluations"].get("fused")
         if one["run"] not in tried or own is None:
             continue
         every = [set(other["arguments"]) for other in results if other["run"] == one["run"]]
