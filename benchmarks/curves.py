@@ -44,5 +44,5 @@ def read_curves(log: Path) -> dict[str, Any]:
 
 def _by_prediction(epochs: Sequence[dict[str, Any] | None]) -> dict[str, list[float | None]]:
     """Return the mIoU of each epoch by prediction."""
-    names = next(filter(None, epochs))
-    return {name: [None if scores is None else scores[name]["mIoU"] for scores in epochs] for name in names}
+    known = [scores for scores in epochs if scores]
+    return {name: [None if scores is None else scores[name]["mIoU"] for scores in epochs] for name in known[0]}
