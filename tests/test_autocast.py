@@ -68,7 +68,9 @@ def test_a_step_in_bfloat16_has_the_direction_of_one_in_float32(mode: int) -> No
         model.train()
         settings = build_settings(precision=precision)
         with autocast(CPU, precision):
-            helper.TRAINING_STEPS[mode](model, [build_sample((80, 100))] * 2, settings, StageMetrics(STAGES[mode], N_CLASS))
+            helper.TRAINING_STEPS[mode](
+                model, [build_sample((80, 100))] * 2, settings, StageMetrics(STAGES[mode], N_CLASS)
+            )
         found[precision] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert found["bf16"].isfinite().all()
     likeness = torch.nn.functional.cosine_similarity(found["fp32"], found["bf16"], dim=0)
