@@ -4,9 +4,10 @@ Sizes are (height, width) everywhere; Pillow's (width, height) is turned here, a
 """
 
 import hashlib
+import os
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,9 @@ KEPT_SHRUNK_BYTES = 256 << 20
 
 GREY = 128
 """The value of all pixels of the image whose maps `--share blank` shares."""
+
+HASHED_BYTES = 4096
+"""How much of each file counts in its hash."""
 
 
 class Sample(NamedTuple):
@@ -150,17 +154,20 @@ class SegmentationDataset(Dataset[Sample]):
         return f"{len(self.items)} images, {f'{windows} windows, ' if windows else ''}checksum {checksum:08x}"
 
     def hashes(self) -> list[str]:
-        """Return a hash of each image, 16 hexadecimal digits, from its id and the lengths of its files.
+        """Return a hash of each image, 16 hexadecimal digits: of its id, and of length and middle of its files.
 
         Other sets may have the same ids, and a set may be moved.
         """
-
-        def length(path: Path) -> int:
-            return path.stat().st_size if path.exists() else 0  # reading says what is missing
-
-        lengths = ((item.id, [length(pair.image) for pair in item.pairs()]) for item in self.items)
-        texts = (repr(found).encode("utf-8", "surrogateescape") for found in lengths)
-        return [hashlib.blake2b(text, digest_size=8).hexdigest() for text in texts]
+        found = []
+        for item in self.items:
+            own = hashlib.blake2b(item.id.encode("utf-8", "surrogateescape"), digest_size=8)
+            for pair in item.pairs():
+                with suppress(OSError), pair.image.open("rb") as file:  # reading says what is missing
+                    length = file.seek(0, os.SEEK_END)
+                    file.seek(length // 2)
+                    own.update(b"%d:" % length + file.read(HASHED_BYTES))
+            found.append(own.hexdigest())
+        return found
 
     def read(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Read one of the items whole; see `PairReader.read`."""
