@@ -59,7 +59,7 @@ def test_the_folded_kernel_of_ps3_has_a_gradient_in_float32(monkeypatch: pytest.
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("mode", [1, 2, 3])
+@pytest.mark.parametrize("mode", [2, 3])
 def test_a_step_in_bfloat16_has_the_direction_of_one_in_float32(mode: int) -> None:
     found = {}
     for precision in ("fp32", "bf16"):
@@ -74,7 +74,7 @@ def test_a_step_in_bfloat16_has_the_direction_of_one_in_float32(mode: int) -> No
         found[precision] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert found["bf16"].isfinite().all()
     likeness = torch.nn.functional.cosine_similarity(found["fp32"], found["bf16"], dim=0)
-    assert likeness > 0.5, likeness
+    assert likeness > 0.9, likeness
 
 
 def overflow(monkeypatch: pytest.MonkeyPatch, steps: int, least: float) -> None:
