@@ -104,6 +104,8 @@ def build_model(n_class: int = N_CLASS) -> GLNet:
 def thin_tensor(name: str, tensor: Tensor) -> Tensor:
     """A tensor of the same shape, its values drawn from `name`, whose memory (and file) is no longer than its sides.
 
+    Networks of such tensors give finite scores.
+
     Entries share memory: x[i, j, k, l] = values[i + 2 j + 3 k + 4 l].
     """
     if tensor.dtype == torch.int64:
@@ -111,7 +113,12 @@ def thin_tensor(name: str, tensor: Tensor) -> Tensor:
     strides = tuple(range(1, tensor.dim() + 1))
     length = 1 + sum(stride * (side - 1) for stride, side in zip(strides, tensor.shape, strict=True))
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(length, generator=generator).as_strided(tensor.shape, strides)
+    values = torch.randn(length, generator=generator)
+    if tensor.dim() == 4:
+        values /= math.sqrt(math.prod(tensor.shape[1:]))
+    elif name.endswith("running_var"):
+        values = 0.5 + values.abs()
+    return values.as_strided(tensor.shape, strides)
 
 
 def build_thin_model(n_class: int = N_CLASS, prefix: str = "") -> GLNet:
