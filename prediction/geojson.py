@@ -62,14 +62,14 @@ def in_degrees(polygons: np.ndarray, crs: Any, path: Path) -> np.ndarray:
     """
     import shapely
 
-    found = shapely.transform(polygons, lambda xy: np.stack(to_degrees(crs, *xy.T), axis=1))
-    places = shapely.get_coordinates(found)
+    places = np.stack(to_degrees(crs, *shapely.get_coordinates(polygons).T), axis=1)
     if not np.isfinite(places).all():
         raise InputError(
             f"{path} cannot be written: regions reach to where the image's reference system has no place on the Earth, "
             "and GeoJSON is in WGS 84; give --polygons gpkg",
             "reference system",
         )
+    found = shapely.set_coordinates(polygons.copy(), places)
     west, _, east, _ = shapely.bounds(found).T
     for k in np.flatnonzero((west < -180) | (east > 180) | (east - west > 180)).tolist():
         found[k] = _parted(found[k], path)

@@ -113,6 +113,7 @@ class Records:
 
     def add(self, records: Iterable[Record]) -> None:
         """Record files that are complete, before they get their names. Raises InputError if that fails."""
+        records = list(records)
         lines = "".join(json.dumps(asdict(one)) + "\n" for one in records)
         try:
             with _locked(self.folder), self._log.open("a", encoding="utf-8") as file:
@@ -120,7 +121,8 @@ class Records:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise InputError(f"{self._log} cannot be written: {error.strerror or error}") from error
+            names = ", ".join(str(self.folder / one.file) for one in records)
+            raise InputError(f"{names} cannot be written: its record cannot: {error.strerror or error}") from error
 
     def check_summary(self) -> None:
         """Raise InputError if another program's file lies under the summary's name."""
