@@ -67,13 +67,6 @@ class Record:
         except (TypeError, KeyError, AttributeError):
             return None
 
-    def fits(self, path: Path) -> bool:
-        """Return whether the file at `path` is the one that was recorded."""
-        status = path.stat()
-        if status.st_size != self.size:
-            return False
-        return status.st_mtime_ns == self.time or _checksum(path) == self.checksum
-
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` as they are read back from JSON."""
@@ -109,7 +102,14 @@ class Records:
 
     def of(self, path: Path) -> Record | None:
         """Return the record of the file at `path` in the folder; None if there is none of that very file."""
-        return next((one for one in self._known.get(path.name, ()) if one.fits(path)), None)
+        status = path.stat()
+        known = [one for one in self._known.get(path.name, ()) if one.size == status.st_size]
+        # equal bytes may have been made twice, by different causes: only a copy is known by them
+        found = [one for one in known if one.time == status.st_mtime_ns]
+        if known and not found:
+            checksum = _checksum(path)
+            found = [one for one in known if one.checksum == checksum]
+        return found[-1] if found else None
 
     def add(self, records: Iterable[Record]) -> None:
         """Record files that are complete, before they get their names. Raises InputError if that fails."""
