@@ -207,8 +207,8 @@ def test_programs_of_images_that_are_too_small_are_refused(tmp_path: Path) -> No
 
 
 def test_a_network_without_shared_maps_is_refused(tmp_path: Path) -> None:
-    write_thin_checkpoint(tmp_path / "network.pth", 2, share_maps=False)
-    with pytest.raises(InputError, match=r"network.pth was trained with --no-share_maps.*--mode 1"):
+    write_thin_checkpoint(tmp_path / "network.pth", 2, share="none")
+    with pytest.raises(InputError, match=r"network.pth was trained with --share none.*--mode 1"):
         export.export(tmp_path / "network.pth", tmp_path / "programs", None, None, "pt2")
 
 
