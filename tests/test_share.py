@@ -24,6 +24,7 @@ from engine import global2local, local2global
 from models.glnet import GLNet
 from models.header import Header
 from training import options as command_line
+from training import state
 from utils.errors import InputError
 from utils.metrics import StageMetrics
 from utils.stages import STAGES
@@ -152,3 +153,11 @@ def test_evaluation_predicts_with_the_context_of_its_samples() -> None:
     own, changed = matrices(None), matrices(other.global_image)
     assert torch.equal(own["global"], changed["global"])
     assert not torch.equal(own["local"], changed["local"])
+
+
+def test_a_run_of_an_earlier_version_goes_on() -> None:
+    """Its options lack what is new, and say share_maps."""
+    now = {"share": "none", "pyramid_width": 256, "pyramid_norm": "none"}
+    assert state.changed_options({"share_maps": False}, now, anyway=False) == {}
+    with pytest.raises(InputError, match="--share was own, now none"):
+        state.changed_options({"share_maps": True}, now, anyway=False)

@@ -21,6 +21,7 @@ from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_version, load_torch, save_torch, unreadable_record
+from utils.settings import RECORDED
 
 FORMAT, VERSION = "glnet training", 2
 
@@ -284,6 +285,15 @@ def options_record(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
     return {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in sorted(record.items())}
 
 
+def _in_present_terms(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded options, also of an earlier version: renamed, and with the values that new ones had before."""
+    found = dict(options)
+    if "share_maps" in found:
+        found["share"] = "own" if found.pop("share_maps") else "none"
+    before = {**RELEASED, **{name: RECORDED[name] for name in ("share", "pyramid_width", "pyramid_norm")}}
+    return {**found, **{name: value for name, value in before.items() if found.get(name) is None}}
+
+
 def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: bool) -> dict[str, str]:
     """Compare the options of an unfinished run with those of the run that continues it.
 
@@ -300,10 +310,7 @@ def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: 
     Raises:
         InputError: the changes make another experiment, and that is not allowed.
     """
-    saved, given = (
-        {**options, **{name: value for name, value in RELEASED.items() if options.get(name) is None}}
-        for options in (saved, given)
-    )
+    saved, given = _in_present_terms(saved), _in_present_terms(given)
     parser = build_parser()
     rules = parser.on_resume
     defaults = options_record(argparse.Namespace(**{name: parser.get_default(name) for name in rules}))
