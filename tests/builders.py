@@ -101,10 +101,10 @@ def build_model(n_class: int = N_CLASS) -> GLNet:
     return deepcopy(shared_model(n_class))
 
 
-def thin_tensor(name: str, tensor: Tensor) -> Tensor:
+def thin_tensor(name: str, tensor: Tensor, finite: bool = False) -> Tensor:
     """A tensor of the same shape, its values drawn from `name`, whose memory (and file) is no longer than its sides.
 
-    Networks of such tensors give finite scores.
+    Networks of `finite` tensors give finite scores. The others are those of the fixtures.
 
     Entries share memory: x[i, j, k, l] = values[i + 2 j + 3 k + 4 l].
     """
@@ -114,17 +114,17 @@ def thin_tensor(name: str, tensor: Tensor) -> Tensor:
     length = 1 + sum(stride * (side - 1) for stride, side in zip(strides, tensor.shape, strict=True))
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     values = torch.randn(length, generator=generator)
-    if tensor.dim() == 4:
+    if finite and tensor.dim() == 4:
         values /= math.sqrt(math.prod(tensor.shape[1:]))
-    elif name.endswith("running_var"):
+    elif finite and name.endswith("running_var"):
         values = 0.5 + values.abs()
     return values.as_strided(tensor.shape, strides)
 
 
-def build_thin_model(n_class: int = N_CLASS, prefix: str = "") -> GLNet:
+def build_thin_model(n_class: int = N_CLASS, prefix: str = "", finite: bool = False) -> GLNet:
     """A network whose checkpoint takes kilobytes; another `prefix` gives other weights."""
     model = build_empty_model(n_class)
-    thin = {name: thin_tensor(prefix + name, x) for name, x in model.state_dict().items()}
+    thin = {name: thin_tensor(prefix + name, x, finite) for name, x in model.state_dict().items()}
     model.load_state_dict(thin, assign=True)
     return model
 
@@ -143,7 +143,7 @@ def build_header(stage: int, n_class: int = N_CLASS, **changes) -> Header:
 
 def write_thin_checkpoint(path: Path, stage: int, n_class: int = N_CLASS, **changes) -> GLNet:
     """Write a file of ours of `stage`; returns the network in it."""
-    model = build_thin_model(n_class, prefix=f"stage{stage}.")
+    model = build_thin_model(n_class, prefix=f"stage{stage}.", finite=True)
     checkpoint.save(path, model, build_header(stage, n_class, **changes))
     return model
 
