@@ -114,7 +114,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic.generate(root / "data", 16, 80, seed=0, prepared=True)
     (root / "weights").mkdir()
     for mode, name in released_weights.FILES.items():
-        model = build_thin_model(N_CLASS, prefix=f"stage{mode}.", finite=True)
+        model = build_thin_model(N_CLASS, prefix=f"stage{mode}.")
         for key, tensor in model.state_dict().items():
             if key.endswith("running_var"):
                 tensor.fill_(1)
