@@ -8,7 +8,7 @@ from torch import Tensor
 from dataset.base import Sample
 from engine.counting import StepScores
 from engine.patches import ImagePatches, TrainingPatches
-from engine.terms import Terms, add_terms, backpropagate, global_inputs, total_loss
+from engine.terms import Terms, add_terms, global_inputs, outside_autocast, total_loss
 from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import FullPyramid
@@ -44,11 +44,13 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
         found = StepScores(image, metrics.matrices)
         for patches, x in image:
             terms, scores = _sub_batch_terms(model, x, patches, image, context, leaf)
-            backpropagate([settings.scaler.scale(total_loss(terms))], settings, [None])
+            with outside_autocast(settings):
+                settings.scaler.scale(total_loss(terms)).backward()
             add_terms(total, terms)
             for name in PATCH_PREDICTIONS:
                 found.add(name, scores[name], patches)
-        backpropagate([taps], settings, [leaf.grad])
+        with outside_autocast(settings):
+            torch.autograd.backward(taps, leaf.grad)
         found.add_global(logits_g)
         found.count(metrics)
     return total

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dataset.base import Sample
 from engine.patches import ImagePatches
-from engine.terms import Terms, backpropagate, global_inputs, global_targets
+from engine.terms import Terms, global_inputs, global_targets, outside_autocast
 from models.glnet import GLNet
 from models.prepared import PreparedGLNet
 from utils.canvas import ArgmaxSink, Sink, enlarge
@@ -30,7 +30,8 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     """
     logits = model.global_.logits(global_inputs(batch, settings))  # (B, n_class, size_g / 4, size_g / 4)
     loss = settings.share * settings.loss(logits, global_targets(batch, settings))
-    backpropagate([settings.scaler.scale(loss)], settings, [None])
+    with outside_autocast(settings):
+        settings.scaler.scale(loss).backward()
     for sample, scores in zip(batch, logits.detach().split(1), strict=True):
         label = settings.to_device(required(sample.label, "label"))
         prediction = ArgmaxSink(map_size(label), settings.device)

@@ -11,7 +11,7 @@ from dataset.base import Sample
 from engine.counting import StepScores
 from engine.global2local import patch_canvases, patch_predictions, select_training_patches
 from engine.patches import ImagePatches, TrainingPatches
-from engine.terms import Terms, add_terms, backpropagate, global_inputs, global_targets
+from engine.terms import Terms, add_terms, global_inputs, global_targets, outside_autocast
 from models.glnet import GLNet, ensemble_global_half
 from models.prepared import PreparedGLNet
 from models.pyramid import Levels, Pyramid
@@ -47,7 +47,8 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
         leaf = own_taps.clone().requires_grad_()
         leaf.grad = own_gradient
         _train_ensemble(model, images.pop(0), maps, leaf, scores, total=total, metrics=metrics)
-    backpropagate([settings.scaler.scale(loss), taps], settings, [None, gradient])
+    with outside_autocast(settings):
+        torch.autograd.backward([settings.scaler.scale(loss), taps], [None, gradient])
     return total
 
 
@@ -86,7 +87,8 @@ def _train_ensemble(
         half = model.local.pyramid.conv_ps3(ps2, weight, bias, crops)
         logits = half + ensemble_global_half(taps, image.grid, patches, map_size(half))  # (n, n_class, h / 4, w / 4)
         term = settings.loss(logits, image.targets(patches, logits))
-        backpropagate([settings.scaler.scale(term)], settings, [None])
+        with outside_autocast(settings):
+            settings.scaler.scale(term).backward()
         add_terms(total, {settings.loss.term("ensemble"): term})
         found.add("ensemble", logits.detach(), patches)
     found.add_global(logits_g)

@@ -1,6 +1,7 @@
 """The common part of all stages' training steps: inputs, targets, and the terms of the loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import reduce
 
 import torch
@@ -14,18 +15,12 @@ Terms = dict[str, Tensor]
 """The terms of a loss by name, scalars."""
 
 
-def backpropagate(tensors: Sequence[Tensor], settings: Settings, gradients: Sequence[Tensor | None]) -> None:
-    """Add the gradients of `tensors` to those of the parameters, outside the autocast of the forward pass.
+def outside_autocast(settings: Settings) -> AbstractContextManager:
+    """Return a context for backward passes, which leave the autocast of the forward pass.
 
     Within it, what a forward pass computes in float32 would get its gradient in the lower precision.
-
-    Args:
-        tensors: differentiable.
-        settings: the device.
-        gradients: of the tensors; None of a scalar is 1.
     """
-    with torch.autocast(settings.device.type, enabled=False):
-        torch.autograd.backward(list(tensors), list(gradients))
+    return torch.autocast(settings.device.type, enabled=False)
 
 
 def total_loss(terms: Mapping[str, Tensor]) -> Tensor:

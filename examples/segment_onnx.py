@@ -171,7 +171,8 @@ def crop(x: np.ndarray, grid: Grid, batch: slice) -> np.ndarray:
 def read(path: Path) -> Image.Image:
     """Return a picture of 8 bits as RGB, as displayed. Pillow would cut samples of more bits down, each in its way."""
     image = Image.open(path)
-    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]  # of decoders; the first tells how samples are stored
+    raw = " ".join(str(one[0] if isinstance(one, tuple) else one) for one in arguments)
     head = path.read_bytes()[: 1 << 16] if image.format == "JPEG2000" else b""
     start = head.find(b"\xff\x4f\xff\x51")  # where a code stream of JPEG 2000 begins, with the bits of its bands
     bits = (head[start + 42] & 0x7F) + 1 if start >= 0 else 8

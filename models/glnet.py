@@ -89,12 +89,12 @@ class Ensemble(nn.Module):
     @property
     def local_weight(self) -> Tensor:
         """The half that reads the local ps3, (n_class, C, 3, 3)."""
-        return self.weight.chunk(2, dim=1)[0]
+        return self.weight[:, : self.weight.shape[1] // 2]
 
     @property
     def global_weight(self) -> Tensor:
         """The half that reads the global ps3, (n_class, C, 3, 3)."""
-        return self.weight.chunk(2, dim=1)[1]
+        return self.weight[:, self.weight.shape[1] // 2 :]
 
     def forward(self, local: Tensor, crop: Tensor) -> Tensor:
         """Return logits of patches, (n, n_class, h, w).

@@ -298,6 +298,6 @@ def test_a_missing_package_is_named(monkeypatch, package) -> None:
 
 
 def test_a_missing_driver_is_named(monkeypatch) -> None:
-    monkeypatch.setattr(pyogrio, "list_drivers", lambda **_: {"GPKG": "rw"})
-    with pytest.raises(InputError, match="--polygons geojson needs GDAL's driver GeoJSON"):
-        PolygonOptions("geojson")
+    monkeypatch.setattr(pyogrio, "list_drivers", lambda **_: {"GeoJSON": "rw"})
+    with pytest.raises(InputError, match="--polygons gpkg needs GDAL's driver GPKG"):
+        PolygonOptions("gpkg")
