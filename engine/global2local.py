@@ -9,7 +9,8 @@ from dataset.base import Sample
 from engine.counting import StepScores
 from engine.patches import ImagePatches, TrainingPatches
 from engine.terms import Terms, add_terms, global_inputs, outside_autocast, total_loss
-from models.glnet import GLNet, ensemble_global_half
+from models.efficient import branch_pyramid, ensemble_global_half, ensemble_taps, read_local
+from models.glnet import GLNet
 from models.prepared import PreparedGLNet
 from models.pyramid import FullPyramid
 from models.sharing import crop_global, crop_pyramid
@@ -33,13 +34,14 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     for sample in batch:
         image = TrainingPatches(sample, settings)
         with torch.no_grad():
-            logits_g, context = model.global_(global_inputs([sample], settings))
+            context = branch_pyramid(model.global_, global_inputs([sample], settings))
+            logits_g = model.global_.head(context.ps3)
         if not select_training_patches(image, logits_g, metrics):
             continue
         image.keep(image.draw())
         if not settings.share_maps:
             context = context.withheld()
-        taps = model.ensemble.global_taps(context.ps3)  # (1, 9 * n_class, size_g / 4, size_g / 4)
+        taps = ensemble_taps(model.ensemble, context.ps3)  # (1, 9 * n_class, size_g / 4, size_g / 4)
         leaf = taps.detach().requires_grad_()  # gathers the gradients of all sub-batches
         found = StepScores(image, metrics.matrices)
         for patches, x in image:
@@ -88,15 +90,15 @@ def _sub_batch_terms(
         patches: which patches of the image's grid they are.
         image: the image's patches and their labels.
         context: the global branch's maps of the whole image, (1, C, h, w) each.
-        taps: `Ensemble.global_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
+        taps: `ensemble_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
 
     Returns:
         The terms of the loss, with gradients, and the logits (n, n_class, h / 4, w / 4) by prediction, without.
     """
     settings = image.settings
     # (n, C, h / 4, w / 4)
-    ps3 = model.local.pyramid(model.local.backbone(x), crop_pyramid(context, image.grid, patches)).ps3
-    logits, half, distance = model.read_local(ps3, crop_global(context.ps3, image.grid, patches))
+    ps3 = branch_pyramid(model.local, x, crop_pyramid(context, image.grid, patches)).ps3
+    logits, half, distance = read_local(model, ps3, crop_global(context.ps3, image.grid, patches))
     ensemble = half + ensemble_global_half(taps, image.grid, patches, map_size(half))
     target = image.targets(patches, logits)  # (n, h / 4, w / 4)
     terms = {

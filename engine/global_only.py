@@ -7,6 +7,7 @@ from torch import Tensor
 from dataset.base import Sample
 from engine.patches import ImagePatches
 from engine.terms import Terms, global_inputs, global_targets, outside_autocast
+from models.efficient import branch_logits, branch_maps
 from models.glnet import GLNet
 from models.prepared import PreparedGLNet
 from utils.canvas import ArgmaxSink, Sink, enlarge
@@ -28,7 +29,8 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     Returns:
         The terms of the loss, each the sum over the step, detached.
     """
-    logits = model.global_.logits(global_inputs(batch, settings))  # (B, n_class, size_g / 4, size_g / 4)
+    # (B, n_class, size_g / 4, size_g / 4)
+    logits = branch_logits(model.global_, branch_maps(model.global_, global_inputs(batch, settings)))
     loss = settings.share * settings.loss(logits, global_targets(batch, settings))
     with outside_autocast(settings):
         settings.scaler.scale(loss).backward()

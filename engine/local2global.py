@@ -12,7 +12,15 @@ from engine.counting import StepScores
 from engine.global2local import patch_canvases, patch_predictions, select_training_patches
 from engine.patches import ImagePatches, TrainingPatches
 from engine.terms import Terms, add_terms, global_inputs, global_targets, outside_autocast
-from models.glnet import GLNet, ensemble_global_half
+from models.efficient import (
+    branch_logits,
+    branch_maps,
+    branch_pyramid,
+    conv_ps3,
+    ensemble_global_half,
+    read_refined,
+)
+from models.glnet import GLNet
 from models.prepared import PreparedGLNet
 from models.pyramid import Levels, Pyramid
 from models.sharing import Mosaic, crop_global, crop_pyramid
@@ -36,7 +44,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics
     merged, kept = _local_maps(model, inputs, images, metrics)
     # no name is given to what only the backward pass needs: it is freed on its way
     # (B, n_class, size_g / 4, size_g / 4) and (B, 9 * n_class, size_g / 4, size_g / 4)
-    logits_g, taps = model.read_refined(model.refined.pyramid(model.refined.backbone(inputs), merged).ps3)
+    logits_g, taps = read_refined(model, branch_pyramid(model.refined, inputs, merged).ps3)
     del merged
     loss = settings.share * settings.loss(logits_g, global_targets(batch, settings))
     total: Terms = {}
@@ -70,7 +78,7 @@ def _train_ensemble(
         model: the network.
         image: the image's patches and their labels.
         maps: the frozen branches' maps of the image.
-        taps: a leaf with `Ensemble.global_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
+        taps: a leaf with `ensemble_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
         logits_g: the image's refined logits, (1, n_class, size_g / 4, size_g / 4).
         total: the terms of the loss are added to it.
         metrics: counts the predictions.
@@ -84,7 +92,7 @@ def _train_ensemble(
     for patches, kept in zip(image.grid.sub_batches(settings.sub_batch_size), maps.local, strict=True):
         ps2 = tuple(x.to(settings.device) for x in kept)
         crops = tuple(crop_global(x, image.grid, patches) for x in context)
-        half = model.local.pyramid.conv_ps3(ps2, weight, bias, crops)
+        half = conv_ps3(model.local.pyramid, ps2, weight, bias, crops)
         logits = half + ensemble_global_half(taps, image.grid, patches, map_size(half))  # (n, n_class, h / 4, w / 4)
         term = settings.loss(logits, image.targets(patches, logits))
         with outside_autocast(settings):
@@ -100,7 +108,7 @@ class _KeptMaps:
     """What the ensemble reads of the frozen branches' maps of one image, on the host.
 
     The ensemble's weights learn, so its part of the logits alone does not do. But the maps that ps3 is computed from
-    take a third of the memory of ps3, and folding both convolutions (`FPN.conv_ps3`) costs less than computing ps3.
+    take a third of the memory of ps3, and folding both convolutions (`conv_ps3`) costs less than computing ps3.
 
     Attributes:
         context: ps2 of `global_`, (1, 128, h, w) each.
@@ -143,9 +151,9 @@ def _local_maps(
     kept: list[_KeptMaps] = []
     for i, (x, image) in enumerate(zip(inputs.split(1), images, strict=True)):
         kept.append(_KeptMaps())
-        context = model.global_.context(x)
+        context = branch_maps(model.global_, x)
         selects = settings.selection is not None
-        if selects and not select_training_patches(image, model.global_.logits_of(context), metrics):
+        if selects and not select_training_patches(image, branch_logits(model.global_, context), metrics):
             continue
         if not settings.share_maps:
             context = context.withheld()
@@ -154,9 +162,9 @@ def _local_maps(
         found, drawn = StepScores(image, ("local",)), image.draw()
         for patches, x_p in image:
             crops = crop_pyramid(context, image.grid, patches)
-            maps = model.local.context(x_p, crops)
+            maps = branch_maps(model.local, x_p, crops)
             maps.visit(partial(mosaic.add, i, image.grid, patches))
-            found.add("local", model.local.logits_of(maps, crops), patches)
+            found.add("local", branch_logits(model.local, maps, crops), patches)
             kept[-1].add(maps.ps2, [k - patches.start for k in drawn if patches.start <= k < patches.stop])
             del maps, crops  # so that they are freed before the next ones are computed
         found.count(metrics)

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from models.backbone import build_backbone
 from models.bands import set_bands
 from models.fpn import FPN, INITIAL_STD, WIDTH, SameConv
-from models.pyramid import FullPyramid, Pyramid
-from models.regulariser import conv_and_distance, last_conv
-from models.resized import add_taps, resize, resize_and_add_taps, taps_of
+from models.pyramid import FullPyramid, Pyramid, resize
 from models.sharing import crop_global, crop_pyramid, merge_local_maps
 from utils.errors import required
 from utils.stretch import RGB
-from utils.tiling import Patches, Size, map_size
+from utils.tiling import Patches, map_size
 
 
 class Branch(nn.Module):
@@ -54,25 +52,11 @@ class Branch(nn.Module):
         pyramid = self.pyramid(self.backbone(image), other)
         return self.head(pyramid.ps3), pyramid
 
-    def context(self, image: Tensor, other: Pyramid | None = None) -> Pyramid:
-        """Return the pyramid without ps3: all that another branch's fused pyramid reads. See `forward`."""
-        return self.pyramid.shared(self.backbone(image), other)
-
-    def logits(self, image: Tensor) -> Tensor:
-        """Return the plain form's logits, (N, n_class, h / 4, w / 4), of images (N, bands, h, w); ps3 is not built."""
-        return self.logits_of(self.context(image))
-
-    def logits_of(self, context: Pyramid, other: Pyramid | None = None) -> Tensor:
-        """Return the logits from the pyramid that `context` returned of the same `other`; ps3 is not built."""
-        read = None if other is None else other.ps2
-        return self.pyramid.conv_ps3(context.ps2, self.head.weight, self.head.bias, read)
-
 
 class Ensemble(nn.Module):
     """3x3 convolution over the concatenation of local ps3 and global ps3 (paper, section 3.2).
 
-    A convolution of a concatenation is the sum of two convolutions. Training and the prepared form compute the two
-    halves apart; `forward` computes the concatenation itself.
+    A convolution of a concatenation is the sum of two convolutions, so the halves can be computed apart.
 
     Attributes:
         weight: (n_class, 2 * C, 3, 3), C being the channels of ps3; the local half first.
@@ -109,30 +93,6 @@ class Ensemble(nn.Module):
     def local_half(self, ps3: Tensor) -> Tensor:
         """Return the local map's part of the logits, bias included: (n, C, h, w) to (n, n_class, h, w)."""
         return F.conv2d(ps3, self.local_weight, self.bias, padding=1)
-
-    def global_taps(self, ps3: Tensor) -> Tensor:
-        """Return the nine taps of the global map's part, which `ensemble_global_half` crops, shifts and adds.
-
-        (1, C, H, W) to (1, 9 * n_class, H, W), the places of the kernel outermost, row by row.
-        """
-        return F.conv2d(ps3, taps_of(self.global_weight))
-
-
-def ensemble_global_half(taps: Tensor, grid: Patches, patches: slice, size: Size) -> Tensor:
-    """Compute the global map's part of the ensemble's logits for some patches.
-
-    Args:
-        taps: `Ensemble.global_taps` of the whole image, (1, 9 * n_class, H, W). Cropping and resizing them equals
-            cropping and resizing ps3 first.
-        grid: the image's patch grid.
-        patches: which patches of the grid, n of them.
-        size: (h, w) of the patches' logits.
-
-    Returns:
-        (n, n_class, h, w).
-    """
-    crop = crop_global(taps, grid, patches)  # (n, 9 * n_class, h', w')
-    return resize_and_add_taps(crop, [map_size(crop), size])
 
 
 @dataclass(frozen=True)
@@ -288,37 +248,3 @@ class GLNet(nn.Module):
             variance.copy_((deviation.square() - smooth.norm.eps).clamp(min=0))
             smooth.norm.weight.copy_((variance + smooth.norm.eps).sqrt())
             smooth.norm.bias.copy_(mean)
-
-    def read_local(self, ps3: Tensor, crop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute all that training needs of the local ps3, the largest map, in one pass.
-
-        Head and ensemble both convolve ps3. Their kernels are concatenated, so that ps3 is read once and its gradient
-        is made once.
-
-        Args:
-            ps3: of n patches, (n, C, h, w); overwritten in the backward pass.
-            crop: the cells of the global ps3 that the patches cover, (n, C, h', w').
-
-        Returns:
-            Logits (n, n_class, h, w); the local half of the ensemble, of the same shape; the mean squared distance of
-            `ps3` to `crop` resized to it, a scalar (the feature-map regulariser, paper, section 3.3).
-        """
-        weight = torch.cat([self.local.head.weight, self.ensemble.local_weight])
-        bias = torch.cat([self.local.head.bias, self.ensemble.bias])
-        scores, distance = conv_and_distance(ps3, weight, bias, crop)
-        logits, half = scores.chunk(2, dim=1)
-        return logits, half, distance
-
-    def read_refined(self, ps3: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute all that training needs of the refined ps3 in one pass.
-
-        Args:
-            ps3: (N, C, h, w); overwritten in the backward pass.
-
-        Returns:
-            Logits (N, n_class, h, w), and the taps of `Ensemble.global_taps`, (N, 9 * n_class, h, w).
-        """
-        kernels = self.refined.head.weight, self.ensemble.global_weight
-        own, taps = last_conv(ps3, torch.cat([taps_of(kernel) for kernel in kernels])).chunk(2, dim=1)
-        # a copy, so that the other half is freed
-        return add_taps(own) + self.refined.head.bias.view(-1, 1, 1), taps.clone()

@@ -1,19 +1,16 @@
 """GLNet cut into parts that other runtimes compute: functions of tensors alone, of any size, in standard operators.
 
-The parts compute the paper's definition as it stands: maps are resized, concatenated and convolved. The forms for
-training and for inference save work by matrices and choices that depend on the sizes of maps, so that a graph of them
-would be larger and would hold for one size only.
+The parts compute the definition (`FPN.forward`). The forms for training and for inference save work by matrices and
+choices that depend on the sizes of maps, so that a graph of them would be larger and would hold for one size only.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.fpn import FPN, LevelConvs
 from models.glnet import Branch, Ensemble, GLNet
-from models.pyramid import FullPyramid, Levels, Pyramid
+from models.pyramid import Pyramid, resize
 from utils.stages import STAGES
-from utils.tiling import Size, map_size
+from utils.tiling import map_size
 
 LEVELS = ("p5", "p4", "p3", "p2")
 """The levels of a pyramid, coarsest first."""
@@ -72,8 +69,8 @@ class BranchPart(Part):
     def compute(self, *inputs: Tensor) -> dict[str, Tensor]:
         image, *maps = inputs
         other = Pyramid.of(maps[i : i + len(LEVELS)] for i in range(0, len(maps), len(LEVELS))) if maps else None
-        own = define_pyramid(self.branch.pyramid, self.branch.backbone(image), other)
-        found = {"logits": self.branch.head(own.ps3), "ps3": own.ps3, **named_maps(MAPS, own)}
+        logits, own = self.branch(image, other)
+        found = {"logits": logits, "ps3": own.ps3, **named_maps(MAPS, own)}
         if self.ensemble is not None:
             found["half"] = self.ensemble.local_half(own.ps3)
         return found
@@ -111,32 +108,3 @@ def parts_of(model: GLNet, mode: int) -> list[Part]:
 def named_maps(names: tuple[str, ...], pyramid: Pyramid) -> dict[str, Tensor]:
     """Return the maps of a pyramid but ps3 under `names`, which are `MAPS` or `OTHER_MAPS`."""
     return dict(zip(names, (x for levels in pyramid.levels for x in levels), strict=True))
-
-
-def define_pyramid(fpn: FPN, c: Levels, other: Pyramid | None = None) -> FullPyramid:
-    """Compute what `fpn(c, other)` does, as the paper defines it; see `FPN.forward`."""
-    other_c, other_ps0, other_ps1 = (None, None, None) if other is None else (other.c, other.ps0, other.ps1)
-    ps0: list[Tensor] = []
-    for x in convolve_joined(fpn.lateral, c, other_c):
-        ps0.append(x + resize(ps0[-1], map_size(x)) if ps0 else x)
-    ps1 = convolve_joined(fpn.smooth1, tuple(ps0), other_ps0)
-    ps2 = convolve_joined(fpn.smooth2, ps1, other_ps1)
-    maps = ps2
-    if other is not None:
-        maps = tuple(x for own, y in zip(ps2, other.ps2, strict=True) for x in (own, resize(y, map_size(own))))
-    ps3 = torch.cat([resize(x, map_size(ps2[-1])) for x in maps], dim=1)
-    if fpn.smooth is not None:
-        ps3 = fpn.smooth(ps3)
-    return FullPyramid(c, tuple(ps0), ps1, ps2, ps3)
-
-
-def convolve_joined(layers: LevelConvs, own: Levels, other: Levels | None) -> Levels:
-    """Convolve every level of `own`, joined with the same level of `other`, resized to it, if there is one."""
-    if other is not None:
-        own = tuple(torch.cat([x, resize(y, map_size(x))], dim=1) for x, y in zip(own, other, strict=True))
-    return tuple(layer(x) for layer, x in zip(layers, own, strict=True))
-
-
-def resize(x: Tensor, size: Size) -> Tensor:
-    """Return `x` resized as `models.resized.resize` does it; a map that fits is resized too, so that any size may."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -3,7 +3,7 @@
 It gives the scores of the plain form, up to rounding, for about a third of the work. Its parts, each exact:
 
 *Norm layers* whose statistics are fixed are affine, so each folds into the convolution before it (`models/folding.py`,
-`SameConv.kernel`).
+`folded_kernel`).
 
 *A convolution of a concatenation* is the sum of convolutions of its parts, and a *1x1 convolution commutes* with
 resizing and cropping. So the global branch's half of every local lateral is computed once per image, on the whole
@@ -29,11 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.efficient import ensemble_global_half, folded_kernel, interleaved
 from models.folding import Placement, fold_norms
-from models.fpn import FPN, interleaved
-from models.glnet import GLNet, ensemble_global_half
+from models.fpn import FPN
+from models.glnet import GLNet
 from models.pyramid import Levels, OnMap, Pyramid
-from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize, taps_of
+from models.resized import add_resized_conv, add_taps, conv, fitted, joint_conv, taps_of
 from models.sharing import crop_pyramid
 from utils.stages import Stage
 from utils.tiling import Patches, map_size
@@ -46,7 +47,7 @@ class GlobalMaps:
     Attributes:
         logits: (1, n_class, size_g / 4, size_g / 4).
         context: the maps that the local pyramid reads, (1, C, h, w) each; `c` is projected to its laterals already.
-        taps: `Ensemble.global_taps`, (1, 9 * n_class, size_g / 4, size_g / 4).
+        taps: `ensemble_taps`, (1, 9 * n_class, size_g / 4, size_g / 4).
     """
 
     logits: Tensor | None
@@ -68,7 +69,7 @@ class PreparedPyramid:
         self.own: list[list[tuple[Tensor, Tensor]]] = []
         self.other: list[list[Tensor]] = []
         for convs in (fpn.lateral, fpn.smooth1, fpn.smooth2):
-            kernels = [layer.kernel() for layer in convs]
+            kernels = [folded_kernel(layer) for layer in convs]
             halves = [weight.chunk(2 if fpn.fused else 1, dim=1) for weight, _ in kernels]
             biases = [placement.put(bias) for _, bias in kernels]
             self.own.append([(placement.put(own), bias) for (own, *_), bias in zip(halves, biases, strict=True)])
@@ -102,9 +103,9 @@ class PreparedPyramid:
                     if depth:
                         x = add_resized_conv(x, y, self.other[depth][level], [size])
                     else:
-                        x += resize(y, size)
+                        x += fitted(y, size)
                 if depth == 0 and level > 0:
-                    x += resize(maps[level - 1], map_size(x))
+                    x += fitted(maps[level - 1], map_size(x))
                 maps[level] = x
         if on_map is not None:
             for level, x in enumerate(maps):
@@ -131,7 +132,7 @@ class FoldedTail:
         # (9, outputs, n_class, C): the places outermost, row by row
         taps = torch.stack([taps_of(kernel.double()).flatten(1).unflatten(0, (9, -1)) for kernel in kernels], 1)
         if fpn.smooth is not None:  # (9, outputs, n_class, C) by (C, 2 * C, 3, 3)
-            smooth, bias = fpn.smooth.kernel()
+            smooth, bias = folded_kernel(fpn.smooth)
             weight = torch.tensordot(taps, smooth.double(), dims=1)
             self.bias = placement.put(torch.tensordot(taps, bias.double(), dims=1))
         else:  # ps3 is the concatenation itself

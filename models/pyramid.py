@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from utils.tiling import Size
 
 Levels = tuple[Tensor, ...]
 """Four maps, coarsest first: p5, p4, p3, p2, at 1/32, 1/16, 1/8 and 1/4 of the input."""
@@ -12,6 +15,11 @@ Levels = tuple[Tensor, ...]
 OnMap = Callable[[int, int, Tensor], None]
 """A callback for each map as soon as it is computed: its depth (0: c, 1: ps0, 2: ps1, 3: ps2), its level (0: p5, ...
 3: p2), and the map, (N, C, h, w). Maps are used in this way before the next ones take memory."""
+
+
+def resize(x: Tensor, size: Size) -> Tensor:
+    """Return `x` (N, C, H, W) resized bilinearly to `size`, without aligned corners or antialiasing."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from models.pyramid import resize
 from utils.tiling import Size, map_size
 
 Bands = tuple[tuple[slice, slice, Tensor], ...]
@@ -43,11 +44,9 @@ TRANSIENT_CHANNELS = 192
 that is more than `TRANSIENT`. Calls are fewer then, and the peak of memory, which is elsewhere, is the same."""
 
 
-def resize(x: Tensor, size: Size) -> Tensor:
-    """Return `x` (N, C, H, W) resized bilinearly, without aligned corners or antialiasing; `x` itself if it fits."""
-    if map_size(x) == size:
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+def fitted(x: Tensor, size: Size) -> Tensor:
+    """Return `x` (N, C, H, W) resized to `size`; `x` itself if it fits."""
+    return x if map_size(x) == size else resize(x, size)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -117,7 +116,7 @@ def add_resized_conv(total: Tensor, x: Tensor, weight: Tensor, chain: list[Size]
         total = total.contiguous(memory_format=torch.channels_last)
         return _AddTaps.apply(total, x, weight, [source, *chain])
     for size in chain:
-        x = resize(x, size)
+        x = fitted(x, size)
     return total.add_(x if convolved else conv(x, weight))
 
 

@@ -10,7 +10,8 @@ from builders import N_CLASS, build_model, build_sample, build_settings
 
 import helper
 import train_deep_globe
-from engine.terms import backpropagate
+from engine.terms import outside_autocast
+from models.efficient import conv_ps3
 from models.fpn import FPN
 from training import run as training_run
 from utils.metrics import StageMetrics
@@ -29,7 +30,8 @@ def test_a_backward_pass_within_autocast_is_computed_outside_of_it() -> None:
     with autocast(CPU, "bf16"):
         with torch.autocast("cpu", enabled=False):
             product = (a @ b).square().sum()
-        backpropagate([product], build_settings(precision="bf16"), [None])
+        with outside_autocast(build_settings(precision="bf16")):
+            product.backward()
     assert torch.equal(a.grad, expected)
 
 
@@ -50,8 +52,10 @@ def test_the_folded_kernel_of_ps3_has_a_gradient_in_float32(monkeypatch: pytest.
 
     monkeypatch.setattr(torch, "tensordot", kept)
     with autocast(CPU, "bf16"):
-        scores = pyramid.conv_ps3(own, weight, bias, own)
-        backpropagate([scores.float().square().sum()], build_settings(precision="bf16"), [None])
+        scores = conv_ps3(pyramid, own, weight, bias, own)
+        loss = scores.float().square().sum()
+        with outside_autocast(build_settings(precision="bf16")):
+            loss.backward()
     (kernel,) = kernels
     taps = weight.detach().permute(2, 3, 0, 1).flatten(0, 2)
     expected = product(taps.t().contiguous(), kernel.grad, dims=1)

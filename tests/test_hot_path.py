@@ -10,7 +10,8 @@ pytest.importorskip("torch._subclasses.fake_tensor")
 from benchmarks.breakdown import PARTS, print_breakdown
 from benchmarks.calls import count
 from benchmarks.workload import Inference
-from models.resized import add_resized_conv, resize, resize_and_add_taps, taps_of
+from models.pyramid import resize
+from models.resized import add_resized_conv, resize_and_add_taps, taps_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 

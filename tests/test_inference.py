@@ -8,7 +8,8 @@ from builders import build_predictor, build_sample, build_settings, forward_scor
 from models import resized
 from models.folding import Placement
 from models.prepared import PreparedGLNet
-from models.resized import add_resized_conv, add_taps, joint_conv, resize
+from models.pyramid import resize
+from models.resized import add_resized_conv, add_taps, joint_conv
 from utils.canvas import ArgmaxSink
 from utils.sources import MemorySource
 from utils.stages import STAGES

@@ -90,6 +90,15 @@ def test_utils_holds_only_what_two_packages_use() -> None:
     assert len(users) <= 22
 
 
+def test_the_definition_of_the_network_imports_no_other_form_of_it() -> None:
+    """Otherwise an error in the faster forms would be on both sides of every comparison."""
+    known, reached = graph(), {"models.glnet"}
+    while more := {other for module in reached for other in known[module]} - reached:
+        reached |= more
+    assert "models.fpn" in reached
+    assert not reached & {f"models.{name}" for name in ("efficient", "resized", "regulariser", "folding", "prepared")}
+
+
 def functions(path: Path) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
 

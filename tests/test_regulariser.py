@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.pyramid import resize
 from models.regulariser import conv_and_distance, last_conv
-from models.resized import resize
 
 
 @pytest.mark.parametrize("crop_size", [(4, 5), (9, 8)])

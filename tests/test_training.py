@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from dataset.base import Sample
 from engine.patches import TrainingPatches
 from helper import SHOWN_EVERY, TRAINING_STEPS, StageMetrics, evaluate, train_one_epoch
-from models.fpn import FPN, resize
+from models.fpn import FPN
 from models.glnet import GLNet
-from models.pyramid import Pyramid
+from models.pyramid import Pyramid, resize
 from models.sharing import Mosaic, crop_global, crop_pyramid
 from utils.classes import IGNORED
 from utils.loss import focal_loss
