@@ -166,6 +166,7 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
         logging.info(f"Validation: {context}")
     settings = replace(settings, statistics=header.normalization())
     model = setup.build_training_model(options, header, files, resumed=resumed)
+    children = setup.saved_children(stage, files)
     files.clear()
     setup.place(model, stage, ranks.device)
     if options.sync_bn:
@@ -179,6 +180,7 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
         train_data=train_data,
         val_data=val_data,
         validation=described.validation,
+        children=children,
         ranks=ranks,
     )
     TrainingRun(plan).run()

@@ -4,8 +4,8 @@
 
 writes a file of this project as the released file of its stage, so that the released code can load it.
 
-A file of this project holds the whole GLNet after its stage, and a header. A released file is a plain state dict that
-does not record its stage: functions that need the stage take it as an argument. In released files of stages 1 and 2
+A file of this project holds a header, and of GLNet what its stage uses; older ones hold all of it. A released file is a
+plain state dict of all of GLNet that does not record its stage: functions that need the stage take it as an argument. In released files of stages 1 and 2
 `resnet_global` and the classifier of `fpn_global` are those of the global branch, in files of stage 3 those of the
 refined branch.
 """
@@ -14,7 +14,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from models.bands import fit_kernels
 from models.fpn import WIDTH
 from models.glnet import GLNet
 from models.header import Header
-from models.tensors import load, only_tensors
+from models.tensors import children_of, load, only_tensors, state_of
 from models.timm_backbone import PREFIX
 from utils.errors import InputError, exit_code
 from utils.files import check_version, load_torch, replacing, save_torch, unreadable_record
@@ -118,18 +118,19 @@ def released_modules(stage: int) -> dict[str, str]:
     }
 
 
-def save(path: Path, model: GLNet, header: Header) -> None:
+def save(path: Path, model: GLNet, header: Header, children: Iterable[str] | None = None) -> None:
     """Write a checkpoint; an existing file is replaced only when the new one is complete.
 
     Args:
         path: of the file.
         model: the network, trained in `header.stage`.
         header: of the network.
+        children: of the network that are written; by default those that the stage uses.
 
     Raises:
         InputError: the file cannot be written.
     """
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors = state_of(model, STAGES[header.stage].uses if children is None else children)
     save_torch(path, {"format": FORMAT, "version": VERSION, "header": header.to_record(), "model": tensors})
 
 
@@ -193,14 +194,18 @@ def read_context(file: Checkpoint, stage: int, path_g: Path | None) -> Checkpoin
 
 
 def load_whole(model: GLNet, checkpoint: Checkpoint, stage: int) -> None:
-    """Load all tensors of a file of `stage`. A released file of stage 3 lacks the global branch's backbone and head.
+    """Load all tensors of a file of `stage`; what it lacks keeps its weights.
 
-    Raises InputError if the file does not fit the network.
+    A file of this project may lack children that the stage does not use, and a released file of stage 3 lacks the
+    global branch's backbone and head. Raises InputError if the file lacks anything else or does not fit the network.
     """
-    parts = ["global_.pyramid.", "local.", "refined.", "ensemble."]
-    if checkpoint.header is not None or stage < 3:
-        parts += ["global_.backbone.", "global_.head."]
-    load(model, checkpoint.tensors_of(stage), checkpoint.path, parts)
+    tensors = checkpoint.tensors_of(stage)
+    if checkpoint.header is not None:
+        parts = [f"{child}." for child in {*STAGES[stage].uses} | children_of(tensors)]
+    else:
+        parts = ["global_.pyramid.", "local.", "refined.", "ensemble."]
+        parts += ["global_.backbone.", "global_.head."] if stage < 3 else []
+    load(model, tensors, checkpoint.path, parts)
 
 
 def load_context(model: GLNet, checkpoint: Checkpoint) -> None:
@@ -209,7 +214,9 @@ def load_context(model: GLNet, checkpoint: Checkpoint) -> None:
 
 
 def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
-    """Load backbones and pyramids, which fit any classes; heads and ensemble keep their weights.
+    """Load backbones and pyramids, which fit any classes, of the branches that a file holds.
+
+    Heads, the ensemble and branches that the file lacks keep their weights.
 
     A released file is taken to be of stage 1 or 2. From one of stage 3 the global branch gets the refined branch's
     backbone. Kernels of three bands are widened to those of the network. Raises InputError if the file does not fit it.
@@ -220,9 +227,10 @@ def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} was made with {checkpoint.n_bands} bands, which cannot start a network of "
             f"{model.n_bands}: give as many --bands, or a file of {RGB}"
         )
-    for name in ("global_", "local", "refined"):
+    branches = {"global_"} | ({"local", "refined"} & children_of(tensors))
+    for name in branches:
         tensors = fit_kernels(getattr(model, name).backbone, tensors, f"{name}.backbone.")
-    parts = [f"{branch}.{part}." for branch in ("global_", "local", "refined") for part in ("backbone", "pyramid")]
+    parts = [f"{branch}.{part}." for branch in branches for part in ("backbone", "pyramid")]
     load(model, tensors, checkpoint.path, parts)
 
 
@@ -267,6 +275,8 @@ def to_released(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
 def export(source: Path, target: Path) -> str:
     """Write a file of this project as the released file of its stage.
 
+    Released files hold all of GLNet. What the file lacks, because its stage does not use it, gets initial weights.
+
     Args:
         source: the file of this project.
         target: the released file to write.
@@ -290,7 +300,10 @@ def export(source: Path, target: Path) -> str:
             f"{checkpoint.header.pyramid_norm}; the released code has {WIDTH} and none only"
         )
     stage = checkpoint.header.stage
-    save_torch(target, to_released(checkpoint.tensors, stage))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        initial = GLNet(len(checkpoint.header.classes), checkpoint.header.backbone).state_dict()
+    save_torch(target, to_released({**initial, **checkpoint.tensors}, stage))
     return f"{target}: the released file of mode {stage}"
 
 

@@ -83,6 +83,7 @@ class Header:
         classes: of its predictions.
         backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, share, pyramid_width,
             pyramid_norm, bands, stretch: the options of these names; see `utils.settings.RECORDED`.
+        backbone_weights: what the backbones start from, the option of this name; stage 2 starts `local` from it.
         statistics: of the training images, with `--normalize data`; else None.
         trained_on: the training images.
         scale: pixels of a training window for one pixel of its shrunk image, with `--window`; None if images are shrunk
@@ -103,6 +104,7 @@ class Header:
     pyramid_norm: str = "none"
     bands: str | None = None
     stretch: str = "2%,98%"
+    backbone_weights: str = "imagenet"
     statistics: Statistics | None = None
     trained_on: TrainedOn | None = None
     scale: float | None = None
@@ -201,6 +203,8 @@ class Header:
             raise ValueError(f"share {header.share}, pyramid_norm {header.pyramid_norm}")
         if not isinstance(header.pyramid_width, int) or not 2 <= header.pyramid_width <= MOST_WIDTH:
             raise ValueError(f"pyramid_width {header.pyramid_width}")
+        if not isinstance(header.backbone_weights, str):
+            raise ValueError(f"backbone_weights {header.backbone_weights}")
         count_bands(header.bands)
         Stretch.parse(header.stretch)
         _check_classes(header.classes)

@@ -64,6 +64,17 @@ def only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
+def children_of(names: Iterable[str]) -> set[str]:
+    """Return the children of a network that the names of its state dict's tensors begin with."""
+    return {name.split(".")[0] for name in names}
+
+
+def state_of(model: nn.Module, children: Iterable[str]) -> dict[str, Tensor]:
+    """Return the entries of a network's state dict that are of the named children, on the CPU."""
+    wanted = set(children)
+    return {name: x.detach().cpu() for name, x in model.state_dict().items() if name.split(".")[0] in wanted}
+
+
 def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Iterable[str]) -> None:
     """Copy some tensors into a network, strictly.
 

@@ -18,6 +18,7 @@ from models.glnet import GLNet, Predictions
 from models.header import Header
 from utils.canvas import ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED, Classes
+from utils.files import save_torch
 from utils.resize import shrink_label
 from utils.settings import Settings
 from utils.sources import MemorySource
@@ -149,11 +150,9 @@ def write_thin_checkpoint(path: Path, stage: int, n_class: int = N_CLASS, **chan
 
 
 def write_released_checkpoint(path: Path, stage: int) -> GLNet:
-    """Write the released file of `stage`, as the exporter does; returns the network in it."""
-    ours = path.with_name(f"ours_{path.name}")
-    model = write_thin_checkpoint(ours, stage)
-    checkpoint.export(ours, path)
-    ours.unlink()
+    """Write the released file of `stage`; returns the network in it."""
+    model = build_thin_model(prefix=f"stage{stage}.", finite=True)
+    save_torch(path, checkpoint.to_released(model.state_dict(), stage))
     return model
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import BACKBONE, N_CLASS, SIDE, build_header, build_settings, shared_model, write_thin_checkpoint
+from builders import BACKBONE, N_CLASS, SIDE, build_header, build_settings, build_thin_model, shared_model
 from PIL import Image
 from torch import nn
 
@@ -259,7 +259,7 @@ def test_branches_draw_the_same_weights_whatever_the_bands() -> None:
 
 
 def test_weights_of_rgb_start_a_network_of_four_bands_and_others_do_not(tmp_path: Path) -> None:
-    write_thin_checkpoint(tmp_path / "rgb.pth", 1)
+    checkpoint.save(tmp_path / "rgb.pth", build_thin_model(), build_header(1), STAGES[3].uses)
     file = checkpoint.read(tmp_path / "rgb.pth")
     with torch.device("meta"):
         shapes = GLNet(N_CLASS, BACKBONE, 4)

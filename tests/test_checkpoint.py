@@ -3,6 +3,7 @@
 import argparse
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -28,7 +29,9 @@ from models import checkpoint
 from models.backbone import backbone_weights
 from models.checkpoint import FORMAT, VERSION
 from models.glnet import GLNet
+from models.tensors import children_of
 from training import setup
+from training.options import build_parser
 from utils.errors import InputError
 from utils.stages import STAGES
 
@@ -64,6 +67,10 @@ def assert_equal(found: State, expected: State, but: tuple[str, ...] = ()) -> No
         assert (name.startswith(but) if but else False) or torch.equal(tensor, expected[name]), name
 
 
+def setup_options(mode: int, *arguments: str) -> argparse.Namespace:
+    return build_parser().parse_args([f"--mode={mode}", *arguments])
+
+
 def change_file(path: Path, change: Callable[[dict], object], **how) -> None:
     """Write the content of `path` again, changed."""
     torch.save(change(torch.load(path, weights_only=True)), path, **how)
@@ -78,8 +85,69 @@ def test_our_file_gives_the_network_and_its_description_back(tmp_path: Path, sta
     changes = {"size_g": 128, "size_p": 96, "min_overlap": 20, "normalize": "half", "classes": DEEP_GLOBE}
     model = build_thin_model()
     checkpoint.save(path, model, build_header(stage, **changes))
-    assert checkpoint.read(path).header == build_header(stage, **changes)
-    assert_equal(load_whole(path, stage), model.state_dict())
+    found = checkpoint.read(path)
+    assert found.header == build_header(stage, **changes)
+    assert children_of(found.tensors) == {*STAGES[stage].uses}
+    others = tuple(f"{child}." for child in {*STAGES[3].uses} - {*STAGES[stage].uses})
+    state = load_whole(path, stage)
+    assert_equal(state, model.state_dict(), but=others)
+    assert all((x == BLANK).all() for name, x in state.items() if others and name.startswith(others))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_older_file_which_holds_all_is_read_as_before(tmp_path: Path, stage: int) -> None:
+    model = build_thin_model()
+    checkpoint.save(tmp_path / "a.pth", model, build_header(stage), STAGES[3].uses)
+    assert_equal(load_whole(tmp_path / "a.pth", stage), model.state_dict())
+
+
+def test_a_file_that_lacks_what_its_stage_uses_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a.pth", build_thin_model(), build_header(2), ("global_", "local"))
+    with pytest.raises(InputError, match=r"a\.pth misses tensor ensemble\.bias"):
+        load_whole(tmp_path / "a.pth", 2)
+
+
+@pytest.mark.parametrize("source", ["none", "file"])
+def test_later_stages_start_as_from_files_that_hold_all(tmp_path: Path, source: str) -> None:
+    """Bit-equal, with the seed of stage 1: what its file lacks is drawn, or read, once more."""
+    weights = "none" if source == "none" else str(tmp_path / "backbone.pth")
+    if source == "file":
+        write_backbone(tmp_path / "backbone.pth", BACKBONE)
+    started = [f"--model_path={tmp_path}", f"--backbone={BACKBONE}", f"--backbone_weights={weights}", "--n_class=5"]
+    options = setup_options(1, *started)
+    header = replace(build_header(1), backbone_weights=weights)
+    for name, children in (("new", None), ("older", STAGES[3].uses)):
+        torch.manual_seed(0)
+        model = setup.build_training_model(options, header, {}, resumed=False)
+        if children and source == "file":  # as stage 1 started the local branch, too
+            model.local.backbone.load_state_dict(model.global_.backbone.state_dict())
+        model.global_.head.bias.data.fill_(1)  # trained
+        checkpoint.save(tmp_path / f"{name}.pth", model, header, children)
+    for stage in (2, 3):
+        states = []
+        for name in ("new", "older"):
+            path = tmp_path / f"{name}.pth"
+            options = setup_options(stage, *started, f"--{STAGES[stage].starts_from[0]}={path.name}")
+            torch.manual_seed(0)
+            files = {STAGES[stage].starts_from[0]: checkpoint.read(path)}
+            model = setup.build_training_model(options, replace(header, stage=stage), files, resumed=False)
+            states.append({**model.state_dict(), "random": torch.get_rng_state()})
+            checkpoint.save(path, model, replace(header, stage=stage), None if name == "new" else STAGES[3].uses)
+        assert_equal(*states)
+
+
+def test_branches_that_init_from_brings_are_kept_for_later_stages(tmp_path: Path) -> None:
+    for name, children in (("all", STAGES[3].uses), ("one", None)):
+        checkpoint.save(tmp_path / f"{name}.pth", build_thin_model(), build_header(1), children)
+    kept = {
+        n: setup.saved_children(STAGES[1], {"init_from": checkpoint.read(tmp_path / f"{n}.pth")})
+        for n in ("all", "one")
+    }
+    assert {name: {*children} for name, children in kept.items()} == {
+        "all": {"global_", "local", "refined"},
+        "one": {"global_"},
+    }
+    assert setup.saved_children(STAGES[2], {}) == STAGES[2].uses
 
 
 @pytest.mark.parametrize("made", [1, 2, 3])
@@ -88,7 +156,7 @@ def test_our_file_serves_its_own_stage_only(tmp_path: Path, made: int, wanted: i
     write_thin_checkpoint(tmp_path / "a.pth", made)
     found = checkpoint.read(tmp_path / "a.pth")
     if made == wanted:
-        assert len(found.tensors_of(wanted)) == len(build_empty_model().state_dict())
+        assert children_of(found.tensors_of(wanted)) == {*STAGES[made].uses}
         return
     with pytest.raises(InputError, match=rf"a\.pth was made by stage {made} .*stage {wanted}'s .*{STAGES[made].reads}"):
         found.tensors_of(wanted)
@@ -223,6 +291,21 @@ def test_released_file_read_and_exported_again_is_the_same(tmp_path: Path, stage
     assert_equal(again, released)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_export_holds_what_released_files_of_its_stage_hold(tmp_path: Path, stage: int) -> None:
+    model = write_thin_checkpoint(tmp_path / "a.pth", stage)
+    checkpoint.export(tmp_path / "a.pth", tmp_path / "released.pth")
+    expected = checkpoint.to_released(model.state_dict(), stage)
+    found = torch.load(tmp_path / "released.pth", weights_only=True)
+    assert list(found) == list(expected)
+    ours = tuple(
+        f"module.{checkpoint.released_modules(stage)[name]}."
+        for name in checkpoint.released_modules(stage)
+        if name.split(".")[0] not in STAGES[stage].uses
+    )
+    assert_equal(found, expected, but=ours)
+
+
 def test_export_command_writes_the_released_file(tmp_path: Path, monkeypatch, capsys) -> None:
     source, target = tmp_path / "ours.pth", tmp_path / "released" / "theirs.pth"
     model = write_thin_checkpoint(source, 3)
@@ -278,7 +361,7 @@ def test_released_file_with_a_wrong_tensor_is_refused_by_its_name(tmp_path: Path
     assert refusal.match(r"spoilt\.pth")
 
 
-@pytest.mark.parametrize("name", ["global_.head.bias", "local.pyramid.smooth.bias", "refined.backbone.bn1.weight"])
+@pytest.mark.parametrize("name", ["global_.head.bias", "local.pyramid.smooth.bias", "ensemble.bias"])
 def test_our_file_with_a_wrong_tensor_is_refused_and_the_network_left_as_it_was(tmp_path: Path, name: str) -> None:
     path, model = tmp_path / "spoilt.pth", blank_model()
     write_thin_checkpoint(path, 2)
@@ -401,13 +484,12 @@ def start_stage_1(tmp_path: Path, monkeypatch) -> Callable[[str], list[GLNet]]:
     return start
 
 
-def test_backbone_file_with_its_classifier_starts_the_global_and_the_local_branch(tmp_path, start_stage_1) -> None:
+def test_backbone_file_with_its_classifier_starts_the_global_branch(tmp_path, start_stage_1) -> None:
     state = write_backbone(tmp_path / "imagenet.pth", BACKBONE)
     assert "fc.weight" in state
     (model,) = start_stage_1("imagenet.pth")
     expected = {name: x for name, x in state.items() if not name.startswith("fc.")}
     assert_equal(model.global_.backbone.state_dict(), expected)
-    assert_equal(model.local.backbone.state_dict(), expected)
 
 
 def test_backbone_file_of_anything_else_is_refused(tmp_path: Path, capsys, start_stage_1) -> None:

@@ -384,7 +384,7 @@ def test_three_stages_killed_and_resumed_end_with_the_same_bits(name: str, tmp_p
         assert rest.code == 0, rest.output
         runs.assert_equal_weights(killed.weights(mode), whole.weights(mode))
     assert checkpoint.read(whole.models / "three.pth").header.backbone == name
-    start, end = (whole.weights(mode)["refined.pyramid.smooth.weight"] for mode in (2, 3))
+    start, end = (whole.weights(mode)["ensemble.weight"] for mode in (2, 3))
     assert not torch.equal(start, end)
     evaluation = [*whole.arguments(3), f"--backbone={name}", "--path_l2g=three.pth", "--evaluation"]
     assert train_deep_globe.main(evaluation) == 0

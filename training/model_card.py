@@ -193,7 +193,7 @@ def _usage(files: RunFiles, stage: Stage, options: Mapping[str, Any]) -> str:
         f"python predict.py --checkpoint {file} --input IMAGES --output masks\n"
         f"python train_deep_globe.py --evaluation --mode {stage.number} --dataset {options['dataset']} "
         f"--data_path DATA --model_path {files.last.parent} --{stage.reads} {file.name}\n```\n\n"
-        "Both commands are the project's; the file holds the whole network and its settings.\n"
+        "Both commands are the project's; the file holds all that they need of the network, and its settings.\n"
     )
 
 

@@ -207,11 +207,11 @@ def _add_network(parser: Parser) -> None:
     )
     add(
         "--backbone_weights",
-        default="imagenet",
         metavar="SOURCE",
         on_resume=LOGGED,
-        help="what both backbones start from in mode 1: imagenet (pretrained weights, downloaded by torchvision or\n"
-        "timm), none, or a weight file of theirs, .pth or .safetensors (default: %(default)s)",
+        help="what the backbones that modes 1 and 2 train start from: imagenet (pretrained weights, downloaded by\n"
+        "torchvision or timm), none, or a weight file of theirs, .pth or .safetensors\n"
+        "(default: the checkpoint's, else imagenet)",
     )
     add_normalize(add)
     add(

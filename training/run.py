@@ -52,6 +52,7 @@ class TrainingPlan:
         train_data: training images, augmented.
         val_data: validation images.
         validation: their split.
+        children: of the network that the run's files hold; a resume file may name more.
         ranks: the processes that train together.
     """
 
@@ -63,6 +64,7 @@ class TrainingPlan:
     train_data: SegmentationDataset
     val_data: SegmentationDataset
     validation: str
+    children: tuple[str, ...]
     ranks: Ranks
 
     def record(self) -> dict[str, Any]:
@@ -114,6 +116,7 @@ class TrainingRun:
             scaler=plan.settings.scaler,
             run=RunState(records.now()),
             epoch=self._new_epoch(),
+            children=plan.children,
             average=WeightAverage(plan.model, options.ema, optimizer) if options.ema else None,
         )
         self.saved_at = time.monotonic()
@@ -279,12 +282,12 @@ class TrainingRun:
             run.best_score, run.best_epoch = score, run.epoch
         parts = plan.ranks.gather(collected)
         if self.log is not None:
-            checkpoint.save(self.files.last, plan.model, plan.header)
+            checkpoint.save(self.files.last, plan.model, plan.header, self.state.children)
             with self.state.averaged():
                 if self.state.average is not None:
-                    checkpoint.save(self.files.average, plan.model, plan.header)
+                    checkpoint.save(self.files.average, plan.model, plan.header, self.state.children)
                 if best:
-                    checkpoint.save(self.files.best, plan.model, plan.header)
+                    checkpoint.save(self.files.best, plan.model, plan.header, self.state.children)
             record_epoch(
                 self.log,
                 plan.header.classes,

@@ -22,9 +22,10 @@ from models import checkpoint
 from models.backbone import build_backbone, check_backbone
 from models.bands import fit_kernels
 from models.checkpoint import Checkpoint
-from models.glnet import GLNet
+from models.glnet import Branch, GLNet
 from models.header import Header, TrainedOn
 from models.restore import build_network, check_serves
+from models.tensors import children_of
 from models.timm_backbone import TimmBackbone, convert_sync_batchnorm
 from training import state
 from training.options import RELEASED
@@ -88,7 +89,8 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
     size_g_given = options.size_g is not None
     recorded = {} if first is None or first.header is None else vars(first.header)
     if recorded and "init_from" in files:
-        recorded = {name: recorded[name] for name in ("backbone", "normalize", "pyramid_width", "pyramid_norm")}
+        names = ("backbone", "backbone_weights", "normalize", "pyramid_width", "pyramid_norm")
+        recorded = {name: recorded[name] for name in names}
     elif recorded:
         recorded = {**recorded, "n_class": len(recorded["classes"])}
     defaults = {**RECORDED, "n_class": len(described.classes), "size_p": described.size_p, **view_options(described)}
@@ -107,6 +109,7 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
         "lr": stage.lr,
         "batch_size": described.batch_size,
         "split": described.validation,
+        "backbone_weights": recorded.get("backbone_weights", "imagenet"),
         **RELEASED,
     }
     for name, default in others.items():
@@ -124,6 +127,7 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
         statistics=statistics,
         trained_on=None if first is None or first.header is None else first.header.trained_on,
         scale=_scale(options, first, size_g_given),
+        backbone_weights=options.backbone_weights,
         **values,
     )
 
@@ -377,25 +381,36 @@ def build_training_model(options: argparse.Namespace, header: Header, files: Fil
         checkpoint.load_whole(model, start, stage.number - 1)
         if "path_g" in files and stage.number == 3:
             checkpoint.check_context(model, files["path_g"], start.path)
+        if stage.number == 2 and "local" not in children_of(start.tensors_of(1)):
+            _start_backbone(header, model.local)
         if stage.number == 3:
             model.start_refined()
         if options.start == "previous":
             (model.continue_global if stage.number == 2 else model.continue_refined)()
     elif not resumed:
-        _load_initial_weights(model, header, files, options.backbone_weights)
+        _load_initial_weights(model, header, files)
     model.learn(stage.trains)
     return model
 
 
-def _load_initial_weights(model: GLNet, header: Header, files: Files, source: str) -> None:
-    """Load the weights that stage 1 starts from, if any.
+def saved_children(stage: Stage, files: Files) -> tuple[str, ...]:
+    """Return the children of the network that a run's files hold.
+
+    These are those that the stage uses, and the branches that `--init_from` brought, for later stages.
 
     Args:
-        model: the network.
-        header: of the network.
-        files: `init_from`, if it is among them, may have other classes.
-        source: of the backbones' weights, see `build_backbone`; not read with `init_from`.
+        stage: that is trained.
+        files: by `read_checkpoints`.
     """
+    if "init_from" not in files:
+        return stage.uses
+    brought = files["init_from"]
+    number = 1 if brought.header is None else brought.header.stage
+    return tuple({*stage.uses} | ({"local", "refined"} & children_of(brought.tensors_of(number))))
+
+
+def _load_initial_weights(model: GLNet, header: Header, files: Files) -> None:
+    """Load the weights that stage 1 starts from: those of `init_from`, which may have other classes, or backbones."""
     if "init_from" in files:
         path = files["init_from"].path
         checkpoint.load_but_classes(model, files["init_from"])
@@ -404,10 +419,14 @@ def _load_initial_weights(model: GLNet, header: Header, files: Files, source: st
             f"{len(header.classes)} classes ({', '.join(header.classes.names)})"
         )
         return
-    if source != "none":
-        state = build_backbone(header.backbone, source).state_dict()
-        for branch in (model.global_, model.local):
-            branch.backbone.load_state_dict(fit_kernels(branch.backbone, state))
+    _start_backbone(header, model.global_)
+
+
+def _start_backbone(header: Header, branch: Branch) -> None:
+    """Start the backbone of a branch with the weights that `--backbone_weights` names, if any."""
+    if header.backbone_weights != "none":
+        state = build_backbone(header.backbone, header.backbone_weights).state_dict()
+        branch.backbone.load_state_dict(fit_kernels(branch.backbone, state))
 
 
 def place(model: GLNet, stage: Stage, device: torch.device) -> None:

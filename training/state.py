@@ -2,7 +2,7 @@
 
 import argparse
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helper import EpochState
 from models.glnet import GLNet
-from models.tensors import load, only_tensors
+from models.tensors import children_of, load, only_tensors, state_of
 from training.average import WeightAverage
 from training.options import RELEASED, build_parser
 from utils.arguments import REFUSED, SILENT
@@ -22,6 +22,7 @@ from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_version, load_torch, save_torch, unreadable_record
 from utils.settings import RECORDED
+from utils.stages import STAGES
 
 FORMAT, VERSION = "glnet training", 2
 
@@ -104,7 +105,7 @@ class Snapshot:
     """The content of a resume file: plain values, and tensors on the CPU.
 
     Attributes:
-        model: the network's state dict.
+        model: the part of the network's state dict that is saved.
         optimizer, scheduler: their state dicts.
         scaler: the state dict of the float16 gradients' scaler; None in other precisions.
         standing: the entries of `RunState`.
@@ -156,7 +157,9 @@ def read(path: Path) -> Snapshot:
 class TrainerState:
     """Everything that changes while a run trains, and so is in a snapshot.
 
-    `average` is that of the weights, if the run averages them.
+    Attributes:
+        children: of the network that are saved; at first all.
+        average: that of the weights, if the run averages them.
     """
 
     model: GLNet
@@ -165,6 +168,7 @@ class TrainerState:
     scaler: torch.amp.GradScaler
     run: RunState
     epoch: EpochState
+    children: Iterable[str] = STAGES[3].uses
     average: WeightAverage | None = None
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -183,7 +187,7 @@ class TrainerState:
         for counts in sums:
             ranks.sum_([counts])
         return Snapshot(
-            model={name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()},
+            model=state_of(self.model, self.children),
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             scaler=self.scaler.state_dict() or None,
@@ -209,7 +213,9 @@ class TrainerState:
         Raises:
             InputError: the snapshot is damaged or of another network.
         """
-        load(self.model, only_tensors(path, snapshot.model), path, ("",))
+        tensors = only_tensors(path, snapshot.model)
+        self.children = {*self.children} | children_of(tensors)
+        load(self.model, tensors, path, [f"{child}." for child in self.children])
         try:
             own = {"param_groups": self.optimizer.state_dict()["param_groups"]} if anew else {}
             # in every grouping the parameters have the network's order
