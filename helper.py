@@ -129,7 +129,7 @@ def _joint_step(
         stage: the stage that is trained.
         batch: this process's samples.
         settings: see `train_one_epoch`.
-        optimizer: its gradients are unscaled, and clipped if the settings say so.
+        optimizer: its gradients are unscaled.
         epoch: images and `save_requested` are updated.
         ranks: the processes that train together.
         save: whether this process requests a save.
@@ -144,8 +144,6 @@ def _joint_step(
     settings.scaler.unscale_(optimizer)
     gradients = [p.grad for p in learned if p.grad is not None]
     norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
-    if settings.clip_grad:
-        torch._foreach_mul_(gradients, (settings.clip_grad / (norm + 1e-6)).clamp(max=1))
     shown = [epoch.metrics.mean_iou_on_device().to(norm)] if ranks.main and epoch.batches % SHOWN_EVERY == 0 else []
     values = torch.cat([numbers, torch.stack([norm, *shown])]).tolist()
     losses_now, (images, saves, active, norm_now, *mean_iou) = values[: len(names)], values[len(names) :]
@@ -183,7 +181,7 @@ def train_one_epoch(
         scheduler: of the optimizer.
         settings: loss, sizes, device, precision.
         on_step: gets the loss terms, their sum (`loss/total`), `gradient_norm` and `learning_rate` of each step. All
-            state may be saved when it is called; it ends the epoch by raising. The norm is that before clipping.
+            state may be saved when it is called; it ends the epoch by raising.
         title: of the progress bar.
         epoch: the progress of the epoch, which is updated; by default a new one.
         ranks: the processes that train together.

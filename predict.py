@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> list[str]:
         overlay=options.overlay,
         probabilities=options.probabilities,
         colors=options.colors,
-        polygons=PolygonOptions(options.polygons, options.min_area, options.simplify),
+        polygons=PolygonOptions(options.polygons, options.min_area),
         cog=options.cog,
     )
     images = find_images(options.input)

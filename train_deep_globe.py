@@ -25,7 +25,7 @@ from utils import distributed
 from utils.diagnosis import diagnose
 from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError, allow_all_names
-from utils.precision import set_switches
+from utils.precision import disable_tf32
 from utils.selection import CoarseToFine
 from utils.settings import RECORDED, Settings
 from utils.stages import STAGES
@@ -70,7 +70,7 @@ def complain(message: object, code: int) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Check the data, evaluate or train, according to the options. Raises InputError, RunError and Interrupted."""
-    choice = SplitChoice(options.split_lists, options.split_seed, options.hold_out)
+    choice = SplitChoice(options.split_lists, options.hold_out)
     described = describe(options.dataset, options.data_path, choice)
     if options.check_data:
         check_data(options, described)
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     if options.deterministic:
         be_deterministic()
-    set_switches(options.tf32, options.cudnn_benchmark)
+    disable_tf32()
     (evaluate if options.evaluation else train)(options, described, ranks)
     distributed.stop()
 

@@ -160,8 +160,6 @@ def train_one_epoch(
                     loss = settings.loss(logits, image.targets(patches, logits))
                 loss.backward()
                 total, count = total + float(loss.detach()), count + 1
-        if settings.clip_grad:
-            nn.utils.clip_grad_norm_(network.parameters(), settings.clip_grad)
         optimizer.step()
         scheduler.step()
         bar.set_postfix(loss=f"{total / count:.3f}")
@@ -215,9 +213,9 @@ def train(
     data = setup.open_data(options, described, TRAIN, header, training=True)
     parts = BatchPart(EpochSampler(len(data), options.seed), options.batch_size)
     loader = SampleLoader(data, sampler=parts, num_workers=options.num_workers, persistent=True)
-    optimizer = build_optimizer(options, network)
+    optimizer = build_optimizer(network, options.lr)
     average = WeightAverage(network, options.ema, optimizer) if options.ema else None
-    scheduler = build_schedule(options, optimizer, parts.batches * options.num_epochs)
+    scheduler = build_schedule(optimizer, parts.batches * options.num_epochs)
     log = options.log_path / f"{options.task_name}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
@@ -234,7 +232,7 @@ def train(
 
 def work(options: Namespace) -> None:
     """Train and save a network, or with `--evaluation` evaluate it."""
-    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
+    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists))
     header = setup.resolve(options, {}, described)
     device = pick_device(options.device)
     keep_freed_memory()

@@ -142,7 +142,7 @@ def as_markdown(record: dict[str, Any]) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measure all checkpoints and write the results."""
-    choice = SplitChoice(options.split_lists, options.split_seed, options.hold_out)
+    choice = SplitChoice(options.split_lists, options.hold_out)
     described = describe(options.dataset, options.data_path, choice)
     options.split = options.split or described.validation
     if options.split in described.unlabelled:

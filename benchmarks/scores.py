@@ -132,7 +132,7 @@ def work(options: Namespace) -> None:
     if options.late_fusion and options.mode != 2:
         raise InputError(f"--late_fusion fuses both branches of mode 2 and does nothing in mode {options.mode}")
     keep_freed_memory()
-    choice = SplitChoice(options.split_lists, options.split_seed, options.hold_out)
+    choice = SplitChoice(options.split_lists, options.hold_out)
     described = describe(options.dataset, options.data_path, choice)
     predictor, header, data = prepare_evaluation(options, described, pick_device(options.device))
     chosen = LateFusion(predictor) if options.late_fusion else predictor

@@ -59,7 +59,7 @@ def read_scene(options: argparse.Namespace, segmenter: Segmenter) -> tuple[Tenso
         _check_classes(options.checkpoint, len(segmenter.classes), len(DEEP_GLOBE), "generated scenes have")
         image, label = draw_scene(seed, 0, size)
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
-    choice = SplitChoice(options.split_lists, options.split_seed, options.hold_out)
+    choice = SplitChoice(options.split_lists, options.hold_out)
     described = describe(options.dataset, options.data_path, choice)
     _check_classes(options.checkpoint, len(segmenter.classes), len(described.classes), f"{described.title} has")
     split = options.split or described.validation

@@ -45,7 +45,7 @@ _LABEL = re.compile("(ISIC_[0-9]+)_segmentation", re.IGNORECASE)
 
 
 def find_items(root: Path, split: str, choice: SplitChoice) -> list[Item]:
-    """Images and labels of `split`: by the lists of `choice`, or by a hash of seed and id.
+    """Images and labels of `split`: by the lists of `choice`, or by a hash of the id.
 
     Raises InputError when `root` has another layout, labels are missing, or the lists do not fit.
     """
@@ -60,11 +60,11 @@ def find_items(root: Path, split: str, choice: SplitChoice) -> list[Item]:
     if choice.lists is not None:
         ids = listed(images, lists_in(choice.lists, SPLITS), split)
     else:
-        ids = [id_ for id_ in images if hashed_split(id_, FRACTIONS, choice.seed or 0) == split]
+        ids = [id_ for id_ in images if hashed_split(id_, FRACTIONS, 0) == split]
     if not ids:
         raise InputError(
             f"split {split} is empty: the hash puts none of {len(images)} images there ({shortened(list(images))}); "
-            "try another --split_seed, or give lists of ids by --split_lists",
+            "give lists of ids by --split_lists",
             "empty split",
         )
     return paired(ids, images, labels, LAYOUT)

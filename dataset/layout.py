@@ -28,11 +28,10 @@ class SplitChoice:
     """How images are dealt out to splits, where the data set leaves that open; None: as the set does by itself.
 
     `lists` is a folder that holds train.txt, val.txt and test.txt, as far as they are needed, with an id a line.
-    `seed` is that of a split by hash. `hold_out` is the id of the only image that is for validation.
+    `hold_out` is the id of the only image that is for validation.
     """
 
     lists: Path | None = None
-    seed: int | None = None
     hold_out: str | None = None
 
 

@@ -88,8 +88,6 @@ def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Descri
     if choice.lists is not None and name not in ("inria", "isic", "dubai"):
         instead = "names lists in its file" if name == "folder" else "has published lists"
         raise InputError(f"--split_lists goes with inria, isic and dubai; {name} {instead}")
-    if choice.seed is not None and (name != "isic" or choice.lists is not None):
-        raise InputError("--split_seed goes with isic, where no lists are given; nothing else is split by chance here")
     if choice.hold_out is not None and (name != "dubai" or choice.lists is not None):
         raise InputError("--hold_out goes with dubai, where no lists are given; other sets have enough images to split")
     return _BUILDERS[name](root, choice)

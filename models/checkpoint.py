@@ -5,9 +5,9 @@
 writes a file of this project as the released file of its stage, so that the released code can load it.
 
 A file of this project holds a header, and of GLNet what its stage uses; older ones hold all of it. A released file is a
-plain state dict of all of GLNet that does not record its stage: functions that need the stage take it as an argument. In released files of stages 1 and 2
-`resnet_global` and the classifier of `fpn_global` are those of the global branch, in files of stage 3 those of the
-refined branch.
+plain state dict of all of GLNet that does not record its stage: functions that need the stage take it as an argument.
+In released files of stages 1 and 2 `resnet_global` and the classifier of `fpn_global` are the global branch's, in files
+of stage 3 the refined branch's.
 """
 
 import argparse

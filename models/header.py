@@ -10,7 +10,7 @@ from models.fpn import MOST_WIDTH, NORMS, WIDTH
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.metrics import MEASURES
-from utils.selection import BOX_MARGIN, BOX_RECALL, MOST_MARGIN, CoarseToFine, PatchSelection, UncertainPatches
+from utils.selection import BOX_MARGIN, MOST_MARGIN, CoarseToFine, PatchSelection, UncertainPatches
 from utils.settings import (
     DATA,
     LONGEST_SIDE,
@@ -34,7 +34,8 @@ class TrainedOn:
     """The images that a network was trained on, and how they were chosen.
 
     Attributes:
-        dataset, split_lists, split_seed, hold_out: the options of these names, of the last stage.
+        dataset, split_lists, hold_out: the options of these names, of the last stage.
+        split_seed: of files of earlier versions, which could split data sets by another seed.
         images: the hashes of all stages' training images, sorted, of `HASH` digits each, joined.
     """
 
@@ -137,13 +138,10 @@ class Header:
             )
         return None if self.normalize == "none" else STATISTICS[self.normalize]
 
-    def settings(
-        self, *, box_recall: float = BOX_RECALL, refine_share: float = 1.0, blend: str = "none", **more: Any
-    ) -> Settings:
+    def settings(self, *, refine_share: float = 1.0, blend: str = "none", **more: Any) -> Settings:
         """Return the settings of this network.
 
         Args:
-            box_recall: see `CoarseToFine`; used in training only.
             refine_share: see `UncertainPatches`; not used in training.
             blend: the weights of a patch's scores; not used in training.
             more: the settings that a file does not record.
@@ -157,7 +155,7 @@ class Header:
             raise InputError(f"--blend {blend} cannot be used: mode 1 has no patches; leave it out")
         selection: PatchSelection | None = None
         if self.coarse_to_fine:
-            selection = CoarseToFine.of(self.classes, self.box_margin, box_recall)
+            selection = CoarseToFine.of(self.classes, self.box_margin)
         if refine_share < 1:
             if self.stage == 1 or selection is not None:
                 reason = "mode 1 has no patches" if self.stage == 1 else "--coarse_to_fine selects patches already"

@@ -73,12 +73,6 @@ def _add_polygons(parser: Parser) -> None:
         metavar="AREA",
         help="leave out smaller regions, of so many pixels or square metres: 50px, 50m2 (default: none)",
     )
-    add(
-        "--simplify",
-        type=quantity("px", "m"),
-        metavar="LENGTH",
-        help="move outlines by at most so many pixels or metres to save vertices: 2px, 1.5m (default: none)",
-    )
 
 
 def quantity(*units: str) -> Callable[[str], Quantity]:

@@ -81,9 +81,8 @@ def output_settings(options: OutputOptions, kind: str) -> dict[str, Any]:
         return {"colors": options.colors, "cog": options.cog}
     if kind != "polygons":
         return {}
-    texts = {"min_area": options.polygons.min_area, "simplify": options.polygons.simplify}
-    found = {name: None if value is None else str(value) for name, value in texts.items()}
-    return {**found, "probabilities": options.probabilities}
+    least = options.polygons.min_area
+    return {"min_area": None if least is None else str(least), "probabilities": options.probabilities}
 
 
 class Outputs:

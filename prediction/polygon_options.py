@@ -19,7 +19,7 @@ PACKAGES = ("pyogrio", "shapely")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A length or an area with its unit, `px`, `m` or `m2`."""
+    """An area with its unit, `px` or `m2`."""
 
     value: float
     unit: str
@@ -44,18 +44,15 @@ class PolygonOptions:
     Attributes:
         kind: one of `KINDS`; None for no polygons.
         min_area: smaller regions are left out.
-        simplify: how far an outline may move.
     """
 
     kind: str | None = None
     min_area: Quantity | None = None
-    simplify: Quantity | None = None
 
     def __post_init__(self) -> None:
         if self.kind is None:
-            for name, value in (("min_area", self.min_area), ("simplify", self.simplify)):
-                if value is not None:
-                    raise InputError(f"--{name} {value} needs --polygons {' or '.join(KINDS)}")
+            if self.min_area is not None:
+                raise InputError(f"--min_area {self.min_area} needs --polygons {' or '.join(KINDS)}")
             return
         require_packages(f"--polygons {self.kind}", PACKAGES)
         import pyogrio
@@ -72,13 +69,12 @@ class PolygonOptions:
                 "--polygons gpkg",
                 "reference system",
             )
-        for name, value in (("min_area", self.min_area), ("simplify", self.simplify)):
-            if value is not None and value.unit != "px" and GroundAreas.of(reference, size) is None:
-                raise InputError(
-                    f"{image} does not say where on the ground it lies, which --{name} {value} needs; give pixels, as "
-                    "in 50px",
-                    "no georeference",
-                )
+        if self.min_area is not None and self.min_area.unit != "px" and GroundAreas.of(reference, size) is None:
+            raise InputError(
+                f"{image} does not say where on the ground it lies, which --min_area {self.min_area} needs; give "
+                "pixels, as in 50px",
+                "no georeference",
+            )
 
 
 def _on_earth(reference: Georeference, size: Size) -> bool:

@@ -14,7 +14,7 @@ from dataset.failures import not_written, writing
 from dataset.georeference import Georeference, GroundAreas, to_degrees, to_map
 from prediction.geojson import GeoJsonFile
 from prediction.outlines import part_touching
-from prediction.polygon_options import PolygonOptions, Quantity
+from prediction.polygon_options import PolygonOptions
 from prediction.regions import Regions, RegionTracer
 from utils.classes import Classes
 from utils.errors import InputError
@@ -66,7 +66,6 @@ class PolygonWriter:
         self._ground, self._probabilities, self._name = ground, probabilities, name
         self._place = _placement(reference)
         self._crs = reference.keywords["crs"] if reference.keywords.get("crs") is not None else None
-        self._tolerance = self._in_pixels(options.simplify)
         as_text = options.kind == "geojson"
         self._edge = longest_edge(self._place, size, self._crs if as_text else None)
         self._text = GeoJsonFile(path, name, self._crs) if as_text else None
@@ -78,14 +77,6 @@ class PolygonWriter:
         self._pending_vertices = 0
         if self._text is None:
             self._write([])
-
-    def _in_pixels(self, length: Quantity | None) -> float:
-        if length is None:
-            return 0.0
-        if length.unit == "px" or self._ground is None:
-            return length.value
-        side = math.sqrt(self._ground.rows(self.size[0] // 2, 1)[0, self.size[1] // 2])
-        return length.value / side
 
     def write(self, ids: np.ndarray, metres: np.ndarray | None, probabilities: np.ndarray | None) -> None:
         """Add rows.
@@ -188,9 +179,6 @@ class PolygonWriter:
         import shapely
 
         polygons = pixel_polygons(regions)
-        if self._tolerance:
-            simple = shapely.simplify(polygons, self._tolerance, preserve_topology=True)
-            polygons = np.where(shapely.is_valid(simple) & ~shapely.is_empty(simple), simple, polygons)
         if self._edge < max(self.size):
             polygons = shapely.segmentize(polygons, self._edge)
         return shapely.transform(polygons, self._place)

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import pytest
-import runs
 import torch
 from builders import N_CLASS, build_model, build_sample, build_settings
 
@@ -103,12 +102,7 @@ def test_overflows_of_the_search_for_a_scale_are_no_bad_steps(
 ) -> None:
     """Four in a row, of which three would be too many; below the least scale they count."""
     overflow(monkeypatch, 4, least)
+    monkeypatch.setattr(training_run, "MOST_BAD_STEPS", 3)
     folders = reference.folders.beside(tmp_path)
-    assert train_deep_globe.main(folders.arguments(1, "--precision=fp16", "--max_bad_steps=3")) == code
+    assert train_deep_globe.main(folders.arguments(1, "--precision=fp16")) == code
     assert ("3 steps in a row" in capsys.readouterr().err) == (code == 1)
-
-
-def test_deterministic_and_the_search_for_the_fastest_exclude_each_other(tmp_path: Path, capsys) -> None:
-    folders = runs.Folders(tmp_path, tmp_path / "missing")
-    assert train_deep_globe.main(folders.arguments(1, "--deterministic", "--cudnn_benchmark")) == 2
-    assert "--deterministic and --cudnn_benchmark exclude each other" in capsys.readouterr().err

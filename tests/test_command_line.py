@@ -98,7 +98,6 @@ REFUSED = {  # arguments, and what the line must say
             ("box_margin", -0.1),
             ("box_margin", 11.0),
             ("box_margin", "nan"),
-            ("box_recall", 1.5),
             ("seed", -1),
         ]
     },
@@ -113,14 +112,17 @@ UNPARSED = [  # arguments that argparse itself refuses, and the option that it n
     (["--normalize=minmax"], "--normalize"),
     (["--epochs=3"], "--epochs=3"),
     (["--eval"], "--eval"),
+    (["--share_maps"], "--share_maps is now --share own"),
+    (["--warmup=5"], "--warmup was removed: the rate falls from the first step on"),
+    (["--lr=1e-3", "--tf32"], "--tf32 was removed: "),
 ]
 
 FLAGS = [
     *("n_class", "data_path", "model_path", "log_path", "task_name", "mode", "evaluation"),
     *("batch_size", "sub_batch_size", "size_g", "size_p", "path_g", "path_g2l", "path_l2g", "lamb_fmreg"),
     *("num_epochs", "lr", "backbone", "backbone_weights", "normalize", "split", "num_workers"),
-    *("device", "seed", "min_overlap", "save_predictions", "dataset", "split_lists", "split_seed"),
-    *("loss", "gamma", "class_weights", "init_from", "coarse_to_fine,", "box_margin", "box_recall"),
+    *("device", "seed", "min_overlap", "save_predictions", "dataset", "split_lists"),
+    *("loss", "gamma", "class_weights", "init_from", "coarse_to_fine,", "box_margin"),
     "report",
 ]
 

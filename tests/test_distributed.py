@@ -113,7 +113,7 @@ def weighted_gradients(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
 
 
 def gradients_of_drawn_patches(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
-    return train_and_report(mode, ranks, norms_learn=mode == 2, patches=1, full_labels=True, clip_grad=0.5)
+    return train_and_report(mode, ranks, norms_learn=mode == 2, patches=1, full_labels=True)
 
 
 def gradients_in_training(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from dataset.base import SegmentationDataset
 from dataset.registry import describe
 from engine import global_only
 from helper import EpochState
+from training import run as training_run
 from utils import files
 from utils.diagnosis import diagnose
 from utils.errors import InputError
@@ -79,7 +80,8 @@ def test_bad_steps_are_told_with_their_images_and_end_the_run_when_too_many(
     monkeypatch.setattr(global_only, "global_inputs", lambda batch, settings: every(batch, settings) * math.nan)
     folders = reference.folders.beside(tmp_path)
     before = folders.weights(1)
-    code, told = call(capsys, *folders.arguments(1, "--max_bad_steps=3"))
+    monkeypatch.setattr(training_run, "MOST_BAD_STEPS", 3)
+    code, told = call(capsys, *folders.arguments(1))
     ids = [item.id for item in describe("deep_globe", folders.data).find("train")]
     assert code == 1
     assert told.startswith("error: 3 steps in a row without a finite loss and gradient, the last in epoch 1, step 3")

@@ -77,13 +77,10 @@ def test_more_images_move_none_to_another_split(tmp_path: Path) -> None:
         assert set(names) <= set(ids(tmp_path, split))
 
 
-def test_lists_and_another_seed_change_the_split(tmp_path: Path) -> None:
+def test_lists_change_the_split(tmp_path: Path) -> None:
     names = [write_pair(tmp_path / "set", number) for number in range(60)]
     (tmp_path / "val.txt").write_text("\n".join(names[:3]))
     assert ids(tmp_path / "set", "val", SplitChoice(lists=tmp_path)) == names[:3]
-    assert ids(tmp_path / "set", "val", SplitChoice(seed=7)) != ids(tmp_path / "set", "val")
-    with pytest.raises(InputError, match="--split_seed goes with isic, where no lists are given"):
-        ids(tmp_path / "set", "val", SplitChoice(lists=tmp_path, seed=7))
 
 
 def test_images_of_different_sizes_come_in_one_batch(tmp_path: Path) -> None:
@@ -113,15 +110,13 @@ def test_another_layout_missing_labels_and_duplicates_are_refused(tmp_path: Path
 def test_an_empty_split_is_refused_with_the_mend(tmp_path: Path) -> None:
     name = write_pair(tmp_path, 1)
     empty = next(split for split in ("val", "test") if hashed_split(name, {"val": 0.1, "test": 0.1}, 0) != split)
-    with pytest.raises(InputError, match=rf"split {empty} is empty.*--split_seed.*--split_lists"):
+    with pytest.raises(InputError, match=rf"split {empty} is empty.*--split_lists"):
         ids(tmp_path, empty)
 
 
 def test_options_that_a_set_does_not_take_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--split_lists goes with inria, isic and dubai; deep_globe has"):
         describe("deep_globe", tmp_path, SplitChoice(lists=tmp_path))
-    with pytest.raises(InputError, match="--split_seed goes with isic"):
-        describe("inria", tmp_path, SplitChoice(seed=1))
     with pytest.raises(InputError, match="--dataset cityscapes is none of deep_globe, inria, isic, dubai, folder"):
         describe("cityscapes", tmp_path)
     with pytest.raises(InputError, match="--split crossvali: ISIC lesion segmentation has train, val, test"):

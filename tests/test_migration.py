@@ -8,6 +8,7 @@ import argparse
 import lzma
 from pathlib import Path
 
+import pytest
 import torch
 from builders import N_CLASS, build_header, build_thin_model, thin_tensor
 
@@ -17,6 +18,7 @@ from training import state
 from training.options import build_parser
 from training.state import RunState, TrainerState
 from utils.distributed import ALONE
+from utils.errors import InputError
 from utils.metrics import StageMetrics
 from utils.stages import STAGES
 
@@ -73,8 +75,12 @@ def test_options_that_an_older_resume_file_lacks_count_as_their_defaults(tmp_pat
     options = build_parser().parse_args([])
     now = {**state.options_record(options), **saved}
     assert state.changed_options(saved, now, anyway=False) == {}
-    del saved["gamma"], saved["tf32"]
+    del saved["gamma"]
     assert state.changed_options(saved, now, anyway=False) == {}
+    for name, value in {"warmup": 5, "backbone_lr": 0.1, "tf32": True, "split_seed": 3}.items():
+        with pytest.raises(InputError, match=f"another experiment: --{name} was {value}, now removed; "):
+            state.changed_options({**saved, name: value}, now, anyway=False)
+    assert state.changed_options({**saved, "max_bad_steps": 3, "cudnn_benchmark": True}, now, anyway=False) == {}
     options = argparse.Namespace(**{**vars(options), "gamma": 2.0})
     changed = state.changed_options(saved, {**now, "gamma": options.gamma}, anyway=True)
     assert list(changed.values()) == ["--gamma was 3.0, now 2.0"]

@@ -1,4 +1,4 @@
-"""Optimizer, schedule, clipping and averaging: the released ones by default, and what the options change."""
+"""Optimizer and schedule, the average of the weights, and when a run validates."""
 
 import argparse
 from copy import deepcopy
@@ -7,23 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from builders import build_model, build_sample, build_settings
-from torch import Tensor
 
 from helper import EpochState, StageMetrics, train_one_epoch
 from training.average import WeightAverage, learned_state
-from training.optimizer import build_optimizer, build_schedule, poly, rate_factor
-from training.options import RELEASED
+from training.optimizer import build_optimizer, build_schedule, poly
 from training.run import TrainingRun
 from training.state import RunState, TrainerState
 from utils.distributed import ALONE
-from utils.errors import InputError
 from utils.stages import STAGES
 
 BATCHES = [[build_sample((64, 64), k)] for k in range(3)]
-
-
-def options(**changes) -> argparse.Namespace:
-    return argparse.Namespace(**{**RELEASED, "lr": 1e-3, **changes})
 
 
 def learning_model(mode: int = 1):
@@ -40,81 +33,37 @@ def train(model, optimizer, schedule=None, **changes) -> list[dict[str, float]]:
     return seen
 
 
-def test_the_defaults_are_the_released_optimizer_and_schedule() -> None:
+def test_optimizer_and_schedule_are_the_released_ones() -> None:
     model = learning_model()
-    optimizer = build_optimizer(options(), model)
+    optimizer = build_optimizer(model, 1e-3)
     (group,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.Adam
     assert (group["lr"], group["weight_decay"]) == (1e-3, 5e-4)
     assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters() if p.requires_grad]
-    schedule = build_schedule(options(), optimizer, 7)
+    schedule = build_schedule(optimizer, 7)
     assert [schedule.lr_lambdas[0](t) for t in range(9)] == [poly(t, 7) for t in range(9)]
-    assert type(build_optimizer(options(optimizer="adamw"), model)) is torch.optim.AdamW
 
 
-def test_the_rate_grows_linearly_and_then_falls_as_ever() -> None:
-    assert [rate_factor(t, 14, 4) for t in range(15)] == [0.25, 0.5, 0.75, 1.0, *(poly(t, 10) for t in range(11))]
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    with pytest.raises(InputError, match=r"--warmup 14 leaves none of the run's 14 steps"):
-        build_schedule(options(warmup=14), optimizer, 14)
-
-
-@pytest.mark.parametrize("mode", [1, 2, 3])
-def test_encoders_get_a_part_of_the_rate_and_moments_can_move_between_groupings(mode: int) -> None:
-    """Both groupings have the parameters in the network's order: their indices in a saved state mean the same."""
-    model = learning_model(mode)
-    optimizer = build_optimizer(options(backbone_lr=0.1), model)
-    encoders, others = optimizer.param_groups
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert {names[id(p)].split(".")[1] for p in encoders["params"]} == {"backbone"}
-    assert not any(".backbone." in names[id(p)] for p in others["params"])
-    flat = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert flat == [id(p) for p in model.parameters() if p.requires_grad]
-    schedule = build_schedule(options(), optimizer, 10)
-    assert schedule.get_last_lr() == [1e-4, 1e-3]
-
-
-def test_changed_options_of_the_optimizer_hold_after_a_resume() -> None:
-    def trainer(**changes) -> TrainerState:
+def test_a_changed_rate_holds_after_a_resume() -> None:
+    def trainer(lr: float) -> TrainerState:
         model = learning_model()
-        optimizer = build_optimizer(options(**changes), model)
+        optimizer = build_optimizer(model, lr)
         run, epoch = RunState("now"), EpochState(StageMetrics(STAGES[1], model.n_class))
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        return TrainerState(model, optimizer, build_schedule(options(), optimizer, 10), scaler, run, epoch)
+        return TrainerState(model, optimizer, build_schedule(optimizer, 10), scaler, run, epoch)
 
-    before = trainer()
+    before = trainer(1e-3)
     train(before.model, before.optimizer, before.scheduler)
     snapshot = before.capture(ALONE, {}, {})
-    after = trainer(optimizer="adamw", weight_decay=0.1, backbone_lr=0.5, lr=1e-2)
+    after = trainer(1e-2)
     after.restore(deepcopy(snapshot), "a.resume.pth", ALONE, anew=True)
     after.reschedule(3)
     rate = 1e-2 * poly(3, 10)
-    assert after.scheduler.get_last_lr() == [rate / 2, rate] == [group["lr"] for group in after.optimizer.param_groups]
-    assert {group["weight_decay"] for group in after.optimizer.param_groups} == {0.1}
+    assert after.scheduler.get_last_lr() == [rate] == [group["lr"] for group in after.optimizer.param_groups]
     for one, other in zip(before.model.parameters(), after.model.parameters(), strict=True):
         assert torch.equal(one, other)
         if one.requires_grad:
             assert torch.equal(before.optimizer.state[one]["exp_avg"], after.optimizer.state[other]["exp_avg"])
-
-
-def moved(model) -> Tensor:
-    """By how much the learned weights differ from those at the start, as one vector."""
-    pairs = zip(model.parameters(), build_model().parameters(), strict=True)
-    return torch.cat([(one - other).detach().flatten() for one, other in pairs])
-
-
-def test_a_large_gradient_is_scaled_down_and_a_small_one_is_left() -> None:
-    def one_step(**changes) -> tuple[float, Tensor]:
-        model = learning_model()
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: float(t == 0))
-        return train(model, optimizer, schedule, **changes)[0]["gradient_norm"], moved(model)
-
-    norm, plain = one_step()
-    norm_clipped, clipped = one_step(clip_grad=norm / 4)
-    assert norm_clipped == norm
-    torch.testing.assert_close(clipped, plain / 4, rtol=1e-3, atol=1e-6)
-    assert torch.equal(one_step(clip_grad=2 * norm)[1], plain)
 
 
 # the average of the weights
@@ -122,7 +71,7 @@ def test_a_large_gradient_is_scaled_down_and_a_small_one_is_left() -> None:
 
 def test_the_average_follows_every_step_and_what_it_is_taken_of_stays() -> None:
     model, states = learning_model(), []
-    optimizer = build_optimizer(options(), model)
+    optimizer = build_optimizer(model, 1e-3)
     average = WeightAverage(model, 0.15, optimizer)
     names = {name.split(".")[0] for name in average.values}
     assert names == set(STAGES[1].trains) and any("running_var" in name for name in average.values)
@@ -147,7 +96,7 @@ def test_the_average_follows_every_step_and_what_it_is_taken_of_stays() -> None:
 
 def test_a_skipped_step_does_not_move_the_average() -> None:
     model = learning_model()
-    optimizer = build_optimizer(options(), model)
+    optimizer = build_optimizer(model, 1e-3)
     average = WeightAverage(model, 0.5, optimizer)
     with torch.no_grad():
         model.global_.head.bias.fill_(float("nan"))

@@ -254,11 +254,11 @@ def test_metres_need_a_georeference_and_geojson_a_place_on_the_earth(checkpoint,
     local = rasterio.CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]')
     write_raster(tmp_path / "c.tif", four_bands(), crs=local)
     images = [tmp_path / name for name in ("a.png", "b.tif", "c.tif")]
-    options = ["--polygons", "geojson", "--simplify", "1m"]
+    options = ["--polygons", "geojson", "--min_area", "1m2"]
     assert run(checkpoint, *images, output=tmp_path / "out", options=options) == 1
     failures = summary(tmp_path / "out")["failures"]
     assert [failure.partition(": ")[0].split()[0] for failure in failures] == [str(images[0]), str(images[2])]
-    assert "--simplify 1m" in failures[0]
+    assert "--min_area 1m2" in failures[0]
     assert "WGS 84; give --polygons gpkg" in failures[1]
     assert "Traceback" not in capsys.readouterr().err
     assert (tmp_path / "out" / "b.geojson").exists()
@@ -268,17 +268,12 @@ def test_metres_need_a_georeference_and_geojson_a_place_on_the_earth(checkpoint,
     ("options", "message"),
     [
         (["--min_area", "5px"], "--min_area 5px needs --polygons gpkg or geojson"),
-        (["--simplify", "5m"], "--simplify 5m needs --polygons gpkg or geojson"),
         (
             ["--polygons", "gpkg", "--min_area", "50"],
             "--min_area 50 must be a number with its unit, as in 50px or 50m2",
         ),
         (["--polygons", "gpkg", "--min_area", "5m"], "--min_area 5m must be"),
-        (["--polygons", "gpkg", "--simplify", "-1px"], "--simplify"),
-        (
-            ["--polygons", "gpkg", "--simplify", "2m2"],
-            "--simplify 2m2 must be a number with its unit, as in 50px or 50m",
-        ),
+        (["--polygons", "gpkg", "--min_area", "-1px"], "--min_area"),
         (["--polygons", "shp"], "--polygons"),
     ],
 )

@@ -146,6 +146,10 @@ def test_the_choice_of_a_split_is_taken_over(monkeypatch: pytest.MonkeyPatch, tm
     assert "note: --hold_out tile1; one.pth was trained with --hold_out tile3" in caplog.text
     assert take_over(TrainedOn("isic", split_seed=3)) == ("as given", None)  # another data set
     assert take_over(None) == ("as given", None)  # a file of before
+    assert take_over(TrainedOn("dubai")) == ("as given", None)
+    assert take_over(TrainedOn("dubai", split_seed=3)) == ("as given", None)
+    assert "with --split_seed 3, which there is no longer; give --split_lists" in caplog.text
+    assert len(opened) == 1
     assert take_over(held_out, init_from=None) == ("as given", None)
     caplog.clear()
     assert take_over(TrainedOn("dubai", split_lists=str(tmp_path / "gone"))) == ("as given", None)

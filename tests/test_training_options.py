@@ -16,11 +16,6 @@ OPTIONS = {
     "turns": "mirror",
     "loss_size": "full",
     "val_every": 2,
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "backbone_lr": 0.5,
-    "warmup": 2,
-    "clip_grad": 0.5,
     "ema": 0.9,
 }
 ARGUMENTS = [*(f"--{name}={value}" for name, value in OPTIONS.items()), "--num_epochs=3", "--lr=1e-3"]

@@ -125,7 +125,7 @@ def _facts(
 
 def _data_set(options: Mapping[str, Any]) -> str:
     """Return the options that name the data set and its splits."""
-    names = [name for name in ("dataset", "split_lists", "split_seed", "hold_out") if options.get(name) is not None]
+    names = [name for name in ("dataset", "split_lists", "hold_out") if options.get(name) is not None]
     return " ".join(f"--{name} {options[name]}" for name in names)
 
 

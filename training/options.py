@@ -8,7 +8,6 @@ from dataset.augmentation import DRAWN_TURNS, LARGEST_SCALE
 from dataset.registry import NAMES
 from models.backbone import BACKBONES, backbone_name
 from models.fpn import MOST_WIDTH, NORMS
-from training.optimizer import OPTIMIZERS
 from training.recipe import RECIPES
 from utils.arguments import (
     LOGGED,
@@ -27,7 +26,6 @@ from utils.arguments import (
 from utils.errors import InputError
 from utils.loss import GAMMA, LOSSES
 from utils.precision import PRECISIONS
-from utils.selection import BOX_RECALL
 from utils.settings import MOST_CLASSES, SHARES, SMALLEST_SIDE, TRAINED_SHARES
 from utils.stages import STAGES
 from utils.turns import TURNS
@@ -36,11 +34,6 @@ STARTS = ("released", "previous")
 """The values of `--start`."""
 
 RELEASED: dict[str, Any] = {
-    "optimizer": "adam",
-    "weight_decay": 5e-4,
-    "backbone_lr": 1.0,
-    "warmup": 0,
-    "clip_grad": 0.0,
     "ema": 0.0,
     "loss_size": "quarter",
     "patches": 0,
@@ -48,6 +41,18 @@ RELEASED: dict[str, Any] = {
     "val_every": 1,
 }
 """Options of training whose parser default is None, and their values where nothing else sets them, as released."""
+
+REMOVED: dict[str, Any] = {
+    "optimizer": "adam",
+    "weight_decay": 5e-4,
+    "backbone_lr": 1.0,
+    "warmup": 0,
+    "clip_grad": 0.0,
+    "box_recall": 0.9,
+    "split_seed": None,
+    "tf32": False,
+}
+"""Options of training that earlier versions had, and the values with which a run is the same without them."""
 
 LOSS_SIZES = ("quarter", "full")
 """Where logits and labels meet, by `--loss_size`."""
@@ -160,7 +165,6 @@ def add_data(parser: Parser) -> None:
         on_resume=LOGGED,
         help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
     )
-    add("--split_seed", type=int, help="isic: seed of the split by hash (default: 0)")
     add(
         "--hold_out",
         metavar="ID",
@@ -246,14 +250,6 @@ def _add_network(parser: Parser) -> None:
 def _add_coarse_to_fine(parser: Parser) -> None:
     add = parser.group("coarse to fine")
     add_coarse_to_fine(add)
-    add(
-        "--box_recall",
-        type=number(0, 1),
-        default=BOX_RECALL,
-        metavar="PART",
-        help="in training, take the boxes from the label where the coarse ones hold a smaller part of its\n"
-        "foreground; 0: never, 1: wherever they miss a pixel (default: %(default)s)",
-    )
 
 
 def _add_training(parser: Parser) -> None:
@@ -283,31 +279,6 @@ def _add_training(parser: Parser) -> None:
     )
     add("--num_epochs", type=whole(1), help=f"(default: {epochs})")
     add("--lr", type=number(0), help=f"base learning rate (default: {rates})")
-    add(
-        "--backbone_lr",
-        type=number(0),
-        metavar="FACTOR",
-        help=f"the encoder's learning rate is FACTOR times --lr {released('backbone_lr')}",
-    )
-    add(
-        "--warmup",
-        type=whole(0),
-        metavar="STEPS",
-        help="the rate grows linearly over the first STEPS, and falls by the poly schedule over the others "
-        f"{released('warmup')}",
-    )
-    add(
-        "--optimizer",
-        choices=tuple(OPTIMIZERS),
-        help=f"adamw: the decay of weights does not go through the moments {released('optimizer')}",
-    )
-    add("--weight_decay", type=number(0), metavar="DECAY", help=f"of the optimizer {released('weight_decay')}")
-    add(
-        "--clip_grad",
-        type=number(0),
-        metavar="NORM",
-        help=f"scale a step's gradient down to NORM where it is larger; 0: never {released('clip_grad')}",
-    )
     add(
         "--ema",
         type=number(0, 1),
@@ -419,14 +390,6 @@ def _add_safety(parser: Parser) -> None:
         help="inside an epoch, save this often what --resume needs; 0: after epochs only (default: 30)",
     )
     add(
-        "--max_bad_steps",
-        type=whole(1),
-        default=10,
-        metavar="STEPS",
-        on_resume=LOGGED,
-        help="stop after so many steps in a row whose loss or gradient is not finite;\neach is skipped (default: 10)",
-    )
-    add(
         "--val_every",
         type=whole(1),
         metavar="EPOCHS",
@@ -465,8 +428,6 @@ def _add_computing(parser: Parser) -> None:
         help="in training, keep of encoders only the inputs of their stages, and compute the rest again in the\n"
         "backward pass: less memory, more time, the same result",
     )
-    add("--tf32", action="store_true", help="CUDA: faster, less exact float32 products")
-    add("--cudnn_benchmark", action="store_true", help="CUDA: search for the fastest convolutions first")
 
 
 def _add_evaluation(parser: Parser) -> None:
@@ -525,11 +486,6 @@ def check(options: argparse.Namespace) -> None:
         raise InputError(f"--share {options.share} goes with --evaluation; training has {' and '.join(TRAINED_SHARES)}")
     if options.pyramid_width is not None and options.pyramid_width % 2:
         raise InputError(f"--pyramid_width {options.pyramid_width} must be even: ps2 has half as many channels")
-    if options.deterministic and options.cudnn_benchmark:
-        raise InputError(
-            "--deterministic and --cudnn_benchmark exclude each other: the search may choose other convolutions in "
-            "every run; leave one of them out"
-        )
     if options.save_predictions and not options.evaluation:
         raise InputError("--save_predictions goes with --evaluation")
     if options.report and not options.evaluation:

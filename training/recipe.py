@@ -5,7 +5,7 @@ from typing import Any
 
 from models.fpn import INITIAL_STD, SameConv
 from models.glnet import GLNet
-from training.optimizer import rate_factor
+from training.optimizer import poly
 from utils.arguments import Parser
 from utils.stages import Stage
 
@@ -50,9 +50,9 @@ def _values(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if options.mode == 1 or name not in OF_NETWORK}
 
 
-def reach(lr: float, steps: int, warmup: int = 0) -> float:
+def reach(lr: float, steps: int) -> float:
     """Return how far a run can move a weight: the sum of its learning rates, as each of Adam's steps is at most one."""
-    return lr * sum(rate_factor(t, steps, warmup) for t in range(steps))
+    return lr * sum(poly(t, steps) for t in range(steps))
 
 
 def reach_line(options: argparse.Namespace, model: GLNet, stage: Stage, steps: int) -> tuple[str, bool]:
@@ -70,7 +70,7 @@ def reach_line(options: argparse.Namespace, model: GLNet, stage: Stage, steps: i
     children = (getattr(model, name) for name in stage.trains)
     deviations = sorted(m.initial_std for child in children for m in child.modules() if isinstance(m, SameConv))
     deviation = deviations[len(deviations) // 2]
-    own = reach(options.lr, steps, options.warmup)
+    own = reach(options.lr, steps)
     released = reach(stage.lr, stage.epochs * RELEASED_STEPS) / INITIAL_STD
     line = (
         f"Reach: {steps} steps can move a weight by {own:.3g}, {own / deviation:.1f} standard deviations of the "

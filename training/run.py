@@ -35,6 +35,9 @@ from utils.precision import not_finite
 from utils.settings import Settings
 from utils.stages import Stage
 
+MOST_BAD_STEPS = 10
+"""After so many steps in a row whose loss or gradient is not finite a run stops."""
+
 LEAST_SCALE = 1.0
 """While the scale of float16 gradients is larger, an overflow lowers it and is no bad step."""
 
@@ -108,11 +111,11 @@ class TrainingRun:
         self.val_loader = SampleLoader(
             plan.val_data, sampler=own, num_workers=options.num_workers, persistent=True, pin=pin
         )
-        optimizer = build_optimizer(options, plan.model)
+        optimizer = build_optimizer(plan.model, options.lr)
         self.state = TrainerState(
             model=plan.model,
             optimizer=optimizer,
-            scheduler=build_schedule(options, optimizer, self.parts.batches * options.num_epochs),
+            scheduler=build_schedule(optimizer, self.parts.batches * options.num_epochs),
             scaler=plan.settings.scaler,
             run=RunState(records.now()),
             epoch=self._new_epoch(),
@@ -405,7 +408,7 @@ class TrainingRun:
         run.bad_in_row += 1
         terms = ", ".join(f"{name.removeprefix('loss/')} {value:.4g}" for name, value in values.items())
         where = f"epoch {run.epoch + 1}, step {step}, images {self._image_ids(step - 1)}: {terms}"
-        if run.bad_in_row >= self.plan.options.max_bad_steps:
+        if run.bad_in_row >= MOST_BAD_STEPS:
             raise RunError(
                 f"{run.bad_in_row} steps in a row without a finite loss and gradient, the last in {where}; "
                 "lower --lr, or look at these images"

@@ -162,28 +162,31 @@ def take_over_split(options: argparse.Namespace, files: Files, described: Descri
     record = None if first is None or first.header is None or "init_from" in files else first.header.trained_on
     if first is None or record is None or record.dataset != options.dataset:
         return described
-    given = {name: None if value is None else str(value) for name, value in split_options(options).items()}
-    wanted = {name: None if value is None else str(value) for name, value in record.choice.items()}
+    # a split by the seed 0 is that of no seed
+    given, wanted = ({name: str(x) for name, x in y.items() if x} for y in (split_options(options), record.choice))
     if given == wanted:
         return described
-    trained = " ".join(f"--{name} {value}" for name, value in wanted.items() if value is not None) or "no such option"
-    if any(value is not None for value in given.values()):
-        chosen = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
+    trained = " ".join(f"--{name} {value}" for name, value in wanted.items()) or "no such option"
+    if given:
+        chosen = " ".join(f"--{name} {value}" for name, value in given.items())
         logging.info(f"note: {chosen}; {first.path} was trained with {trained}")
         return described
     if record.split_lists is not None and not Path(record.split_lists).is_dir():
         logging.warning(f"{first.path} was trained with {trained}, a folder that is not here; give --split_lists")
         return described
+    if record.split_seed:
+        logging.warning(f"{first.path} was trained with {trained}, which there is no longer; give --split_lists")
+        return described
     logging.info(f"note: {first.path} was trained with {trained}, which is taken over")
     lists = None if record.split_lists is None else Path(record.split_lists)
-    choice = SplitChoice(lists, record.split_seed, record.hold_out)
-    options.split_lists, options.split_seed, options.hold_out = choice.lists, choice.seed, choice.hold_out
+    choice = SplitChoice(lists, record.hold_out)
+    options.split_lists, options.hold_out = choice.lists, choice.hold_out
     return describe(options.dataset, options.data_path, choice)
 
 
 def split_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that choose a split, by name."""
-    return {name: getattr(options, name) for name in ("split_lists", "split_seed", "hold_out")}
+    return {name: getattr(options, name) for name in ("split_lists", "hold_out")}
 
 
 def record_images(options: argparse.Namespace, header: Header, data: SegmentationDataset) -> Header:
@@ -307,7 +310,6 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
     """
     known = replace(header, normalize="none") if _awaits_statistics(options, header) else header
     return known.settings(
-        box_recall=options.box_recall,
         refine_share=options.refine_share,
         blend=options.blend,
         upsample=options.upsample,
@@ -319,7 +321,6 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         device=device,
         precision=options.precision,
         scaler=gradient_scaler(device, options.precision),
-        clip_grad=options.clip_grad,
         checkpoint_activations=options.checkpoint_activations,
     )
 

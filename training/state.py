@@ -16,7 +16,7 @@ from helper import EpochState
 from models.glnet import GLNet
 from models.tensors import children_of, load, only_tensors, state_of
 from training.average import WeightAverage
-from training.options import RELEASED, build_parser
+from training.options import RELEASED, REMOVED, build_parser
 from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
 from utils.errors import InputError
@@ -30,7 +30,10 @@ EPOCH_OPTIONS = ("batch_size", "seed", "training_images", "window", "windows")
 """The options, and the training images, that determine which images are in which step of an epoch."""
 
 RATE_OPTIONS = {*EPOCH_OPTIONS, "num_epochs", "lr", "backbone_lr", "warmup", "optimizer", "weight_decay"}
-"""The options that determine the rates of the steps, and how the optimizer takes them."""
+"""The options that determine the rates of the steps and how the optimizer takes them, some of earlier versions."""
+
+UNREAD = ("max_bad_steps", "cudnn_benchmark")
+"""Options of earlier versions on which the experiment did not depend."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +299,9 @@ def _in_present_terms(options: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(options)
     if "share_maps" in found:
         found["share"] = "own" if found.pop("share_maps") else "none"
+    for name in {*REMOVED, *UNREAD} & found.keys():
+        if name in UNREAD or found[name] in (None, REMOVED[name]):
+            del found[name]
     before = {**RELEASED, **{name: RECORDED[name] for name in ("share", "pyramid_width", "pyramid_norm")}}
     return {**found, **{name: value for name, value in before.items() if found.get(name) is None}}
 
@@ -323,7 +329,7 @@ def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: 
     known = {name for name in {*saved, *given} if rules.get(name) != SILENT and (name in given or name in saved)}
     lines = {}
     for name in sorted(known):
-        before, now = saved.get(name, defaults.get(name)), given.get(name)
+        before, now = saved.get(name, defaults.get(name)), "removed" if name in REMOVED else given.get(name)
         if before != now:
             lines[name] = f"--{name} was {before}, now {now}"
     serious = [name for name in lines if rules.get(name, REFUSED) == REFUSED]

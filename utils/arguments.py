@@ -20,8 +20,22 @@ REFUSED, LOGGED, SILENT = "refused", "logged", "silent"
 experiment; a line is logged; nothing."""
 
 
-REPLACED = {"--share_maps": "--share own", "--no-share_maps": "--share none"}
-"""Options of earlier versions, and what they are now."""
+GONE = {
+    "--share_maps": "is now --share own",
+    "--no-share_maps": "is now --share none",
+    "--optimizer": "was removed: the optimizer is Adam",
+    "--weight_decay": "was removed: it is 5e-4",
+    "--backbone_lr": "was removed: encoders have the rate --lr, too",
+    "--warmup": "was removed: the rate falls from the first step on",
+    "--clip_grad": "was removed: gradients are not clipped",
+    "--box_recall": "was removed: it is 0.9",
+    "--split_seed": "was removed: give lists of ids by --split_lists",
+    "--max_bad_steps": "was removed: a run stops after 10 such steps in a row",
+    "--tf32": "was removed: float32 products are exact; --precision bf16 is faster",
+    "--cudnn_benchmark": "was removed: convolutions are not searched for",
+    "--simplify": "was removed: simplify the layer afterwards, such as with ogr2ogr -simplify",
+}
+"""Options of earlier versions, and what to do instead."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,9 +64,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError with argparse's message, such as `--lr -1 must be at least 0`."""
-        for name, instead in REPLACED.items():
-            if message.startswith("unrecognized arguments:") and name in message.split():
-                raise InputError(f"{name} is now {instead}")
+        if message.startswith("unrecognized arguments:"):
+            for name in (word.split("=")[0] for word in message.split()):
+                if name in GONE:
+                    raise InputError(f"{name} {GONE[name]}")
         raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
 
 

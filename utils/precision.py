@@ -1,4 +1,4 @@
-"""Precision, memory layout and the switches of libraries."""
+"""Precision, memory layout and a switch of CUDA."""
 
 from contextlib import AbstractContextManager
 
@@ -38,8 +38,7 @@ def lay_out(x: Tensor, precision: str) -> Tensor:
     return x if precision == "fp32" else x.to(PRECISIONS[precision], memory_format=torch.channels_last)
 
 
-def set_switches(tf32: bool, cudnn_benchmark: bool) -> None:
-    """Allow CUDA's faster but less exact float32 products (`tf32`), and cuDNN's search for the fastest convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = cudnn_benchmark
+def disable_tf32() -> None:
+    """Make CUDA compute float32 products exactly; by default cuDNN may round what it multiplies."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

@@ -140,13 +140,12 @@ class CoarseToFine:
     recall: float = BOX_RECALL
 
     @classmethod
-    def of(cls, classes: Classes, margin: float = BOX_MARGIN, recall: float = BOX_RECALL) -> "CoarseToFine":
+    def of(cls, classes: Classes, margin: float = BOX_MARGIN) -> "CoarseToFine":
         """Return the selection for a binary set.
 
         Args:
             classes: of the set, two, one of them foreground.
             margin: see the class.
-            recall: see the class.
 
         Raises:
             InputError: `classes` are not two, one of them foreground.
@@ -157,7 +156,7 @@ class CoarseToFine:
                 f"--coarse_to_fine needs two classes, one of them foreground; here are {len(classes)} classes with "
                 f"{found} as foreground: leave it out, or name the foreground of a binary set in its description"
             )
-        return cls(classes.foreground[0], margin, recall)
+        return cls(classes.foreground[0], margin)
 
     @property
     def background(self) -> int:

@@ -161,7 +161,6 @@ class Settings:
         share_maps: whether the local branch, and in stage 2 the ensemble, read the global branch's maps, or zeros.
         blend: the weights of a patch's scores, a key of `utils.tiling.BLENDS`.
         upsample: how logits are enlarged to pixels, one of `utils.canvas.UPSAMPLES`.
-        clip_grad: the largest norm of a step's gradient; a larger one is scaled down to it. 0: none is.
         checkpoint_activations: whether training computes encoders again in the backward pass, to save memory.
     """
 
@@ -181,7 +180,6 @@ class Settings:
     share_maps: bool = True
     blend: str = "none"
     upsample: str = "nearest"
-    clip_grad: float = 0.0
     checkpoint_activations: bool = False
 
     def to_device(self, x: Tensor) -> Tensor:
