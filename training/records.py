@@ -29,7 +29,7 @@ FIXED = 2
 Pictures = dict[int, dict[str, np.ndarray]]
 """RGB pictures (H, W, 3) uint8 by name, of validation images by index."""
 
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python", "tensorboardX", "tqdm", "timm")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "tensorboardX", "tqdm", "timm")
 ROOT = Path(__file__).resolve().parent.parent
 
 
