@@ -25,7 +25,7 @@ from utils.loss import Loss
 from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.selection import Coverage
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 from utils.sources import MemorySource, Source
 from utils.stages import Stage
 
@@ -72,7 +72,7 @@ def _batch_share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
 
 
 def _gradients(
-    model: GLNet, stage: Stage, batch: list[Sample], settings: Settings, metrics: StageMetrics, ranks: Ranks
+    model: GLNet, stage: Stage, batch: list[Sample], settings: TrainingSettings, metrics: StageMetrics, ranks: Ranks
 ) -> dict[str, Tensor]:
     """Add the gradients of this process's part of a batch.
 
@@ -113,7 +113,7 @@ def _joint_step(
     model: GLNet,
     stage: Stage,
     batch: list[Sample],
-    settings: Settings,
+    settings: TrainingSettings,
     optimizer: torch.optim.Optimizer,
     epoch: EpochState,
     *,
@@ -160,7 +160,7 @@ def train_one_epoch(
     loader: Iterable[list[Sample]],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     on_step: Callable[[dict[str, float]], None],
     title: str = "train",

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,6 +13,7 @@ from dataset.check import Problem, check
 from dataset.image_file import View
 from dataset.layout import TRAIN, SplitChoice
 from dataset.registry import Description, describe
+from models.header import Header
 from training import limits, setup
 from training import options as command_line
 from training.evaluation import prepare_evaluation, run_evaluation
@@ -27,7 +27,7 @@ from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError, allow_all_names
 from utils.precision import disable_tf32
 from utils.selection import CoarseToFine
-from utils.settings import RECORDED, Settings
+from utils.settings import TrainingSettings
 from utils.stages import STAGES
 
 
@@ -96,43 +96,39 @@ def be_deterministic() -> None:
 
 def check_data(options: argparse.Namespace, described: Description) -> None:
     """Read every file of every split once and print the report. Raises InputError if anything is wrong."""
-    opened, problems, view = {}, [], setup.view_options(described)
+    header = setup.resolve(options, {}, described)
+    opened, problems = {}, []
     for split in described.splits:
         try:
-            opened[split] = described.open(split, 4, described.classes_for(options.n_class), seed=options.seed)
+            opened[split] = described.open(split, 4, header.classes, seed=options.seed)
             if options.max_pixels:
                 opened[split].max_pixels = options.max_pixels
-            opened[split].view = View.parse(options.bands or view["bands"], options.stretch or view["stretch"])
+            opened[split].view = View.parse(header.bands, header.stretch)
         except InputError as error:
             # a data set may lack the splits that training does not need
             if split in (TRAIN, described.validation) or error.kind != "empty split":
                 problems.append(Problem(split, error.kind, str(error)))
-    problems += size_problems(options, described, opened)
+    if TRAIN in opened:
+        problems += size_problems(options, header, opened[TRAIN])
     report = check(opened, options.num_workers)
     print(report.text(problems))
     if count := len(problems) + len(report.problems):
         raise InputError(f"{count} of the files above cannot be used" if count > 1 else "one file above cannot be used")
 
 
-def size_problems(
-    options: argparse.Namespace, described: Description, opened: Mapping[str, SegmentationDataset]
-) -> list[Problem]:
-    """Return what training would refuse for its size: images in mode 2, and a batch of one at the smallest --size_g."""
-    if TRAIN not in opened:
-        return []
-    given = {name: getattr(options, name) for name in ("size_g", "size_p", "min_overlap", "coarse_to_fine")}
-    defaults = {**RECORDED, "size_p": described.size_p}
-    values = {name: defaults[name] if value is None else value for name, value in given.items()}
-    settings = Settings(
-        values["size_p"],
+def size_problems(options: argparse.Namespace, header: Header, data: SegmentationDataset) -> list[Problem]:
+    """Return what training on `data` would refuse for its size: images in mode 2, and a batch of one."""
+    settings = TrainingSettings(
+        header.size_p,
         options.sub_batch_size,
-        values["min_overlap"],
-        selection=CoarseToFine(0) if values["coarse_to_fine"] else None,
+        header.min_overlap,
+        selection=CoarseToFine(0) if header.coarse_to_fine else None,
+        patches=options.patches,
     )
-    errors = [limits.problem_of(item, size, settings) for item, size, _ in limits.headers(opened[TRAIN])]
+    errors = [limits.problem_of(item, size, settings) for item, size, _ in limits.headers(data)]
     problems = [Problem(TRAIN, error.kind, str(error)) for error in errors if error is not None]
     try:
-        limits.check_batches(len(opened[TRAIN]), options.batch_size or described.batch_size, values["size_g"])
+        limits.check_batches(len(data), options.batch_size, header.size_g)
     except InputError as error:
         problems.append(Problem(TRAIN, "too small", str(error)))
     return problems
@@ -151,7 +147,7 @@ def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> 
     files = setup.read_checkpoints(options)
     described = setup.take_over_split(options, files, described)
     header = setup.resolve(options, files, described)
-    settings = setup.build_settings(options, header, ranks.device)
+    settings = setup.training_settings(options, header, ranks.device)
     train_data = setup.open_data(options, described, TRAIN, header, training=True)
     train_data.whole = stage.number > 1  # stage 1 learns from shrunk images
     val_data = setup.open_data(options, described, described.validation, header)

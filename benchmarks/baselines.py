@@ -42,7 +42,7 @@ from utils.errors import InputError, exit_code, required
 from utils.files import load_torch, save_torch, write_json
 from utils.precision import autocast
 from utils.selection import Coverage
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 from utils.sources import Source
 from utils.stages import STAGES, Stage
 from utils.tiling import Size, map_size
@@ -139,7 +139,7 @@ def train_one_epoch(
     loader: Iterable[list[Sample]],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     title: str,
     scores_of: GlobalScores | None = None,
@@ -203,7 +203,7 @@ def train(
     options: Namespace,
     header: Header,
     described: Description,
-    settings: Settings,
+    settings: TrainingSettings,
     scores_of: GlobalScores | None = None,
 ) -> WeightAverage | None:
     """Train with GLNet's optimizer, schedule and samples; write a line of the log after each epoch.
@@ -237,7 +237,7 @@ def work(options: Namespace) -> None:
     device = pick_device(options.device)
     keep_freed_memory()
     torch.manual_seed(options.seed)
-    settings = setup.build_settings(options, header, device)
+    settings = setup.evaluation_settings(options, header, device)
     n_class = len(header.classes)
     scores_of = GlobalScores(options.model_path / options.scores_of, settings) if options.scores_of else None
     weights = "none" if options.evaluation else options.backbone_weights
@@ -245,7 +245,9 @@ def work(options: Namespace) -> None:
     if options.precision != "fp32":
         network = network.to(memory_format=torch.channels_last)
     if not options.evaluation:
-        average = train(network, options, header, described, settings, scores_of)
+        average = train(
+            network, options, header, described, setup.training_settings(options, header, device), scores_of
+        )
         save_torch(options.model_path / f"{options.task_name}.pth", network.state_dict())
         if average is not None:
             with average.applied():

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.fake_work import fake_inference, fake_training
 from benchmarks.workload import MODES
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 
 
 class CallCount(TorchDispatchMode):
@@ -89,7 +89,7 @@ def count(kind: str, mode: int, side: int = 2448, backbone: str = "resnet50") ->
     """
     calls = CallCount()
     if kind == "training":
-        with fake_training(mode, Settings(), side, backbone=backbone) as (_, step, samples):
+        with fake_training(mode, TrainingSettings(), side, backbone=backbone) as (_, step, samples):
             calls.skip(branch.backbone for branch in (step.model.global_, step.model.local, step.model.refined))
             with host_copies() as copies, calls:
                 step(samples)

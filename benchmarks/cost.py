@@ -17,7 +17,7 @@ from benchmarks.fake_work import fake_inference, fake_training
 from models.backbone import backbone_name, check_backbone
 from utils.arguments import Parser, number, whole
 from utils.errors import exit_code
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 from utils.stages import STAGES
 
 TERA = 1e12
@@ -35,7 +35,7 @@ class Geometry:
 
 def training_operations(mode: int, geometry: Geometry) -> int:
     """Return the operations of a training step with one image."""
-    settings, backbone = Settings(size_p=geometry.size_p), geometry.backbone
+    settings, backbone = TrainingSettings(size_p=geometry.size_p), geometry.backbone
     with (
         fake_training(mode, settings, geometry.side, size_g=geometry.size_g, backbone=backbone) as (_, step, samples),
         FlopCounterMode(display=False) as counter,

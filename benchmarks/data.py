@@ -43,7 +43,7 @@ from utils.classes import Classes
 from utils.errors import required
 from utils.files import write_json
 from utils.resize import shrink_label
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 from utils.sources import MemorySource
 from utils.tiling import Box, Size, map_size
 
@@ -178,7 +178,7 @@ def measure(kind: Kind, folder: Path, count: int) -> dict[str, Any]:
 
 def step_of_stage_1(device: torch.device) -> float:
     """Return the seconds of a training step of stage 1, of six 2448 x 2448 images shrunk to 508, ResNet-50, fp32."""
-    settings = Settings(size_p=SIZE_G, sub_batch_size=BATCH, device=device)
+    settings = TrainingSettings(size_p=SIZE_G, sub_batch_size=BATCH, device=device)
     step = TrainingStep(GLNet(N_CLASS).to(device), 1, settings)
     batch = [random_sample(2448, SIZE_G) for _ in range(BATCH)]
     return seconds(partial(step, batch), device)

@@ -9,7 +9,7 @@ from benchmarks.fake_accelerator import MemoryCount, allocate, fake_accelerator,
 from benchmarks.workload import Inference, TrainingStep, build_shapes, random_sample
 from dataset.base import Sample
 from utils.metrics import StageMetrics
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 from utils.stages import STAGES
 
 
@@ -39,7 +39,7 @@ def fake_inference(
 
 @contextmanager
 def fake_training(
-    mode: int, settings: Settings, side: int, *, images: int = 1, size_g: int = 508, backbone: str = "resnet50"
+    mode: int, settings: TrainingSettings, side: int, *, images: int = 1, size_g: int = 508, backbone: str = "resnet50"
 ) -> Iterator[tuple[MemoryCount, TrainingStep, list[Sample]]]:
     """A context in which all tensors are fake; yields their count, a training step, and its images on the host.
 

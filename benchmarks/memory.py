@@ -21,7 +21,7 @@ from benchmarks.fake_work import fake_inference, fake_training
 from benchmarks.workload import N_CLASS, Inference, TrainingStep, random_sample
 from models.glnet import GLNet
 from utils.files import write_json
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 from utils.stages import STAGES
 
 SIDE = 2448
@@ -82,7 +82,7 @@ def count_training(
     Returns:
         MB by `device` and `host`.
     """
-    settings = Settings(precision=precision, checkpoint_activations=recomputed)
+    settings = TrainingSettings(precision=precision, checkpoint_activations=recomputed)
     with fake_training(mode, settings, side, images=batch, backbone=backbone) as (count, step, samples):
         step(samples[:1])
         count.peak = dict(count.live)
@@ -104,7 +104,7 @@ def measure_on_gpu(key: str, precision: str) -> float:
     if kind == "train_mode":
         for name in STAGES[number].uses:
             getattr(model, name).to(device)
-        step = TrainingStep(model, number, Settings(precision=precision, device=device))
+        step = TrainingStep(model, number, TrainingSettings(precision=precision, device=device))
         step([random_sample(SIDE)])
         work = partial(step, [random_sample(SIDE) for _ in range(BATCH)])
     else:

@@ -17,7 +17,7 @@ from benchmarks.memory import count_training
 from benchmarks.workload import MODES, N_CLASS, TrainingStep, random_sample
 from models.glnet import GLNet
 from training.memory import keep_freed_memory
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 
 SIDE, SIZE, SUB_BATCH = 1000, 252, 5
 
@@ -36,7 +36,9 @@ def processor_seconds(mode: int, precision: str, steps: int) -> tuple[float, flo
         TrainingStep(
             model,
             mode,
-            Settings(size_p=SIZE, sub_batch_size=SUB_BATCH, precision=precision, checkpoint_activations=recomputed),
+            TrainingSettings(
+                size_p=SIZE, sub_batch_size=SUB_BATCH, precision=precision, checkpoint_activations=recomputed
+            ),
         )
         for recomputed in (False, True)
     ]

@@ -28,7 +28,7 @@ from training.evaluation import prepare_evaluation
 from training.memory import keep_freed_memory, peak_memory_mb
 from training.records import device_name, git_commit, now
 from training.report import evaluation_record
-from training.setup import build_settings
+from training.setup import evaluation_settings
 from utils.arguments import Parser, add_geometry, number, whole
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
@@ -76,7 +76,7 @@ def measure(
         raise InputError(f"{checkpoint} is coarse to fine, which selects patches already: give one that is not")
 
     def evaluate(share: float, images: int) -> helper.Evaluation:
-        settings = build_settings(argparse.Namespace(**{**vars(own), "refine_share": share}), header, device)
+        settings = evaluation_settings(argparse.Namespace(**{**vars(own), "refine_share": share}), header, device)
         loader = SampleLoader(data, sampler=range(images), num_workers=options.num_workers, pin=device.type == "cuda")
         metrics = StageMetrics(predictor.stage, header.classes)
         return helper.evaluate(

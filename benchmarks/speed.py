@@ -29,7 +29,7 @@ from dataset.base import Sample
 from models.glnet import GLNet
 from training.memory import keep_freed_memory
 from utils.files import write_json
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 
 RELEASED = {"eval": {1: 1.2, 2: 26.8, 3: 27.7}, "train": {1: 2.5, 2: 110.0, 3: 78.0}}
 """Units of the released implementation, float32 on a CPU."""
@@ -88,7 +88,7 @@ def measure(kind: str, mode: int, precision: str, device: torch.device, calls: i
     else:
         torch.manual_seed(0)
         model = GLNet(N_CLASS)
-        settings = Settings(size_p=252, sub_batch_size=5, device=device, precision=precision)
+        settings = TrainingSettings(size_p=252, sub_batch_size=5, device=device, precision=precision)
         step = TrainingStep(model.to(device), mode, settings)
         work = partial(step, [random_sample(SIDE, size_g=252) for _ in range(2)])
     before = unit(device)

@@ -11,7 +11,7 @@ from utils.canvas import ArgmaxSink
 from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.precision import autocast
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 from utils.sources import MemorySource
 from utils.stages import STAGES
 
@@ -51,7 +51,7 @@ class Inference:
 class TrainingStep:
     """Takes training steps of one mode: gradients and the optimizer's step."""
 
-    def __init__(self, model: GLNet, mode: int, settings: Settings) -> None:
+    def __init__(self, model: GLNet, mode: int, settings: TrainingSettings) -> None:
         self.model = model
         self.stage = STAGES[mode]
         self.settings = settings

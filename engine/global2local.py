@@ -17,14 +17,14 @@ from models.sharing import crop_global, crop_pyramid
 from utils.canvas import ScoreCanvas, Sink
 from utils.errors import required
 from utils.metrics import StageMetrics
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 from utils.tiling import map_size
 
 PATCH_PREDICTIONS = ("local", "ensemble")
 """The predictions that are made of patches."""
 
 
-def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics: StageMetrics) -> Terms:
+def training_step(model: GLNet, batch: list[Sample], settings: TrainingSettings, metrics: StageMetrics) -> Terms:
     """Add the gradients of one step: loss(local) + loss(ensemble) + lambda MSE(local ps3, crop of the global ps3).
 
     Gradients of all sub-batches of all images are added. If the settings draw patches, only these are computed. The

@@ -13,11 +13,11 @@ from models.prepared import PreparedGLNet
 from utils.canvas import ArgmaxSink, Sink, enlarge
 from utils.errors import required
 from utils.metrics import StageMetrics
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 from utils.tiling import map_size
 
 
-def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics: StageMetrics) -> Terms:
+def training_step(model: GLNet, batch: list[Sample], settings: TrainingSettings, metrics: StageMetrics) -> Terms:
     """Add the gradients of loss(global logits), the whole batch in one pass, without a step of the optimizer.
 
     Args:

@@ -27,11 +27,11 @@ from models.sharing import Mosaic, crop_global, crop_pyramid
 from utils.canvas import Sink
 from utils.errors import required
 from utils.metrics import StageMetrics
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 from utils.tiling import map_size
 
 
-def training_step(model: GLNet, batch: list[Sample], settings: Settings, metrics: StageMetrics) -> Terms:
+def training_step(model: GLNet, batch: list[Sample], settings: TrainingSettings, metrics: StageMetrics) -> Terms:
     """Add the gradients of one step: loss(refined logits) + the sum over sub-batches of loss(ensemble).
 
     Local maps are constants here, and those of all patches are merged; if the settings draw patches, the ensemble's

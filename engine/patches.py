@@ -12,7 +12,7 @@ from utils.classes import IGNORED
 from utils.errors import required
 from utils.resize import shrink_label
 from utils.selection import Coverage
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 from utils.sources import MemorySource, Source
 from utils.tiling import Patches, PatchGrid, PatchSubset, Size, map_size
 
@@ -129,7 +129,9 @@ class TrainingPatches(ImagePatches):
         drawn: whether `keep` left out patches, so that the others stand for the image.
     """
 
-    def __init__(self, sample: Sample, settings: Settings) -> None:
+    settings: TrainingSettings
+
+    def __init__(self, sample: Sample, settings: TrainingSettings) -> None:
         """Cut the image of `sample`. Raises ValueError if the sample lacks the image or the label."""
         super().__init__(MemorySource(required(sample.image, "image")), settings)
         self._label = required(sample.label, "label")

@@ -10,7 +10,7 @@ from models.fpn import MOST_WIDTH, NORMS, WIDTH
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.metrics import MEASURES
-from utils.selection import BOX_MARGIN, MOST_MARGIN, CoarseToFine, PatchSelection, UncertainPatches
+from utils.selection import BOX_MARGIN, MOST_MARGIN, CoarseToFine, UncertainPatches
 from utils.settings import (
     DATA,
     LONGEST_SIDE,
@@ -21,6 +21,7 @@ from utils.settings import (
     ContextScale,
     Settings,
     Statistics,
+    TrainingSettings,
 )
 from utils.stages import STAGES
 from utils.stretch import RGB, Stretch, count_bands
@@ -139,11 +140,11 @@ class Header:
         return None if self.normalize == "none" else STATISTICS[self.normalize]
 
     def settings(self, *, refine_share: float = 1.0, blend: str = "none", **more: Any) -> Settings:
-        """Return the settings of this network.
+        """Return the settings of inference with this network.
 
         Args:
-            refine_share: see `UncertainPatches`; not used in training.
-            blend: the weights of a patch's scores; not used in training.
+            refine_share: see `UncertainPatches`.
+            blend: the weights of a patch's scores.
             more: the settings that a file does not record.
 
         Raises:
@@ -153,23 +154,35 @@ class Header:
         """
         if blend != "none" and self.stage == 1:
             raise InputError(f"--blend {blend} cannot be used: mode 1 has no patches; leave it out")
-        selection: PatchSelection | None = None
-        if self.coarse_to_fine:
-            selection = CoarseToFine.of(self.classes, self.box_margin)
+        recorded = self._recorded_settings()
         if refine_share < 1:
-            if self.stage == 1 or selection is not None:
+            if self.stage == 1 or recorded["selection"] is not None:
                 reason = "mode 1 has no patches" if self.stage == 1 else "--coarse_to_fine selects patches already"
                 raise InputError(f"--refine_share {refine_share:g} cannot be used: {reason}; leave it out")
-            selection = UncertainPatches(refine_share)
-        return Settings(
-            size_p=self.size_p,
-            min_overlap=self.min_overlap,
-            statistics=self.normalization(),
-            selection=selection,
-            share_maps=self.share != "none",
-            blend=blend,
-            **more,
-        )
+            recorded["selection"] = UncertainPatches(refine_share)
+        return Settings(**recorded, blend=blend, **more)
+
+    def training_settings(self, **more: Any) -> TrainingSettings:
+        """Return the settings of training this network.
+
+        Args:
+            more: the settings that a file does not record.
+
+        Raises:
+            InputError: the network is coarse to fine, but its classes are not two, one of them foreground; or
+                `normalization` cannot be used.
+        """
+        return TrainingSettings(**self._recorded_settings(), **more)
+
+    def _recorded_settings(self) -> dict[str, Any]:
+        """Return the settings that follow from the header, by name."""
+        return {
+            "size_p": self.size_p,
+            "min_overlap": self.min_overlap,
+            "statistics": self.normalization(),
+            "selection": CoarseToFine.of(self.classes, self.box_margin) if self.coarse_to_fine else None,
+            "share_maps": self.share != "none",
+        }
 
     def to_record(self) -> dict[str, Any]:
         """Return plain values, for a file."""

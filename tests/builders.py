@@ -20,7 +20,7 @@ from utils.canvas import ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED, Classes
 from utils.files import save_torch
 from utils.resize import shrink_label
-from utils.settings import Settings
+from utils.settings import Settings, TrainingSettings
 from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.tiling import PatchGrid, Size
@@ -44,8 +44,8 @@ def shrink_image(image: Image.Image, size_g: int) -> Image.Image:
     return image.resize((size_g, size_g), Image.Resampling.BILINEAR)
 
 
-def build_settings(**changes) -> Settings:
-    return Settings(**{"size_p": SIDE, "sub_batch_size": 4, "min_overlap": MIN_OVERLAP, **changes})
+def build_settings(**changes) -> TrainingSettings:
+    return TrainingSettings(**{"size_p": SIDE, "sub_batch_size": 4, "min_overlap": MIN_OVERLAP, **changes})
 
 
 def build_sample(size: Size, seed: int = 0, id_: str = "1", left_out: float = 0.1) -> Sample:

@@ -17,7 +17,7 @@ from models import checkpoint
 from models.checkpoint import Checkpoint
 from models.glnet import GLNet
 from utils.resize import shrink_label
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 
 GOLDEN = Path(os.environ.get("GLNET_GOLDEN", Path(__file__).parent / "golden"))
 META = json.loads((GOLDEN / "meta.json").read_text())
@@ -72,8 +72,8 @@ def golden_model(mode: int) -> GLNet:
     return model.eval()
 
 
-def golden_settings() -> Settings:
-    return Settings(META["size_p"], META["sub_batch_size"], lamb_fmreg=META["lamb_fmreg"])
+def golden_settings() -> TrainingSettings:
+    return TrainingSettings(META["size_p"], META["sub_batch_size"], lamb_fmreg=META["lamb_fmreg"])
 
 
 def picture_count() -> int:

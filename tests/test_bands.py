@@ -360,11 +360,10 @@ def test_a_resumed_run_takes_the_statistics_of_its_resume_file(monkeypatch, tmp_
 def test_statistics_that_stage_1_has_still_to_measure_are_refused_elsewhere() -> None:
     options = command_line.build_parser().parse_args([])
     header, cpu = build_header(1, bands="1,2,3,4", normalize="data"), torch.device("cpu")
-    assert setup.build_settings(options, header, cpu).statistics is None
-    for stage, evaluation in ((1, True), (2, False)):
-        options.evaluation = evaluation
+    assert setup.training_settings(options, header, cpu).statistics is None
+    for build, stage in ((setup.evaluation_settings, 1), (setup.training_settings, 2)):
         with pytest.raises(InputError, match="--normalize data needs the statistics"):
-            setup.build_settings(options, replace(header, stage=stage), cpu)
+            build(options, replace(header, stage=stage), cpu)
 
 
 # pixels

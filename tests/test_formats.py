@@ -20,7 +20,7 @@ from training.limits import check_batches, problem_of
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 from utils.selection import CoarseToFine
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 
 RNG = np.random.default_rng(4)
 SIZE = (40, 50)
@@ -209,8 +209,8 @@ def test_lists_and_json_are_read_alike_by_describe_and_training(tmp_path: Path) 
     assert json.loads(written)["images"] == "{id}.png"
 
 
-def settings(**changes) -> Settings:
-    return Settings(**{"size_p": 508, "sub_batch_size": 6, **changes})
+def settings(**changes) -> TrainingSettings:
+    return TrainingSettings(**{"size_p": 508, "sub_batch_size": 6, **changes})
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from dataset.windows import Windows
 from training import limits
 from utils.classes import Classes
 from utils.errors import InputError
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 from utils.tiling import Box
 
 CLASSES = Classes.generic(5)
@@ -129,7 +129,7 @@ def test_no_sample_is_smaller_than_the_headers_say(tmp_path: Path, more: dict) -
 
 def test_a_window_too_small_to_train_on_is_refused_before_the_first_step(tmp_path: Path) -> None:
     items = write_items(tmp_path, ("large",))
-    settings = Settings(size_p=64, sub_batch_size=4, min_overlap=16)
+    settings = TrainingSettings(size_p=64, sub_batch_size=4, min_overlap=16)
     limits.check_images(open_windows(items), settings)
     with pytest.raises(InputError, match=r"large\.png is 32 x 32 pixels, and mode 2 would train on a single patch"):
         limits.check_images(open_windows(items, windows=Windows(32, 1)), settings)

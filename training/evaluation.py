@@ -51,7 +51,7 @@ def prepare_evaluation(
     files = setup.read_checkpoints(options)
     described = setup.take_over_split(options, files, described)
     header = setup.resolve(options, files, described)
-    settings = setup.build_settings(options, header, device)
+    settings = setup.evaluation_settings(options, header, device)
     data = setup.open_data(options, described, options.split, header)
     data.share = header.share
     limits.check_images(data, None)

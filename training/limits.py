@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataset.base import Item, SegmentationDataset
 from dataset.probe import FileInfo, probe
 from utils.errors import InputError
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 from utils.tiling import PatchGrid, Size
 
 STRIDE = 32
@@ -42,7 +42,7 @@ def check_batches(images: int, batch_size: int, size_g: int, *, world: int = 1, 
             )
 
 
-def problem_of(item: Item, size: Size, settings: Settings) -> InputError | None:
+def problem_of(item: Item, size: Size, settings: TrainingSettings) -> InputError | None:
     """Return why mode 2 cannot train the local branch on an item at `size` pixels, None where it can."""
     grid = PatchGrid.cover(size, settings.size_p, settings.min_overlap)
     count = min(len(grid), settings.patches or len(grid))
@@ -72,7 +72,7 @@ def headers(data: SegmentationDataset) -> Iterator[tuple[Item, Size, list[FileIn
             continue
 
 
-def check_images(data: SegmentationDataset, settings: Settings | None) -> None:
+def check_images(data: SegmentationDataset, settings: TrainingSettings | None) -> None:
     """Log in one line each what is done to images beyond decoding, and refuse what cannot be read or trained on.
 
     Args:

@@ -32,7 +32,7 @@ from utils.errors import InputError, Interrupted, RunError
 from utils.files import check_writable, remove_leftovers
 from utils.metrics import StageMetrics
 from utils.precision import not_finite
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 from utils.stages import Stage
 
 MOST_BAD_STEPS = 10
@@ -63,7 +63,7 @@ class TrainingPlan:
     stage: Stage
     model: GLNet
     header: Header
-    settings: Settings
+    settings: TrainingSettings
     train_data: SegmentationDataset
     val_data: SegmentationDataset
     validation: str

@@ -35,7 +35,7 @@ from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.loss import Loss, build_loss, check_class_weights
 from utils.precision import gradient_scaler
-from utils.settings import DATA, RECORDED, Settings, Statistics, check_sizes
+from utils.settings import DATA, RECORDED, Settings, Statistics, TrainingSettings, check_sizes
 from utils.stages import STAGES, Stage
 from utils.stretch import fit_bands, parse_bands, spell_bands
 
@@ -259,10 +259,9 @@ def _compare_classes(recorded: Classes, path: Path, described: Description) -> N
         )
 
 
-def _awaits_statistics(options: argparse.Namespace, header: Header) -> bool:
-    """Return whether this run is to measure the statistics of its training images."""
-    measures = header.stage == 1 and not options.evaluation
-    return measures and header.normalize == DATA and header.statistics is None
+def _awaits_statistics(header: Header) -> bool:
+    """Return whether a training of this network is to measure the statistics of its images."""
+    return header.stage == 1 and header.normalize == DATA and header.statistics is None
 
 
 def add_statistics(options: argparse.Namespace, header: Header, data: SegmentationDataset, ranks: Ranks) -> Header:
@@ -279,7 +278,7 @@ def add_statistics(options: argparse.Namespace, header: Header, data: Segmentati
     Raises:
         InputError: an image cannot be read, or the resume file is damaged.
     """
-    if not _awaits_statistics(options, header):
+    if not _awaits_statistics(header):
         return header
     source = resume_source(options)
     saved = None if source is None else state.read(source).options.get("statistics")
@@ -296,8 +295,29 @@ def add_statistics(options: argparse.Namespace, header: Header, data: Segmentati
     return replace(header, statistics=statistics)
 
 
-def build_settings(options: argparse.Namespace, header: Header, device: torch.device) -> Settings:
-    """Return the settings of a run, without the statistics that `add_statistics` has still to measure.
+def evaluation_settings(options: argparse.Namespace, header: Header, device: torch.device) -> Settings:
+    """Return the settings of an evaluation.
+
+    Args:
+        options: resolved.
+        header: of the network.
+        device: of the network.
+
+    Raises:
+        InputError: see `Header.settings`.
+    """
+    return header.settings(
+        refine_share=options.refine_share,
+        blend=options.blend,
+        upsample=options.upsample,
+        sub_batch_size=options.sub_batch_size,
+        device=device,
+        precision=options.precision,
+    )
+
+
+def training_settings(options: argparse.Namespace, header: Header, device: torch.device) -> TrainingSettings:
+    """Return the settings of a training, without the statistics that `add_statistics` has still to measure.
 
     Args:
         options: resolved.
@@ -308,11 +328,8 @@ def build_settings(options: argparse.Namespace, header: Header, device: torch.de
         InputError: class weights do not fit the classes, the classes are not fit for coarse to fine, or the
             normalisation does not fit the bands.
     """
-    known = replace(header, normalize="none") if _awaits_statistics(options, header) else header
-    return known.settings(
-        refine_share=options.refine_share,
-        blend=options.blend,
-        upsample=options.upsample,
+    known = replace(header, normalize="none") if _awaits_statistics(header) else header
+    return known.training_settings(
         sub_batch_size=options.sub_batch_size,
         loss=_chosen_loss(options, header.classes, device),
         full_labels=options.loss_size == "full",

@@ -142,45 +142,31 @@ class ContextScale:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of training and inference: patches, pixel values, loss, device and precision.
+    """Settings of inference: patches, pixel values, device and precision.
 
     Attributes:
         size_p: side of a patch, in pixels.
         sub_batch_size: patches that are computed at a time.
         min_overlap: pixels that neighbouring patches share at least.
-        loss: the training loss of one prediction.
-        full_labels: whether patches' labels stay as they are for the loss, or are shrunk to the logits.
-        lamb_fmreg: weight of the feature-map regulariser, lambda in the paper (section 3.3).
         statistics: what pixel values are normalised by; None leaves them in [0, 1].
         device: where the network is.
         precision: a key of `utils.precision.PRECISIONS`.
-        scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
-        share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
         selection: selects the patches that the local branch computes; None is all patches.
-        patches: how many of these each image gives a training step in stages 2 and 3; 0 is all.
         share_maps: whether the local branch, and in stage 2 the ensemble, read the global branch's maps, or zeros.
         blend: the weights of a patch's scores, a key of `utils.tiling.BLENDS`.
         upsample: how logits are enlarged to pixels, one of `utils.canvas.UPSAMPLES`.
-        checkpoint_activations: whether training computes encoders again in the backward pass, to save memory.
     """
 
     size_p: int = 508
     sub_batch_size: int = 6
     min_overlap: int = MIN_OVERLAP
-    loss: Loss = field(default_factory=build_loss)
-    full_labels: bool = False
-    lamb_fmreg: float = 0.15
     statistics: Statistics | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
-    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
-    share: float = 1.0
     selection: PatchSelection | None = None
-    patches: int = 0
     share_maps: bool = True
     blend: str = "none"
     upsample: str = "nearest"
-    checkpoint_activations: bool = False
 
     def to_device(self, x: Tensor) -> Tensor:
         """Return `x` on the device. A copy to CUDA goes through pinned memory, so that the host does not wait."""
@@ -199,3 +185,26 @@ class Settings:
             mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.statistics.mean, self.statistics.std))
             x = (x - mean) / std
         return lay_out(x, self.precision)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """Settings of training, and of the validation in it.
+
+    Attributes:
+        loss: the training loss of one prediction.
+        full_labels: whether patches' labels stay as they are for the loss, or are shrunk to the logits.
+        lamb_fmreg: weight of the feature-map regulariser, lambda in the paper (section 3.3).
+        scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
+        share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
+        patches: how many patches each image gives a training step in stages 2 and 3; 0 is all.
+        checkpoint_activations: whether training computes encoders again in the backward pass, to save memory.
+    """
+
+    loss: Loss = field(default_factory=build_loss)
+    full_labels: bool = False
+    lamb_fmreg: float = 0.15
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    share: float = 1.0
+    patches: int = 0
+    checkpoint_activations: bool = False
