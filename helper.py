@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dataset.base import Sample
 from engine import global2local, global_only, local2global
+from imaging.sources import MemorySource, Source
 from models.glnet import GLNet
 from models.recompute import recomputed_activations
 from utils.canvas import ArgmaxSink, FiniteScores, Sink
@@ -26,7 +27,6 @@ from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.selection import Coverage
 from utils.settings import Settings
-from utils.sources import MemorySource, Source
 from utils.stages import Stage
 
 TRAINING_STEPS = {

@@ -11,9 +11,9 @@ import torch
 
 from dataset.base import SegmentationDataset
 from dataset.check import Problem, check
-from dataset.image_file import View
 from dataset.layout import TRAIN, SplitChoice
 from dataset.registry import Description, describe
+from imaging.image_file import View
 from training import limits, setup
 from training import options as command_line
 from training.evaluation import prepare_evaluation, run_evaluation

@@ -27,7 +27,7 @@ from benchmarks import ablation_data, ablation_tables
 from benchmarks.ablation_data import SHRUNK, TRAINING
 from benchmarks.ablation_plan import COMMON, NETWORK, RATES, RECIPES, Run, cost, plan
 from benchmarks.records import RESULTS
-from dataset.folder_file import NAME
+from dataset.folder import NAME
 from utils.arguments import whole
 from utils.errors import InputError, exit_code
 from utils.files import write_json

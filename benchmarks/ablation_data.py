@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset import deep_globe, dubai, synthetic
-from dataset.folder_file import NAME, FolderFile, Splits
+from dataset.folder import NAME, FolderFile, Splits
 from dataset.layout import TRAIN, VAL, SplitChoice, read_list
 from dataset.pairs import PairReader
 from utils.classes import IGNORED, Classes

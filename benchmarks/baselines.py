@@ -26,6 +26,7 @@ from dataset.layout import TRAIN, SplitChoice
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from dataset.registry import Description, describe
 from engine.patches import ImagePatches, TrainingPatches
+from imaging.sources import Source
 from models.backbone import build_backbone
 from models.header import Header
 from models.timm_backbone import PREFIX
@@ -43,7 +44,6 @@ from utils.files import load_torch, save_torch, write_json
 from utils.precision import autocast
 from utils.selection import Coverage
 from utils.settings import Settings
-from utils.sources import Source
 from utils.stages import STAGES, Stage
 from utils.tiling import Size, map_size
 

@@ -29,14 +29,15 @@ from benchmarks.workload import N_CLASS, TrainingStep, random_sample
 from dataset.augmentation import Draw
 from dataset.base import Item, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
-from dataset.image_file import open_image
 from dataset.inria import INRIA
 from dataset.isic import ISIC
 from dataset.label_file import open_label
 from dataset.loader import EpochSampler, SampleLoader
-from dataset.pictures import shrink
-from dataset.probe import probe
 from dataset.synthetic import smooth_noise
+from imaging.image_file import open_image
+from imaging.pictures import shrink
+from imaging.probe import probe
+from imaging.sources import MemorySource
 from models.glnet import GLNet
 from training.memory import keep_freed_memory
 from utils.classes import Classes
@@ -44,7 +45,6 @@ from utils.errors import required
 from utils.files import write_json
 from utils.resize import shrink_label
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.tiling import Box, Size, map_size
 
 SIZE_G = 508

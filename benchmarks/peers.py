@@ -30,6 +30,7 @@ from benchmarks.records import RESULTS, command_of, write_results
 from benchmarks.speed import elapsed
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from dataset.base import Sample
+from imaging.sources import MemorySource
 from models.backbone import backbone_name
 from models.fpn import WIDTH
 from models.glnet import GLNet
@@ -40,7 +41,6 @@ from utils.canvas import ArgmaxSink
 from utils.errors import exit_code, required
 from utils.precision import PRECISIONS
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.tiling import PatchGrid
 
 GLNET = {f"GLNet, mode {mode}": mode for mode in MODES}

@@ -20,6 +20,7 @@ from dataset.layout import SplitChoice
 from dataset.loader import SampleLoader
 from dataset.registry import describe
 from engine.predictor import Predictor
+from imaging.sources import Source
 from training import options as command_line
 from training.evaluation import prepare_evaluation
 from training.memory import keep_freed_memory, peak_memory_mb
@@ -33,7 +34,6 @@ from utils.files import write_json
 from utils.metrics import ConfusionMatrix, StageMetrics
 from utils.selection import Coverage
 from utils.settings import Settings
-from utils.sources import Source
 from utils.stages import Stage
 
 FUSED = ("global", "local")

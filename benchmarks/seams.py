@@ -21,9 +21,10 @@ from torch import Tensor
 
 from benchmarks.agreement import DEMO
 from dataset import registry
-from dataset.image_file import View, open_image
 from dataset.loader import SampleLoader
 from engine.predictor import Predictor
+from imaging.image_file import View, open_image
+from imaging.sources import MemorySource, Source, load_in_memory
 from models.header import Header
 from prediction.segmenter import load_network
 from utils.arguments import Parser, whole
@@ -33,7 +34,6 @@ from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
 from utils.files import write_json
 from utils.metrics import ConfusionMatrix
-from utils.sources import MemorySource, Source, load_in_memory
 from utils.stages import STAGES
 from utils.tiling import BLENDS, Axis, PatchGrid
 

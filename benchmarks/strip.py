@@ -16,17 +16,17 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dataset.deep_globe import DEEP_GLOBE
-from dataset.layout import SplitChoice, shortened
+from dataset.layout import SplitChoice
 from dataset.registry import describe
 from dataset.synthetic import MIN_SIZE, draw_scene
 from engine.predictor import Predictor
+from imaging.sources import MemorySource
 from prediction.segmenter import Segmenter
 from training.options import add_data
 from utils.arguments import Parser, add_smoothing, whole
 from utils.canvas import ArgmaxSink
-from utils.errors import InputError, exit_code
+from utils.errors import InputError, exit_code, shortened
 from utils.files import replacing
-from utils.sources import MemorySource
 from utils.tiling import Box
 from utils.visualize import colorize
 

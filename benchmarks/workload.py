@@ -5,6 +5,7 @@ import torch
 from dataset.base import Sample
 from engine.predictor import Predictor
 from helper import TRAINING_STEPS
+from imaging.sources import MemorySource
 from models.glnet import GLNet
 from models.recompute import recomputed_activations
 from utils.canvas import ArgmaxSink
@@ -12,7 +13,6 @@ from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.stages import STAGES
 
 N_CLASS = 7

@@ -15,11 +15,11 @@ from benchmarks.ablation import Experiment, Schedule
 from benchmarks.ablation_plan import DIFFERENCES, RATES, RECIPES, cost, plan, variants
 from benchmarks.ablation_tables import Results, compare, iou_of, mean_of
 from dataset import synthetic
+from imaging.sources import MemorySource
 from utils.canvas import ArgmaxSink
 from utils.errors import InputError
 from utils.files import write_json
 from utils.selection import Coverage
-from utils.sources import MemorySource
 from utils.stages import STAGES
 
 DATA = sorted(RECIPES)

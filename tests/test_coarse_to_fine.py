@@ -24,6 +24,7 @@ from torch import Tensor
 from dataset.base import Sample
 from engine.patches import ImagePatches, TrainingPatches
 from helper import TRAINING_STEPS, EpochState, evaluate, train_one_epoch
+from imaging.sources import MemorySource
 from models.glnet import GLNet
 from utils.classes import IGNORED
 from utils.distributed import ALONE, Ranks
@@ -31,7 +32,6 @@ from utils.metrics import StageMetrics
 from utils.resize import shrink_label
 from utils.selection import OUTSIDE, CoarseToFine
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.tiling import Box, PatchGrid
 from utils.turns import TURNS

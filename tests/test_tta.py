@@ -7,11 +7,11 @@ from pictures import PixelPredictor, Whole, random_image
 
 import helper
 from engine.predictor import Predictor
+from imaging.sources import MemorySource
 from models.prepared import GlobalMaps
 from prediction.scenes import segment_scenes
 from utils.canvas import ArgmaxSink
 from utils.metrics import StageMetrics
-from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.turns import TURNS
 

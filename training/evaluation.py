@@ -12,7 +12,6 @@ from torch import Tensor
 
 import helper
 from dataset.base import Sample, SegmentationDataset
-from dataset.layout import shortened
 from dataset.loader import SampleLoader
 from dataset.registry import Description
 from engine.predictor import Predictor
@@ -25,7 +24,7 @@ from training.report import evaluation_record, evaluation_table
 from training.report_images import ReportImages
 from training.state import options_record
 from utils.distributed import Ranks
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 from utils.files import check_writable, write_json
 from utils.metrics import StageMetrics
 from utils.precision import not_finite

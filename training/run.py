@@ -10,7 +10,7 @@ from typing import Any
 
 import helper
 from dataset.base import SegmentationDataset
-from dataset.layout import TRAIN, shortened
+from dataset.layout import TRAIN
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from engine.predictor import Predictor
 from helper import EpochState
@@ -28,7 +28,7 @@ from training.records import Pictures, picture_collector, record_epoch
 from training.signals import StopSignals
 from training.state import RunFiles, RunState, Snapshot, TrainerState, resume_source
 from utils.distributed import Ranks
-from utils.errors import InputError, Interrupted, RunError
+from utils.errors import InputError, Interrupted, RunError, shortened
 from utils.files import check_writable, remove_leftovers
 from utils.metrics import StageMetrics
 from utils.precision import not_finite

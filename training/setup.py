@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from dataset.augmentation import Windows
 from dataset.base import SegmentationDataset
-from dataset.image_file import View
-from dataset.layout import SplitChoice, shortened
-from dataset.planes import MAX_PIXELS
+from dataset.layout import SplitChoice
 from dataset.registry import Description, describe
 from dataset.statistics import count_values, statistics_of
-from dataset.windows import Windows
+from imaging.image_file import View
+from imaging.planes import MAX_PIXELS
 from models import checkpoint
 from models.backbone import build_backbone, check_backbone
 from models.bands import fit_kernels
@@ -31,7 +31,7 @@ from training.options import RELEASED
 from training.state import resume_source
 from utils.classes import Classes
 from utils.distributed import Ranks
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 from utils.loss import Loss, build_loss, check_class_weights
 from utils.precision import gradient_scaler
 from utils.settings import DATA, RECORDED, Settings, Statistics, check_sizes

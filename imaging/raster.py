@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.failures import reading
+from imaging.failures import reading
 from utils.errors import InputError
 from utils.tiling import Box, Size
 
@@ -76,7 +76,7 @@ def has_georeference(file: Any) -> bool:
 
 
 class RasterPlanes:
-    """The stored values of a raster file, in windows; see `dataset.planes.Planes`. To be closed.
+    """The stored values of a raster file, in windows; see `imaging.planes.Planes`. To be closed.
 
     Two threads may read at once; GDAL's files do not allow that, so they take turns.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dataset.planes import MAX_PIXELS, Planes, open_planes, to_tensor
-from dataset.probe import RASTERIO, FileInfo, probe
+from imaging.planes import MAX_PIXELS, Planes, open_planes, to_tensor
+from imaging.probe import RASTERIO, FileInfo, probe
 from utils.errors import InputError, required
 from utils.stretch import RGB, Bands, Limits, Stretch, parse_bands, spell_bands
 from utils.tiling import Box, Size
@@ -67,7 +67,7 @@ class View:
 
 
 class ImageFile:
-    """An open image as a `utils.sources.Source`. Pixels without data are read as 0.
+    """An open image as a `imaging.sources.Source`. Pixels without data are read as 0.
 
     A pixel has no data where the file says so, and where a band that is read is not a finite number.
     """
@@ -185,7 +185,7 @@ def open_image(
     """Open an image: a raster in windows, any other decoded once.
 
     Args:
-        path: the file, or what `dataset.probe.probe` said of it.
+        path: the file, or what `imaging.probe.probe` said of it.
         view: which bands are read, and how values of more than 8 bits become 0..255; by default as `View()`.
         max_pixels: the largest picture that is decoded whole.
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset.failures import damaged, reading, too_large, unsupported
-from dataset.probe import PILLOW, RASTERIO, FileInfo, strict_pillow
-from dataset.raster import RasterPlanes
-from dataset.tiff import as_stored
+from imaging.failures import damaged, reading, too_large, unsupported
+from imaging.probe import PILLOW, RASTERIO, FileInfo, strict_pillow
+from imaging.raster import RasterPlanes
+from imaging.tiff import as_stored
 from utils.errors import InputError
 from utils.tiling import Box, Size
 from utils.turns import Turn
@@ -157,7 +157,7 @@ def open_planes(info: FileInfo, turn: Turn | None = None, max_pixels: int = MAX_
     """Open the values of a file.
 
     Args:
-        info: what `dataset.probe.probe` says of the file.
+        info: what `imaging.probe.probe` says of the file.
         turn: how to turn what is stored; by default as it is displayed.
         max_pixels: the largest picture that is decoded whole; rasters are read in windows.
 

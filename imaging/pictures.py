@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset.image_file import ImageFile, View
-from dataset.planes import TURNS, HeldPlanes, TurnedPlanes, picture_values
-from dataset.probe import PILLOW, RASTERIO, FileInfo, read_orientation
+from imaging.image_file import ImageFile, View
+from imaging.planes import TURNS, HeldPlanes, TurnedPlanes, picture_values
+from imaging.probe import PILLOW, RASTERIO, FileInfo, read_orientation
+from imaging.sources import MEMORY_PIXELS, Source, fits_memory
 from utils.errors import InputError
-from utils.sources import MEMORY_PIXELS, Source, fits_memory
 from utils.stretch import RGB
 from utils.tiling import Box, Size, map_size
 

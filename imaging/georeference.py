@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from dataset import raster
-from dataset.failures import reading
-from dataset.planes import TURNS
-from dataset.probe import FileInfo
+from imaging import raster
+from imaging.failures import reading
+from imaging.planes import TURNS
+from imaging.probe import FileInfo
 from utils.errors import InputError
 from utils.tiling import Box, Size
 from utils.turns import Turn

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import raster
-from dataset.failures import not_written, writing
-from dataset.georeference import Georeference, same_place
+from imaging import raster
+from imaging.failures import not_written, writing
+from imaging.georeference import Georeference, same_place
 from utils.classes import Color
 from utils.tiling import Size
 
