@@ -34,13 +34,13 @@ from prediction.segmenter import Segmenter
 from training import options as command_line
 from training import setup
 from training.average import WeightAverage
-from training.memory import keep_freed_memory
 from training.optimizer import build_optimizer, build_schedule
 from utils.arguments import Parser
 from utils.canvas import FiniteScores, Sink
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code, required
 from utils.files import load_torch, save_torch, write_json
+from utils.memory import keep_freed_memory
 from utils.precision import autocast
 from utils.selection import Coverage
 from utils.settings import Settings
@@ -170,7 +170,7 @@ def train_one_epoch(
 
 @dataclass(frozen=True)
 class PatchPredictor:
-    """A network that segments an image patch by patch, for `helper.evaluate`; its prediction is called "global".
+    """A network that segments an image patch by patch, for `evaluate_images`; its prediction is called "global".
 
     Attributes:
         network: in evaluation mode.

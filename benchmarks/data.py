@@ -39,10 +39,10 @@ from imaging.pictures import shrink
 from imaging.probe import probe
 from imaging.sources import MemorySource
 from models.glnet import GLNet
-from training.memory import keep_freed_memory
 from utils.classes import Classes
 from utils.errors import required
 from utils.files import write_json
+from utils.memory import keep_freed_memory
 from utils.resize import shrink_label
 from utils.settings import Settings
 from utils.tiling import Box, Size, map_size

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models import resized
-from training.memory import MB
+from utils.memory import MB
 
 
 class MemoryCount(TorchDispatchMode):

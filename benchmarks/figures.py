@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.curves import read_curves
 from benchmarks.plot import GREY, MARKS, add_title, drawing, label_points, set_log_ticks
-from benchmarks.published import LATER, PUBLISHED, Published
 from benchmarks.records import RESULTS, command_of
-from training.memory import MB
+from evaluation.published import LATER, PUBLISHED, Published
 from utils.errors import InputError, exit_code, required
 from utils.files import write_json
+from utils.memory import MB
 from utils.stages import PREDICTIONS, STAGES
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from benchmarks.speed import elapsed
 from benchmarks.workload import MODES, N_CLASS, Inference, random_sample
 from models.backbone import BACKBONES
 from models.glnet import GLNet
-from training.memory import keep_freed_memory, peak_memory_mb
-from training.records import device_name, git_commit, now
 from utils.errors import exit_code
+from utils.memory import keep_freed_memory, peak_memory_mb
+from utils.run_record import device_name, git_commit, now
 from utils.settings import Settings
 from utils.tiling import PatchGrid
 

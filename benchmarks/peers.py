@@ -34,12 +34,12 @@ from imaging.sources import MemorySource
 from models.backbone import backbone_name
 from models.fpn import WIDTH
 from models.glnet import GLNet
-from training.memory import keep_freed_memory
-from training.records import device_name, git_commit, now
 from utils.arguments import Parser, whole
 from utils.canvas import ArgmaxSink
 from utils.errors import exit_code, required
+from utils.memory import keep_freed_memory
 from utils.precision import PRECISIONS
+from utils.run_record import device_name, git_commit, now
 from utils.settings import Settings
 from utils.tiling import PatchGrid
 

@@ -16,7 +16,7 @@ import torch
 from benchmarks.memory import count_training
 from benchmarks.workload import MODES, N_CLASS, TrainingStep, random_sample
 from models.glnet import GLNet
-from training.memory import keep_freed_memory
+from utils.memory import keep_freed_memory
 from utils.settings import Settings
 
 SIDE, SIZE, SUB_BATCH = 1000, 252, 5

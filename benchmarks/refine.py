@@ -18,23 +18,22 @@ from typing import Any
 
 import torch
 
-import helper
 from benchmarks.records import RESULTS, command_of, write_results
 from dataset.layout import SplitChoice
 from dataset.loader import SampleLoader
 from dataset.registry import Description, describe
+from evaluation.report import evaluation_record
+from evaluation.run import Evaluation, evaluate_images
 from training import options as command_line
-from training.evaluation import prepare_evaluation
-from training.memory import keep_freed_memory, peak_memory_mb
-from training.records import device_name, git_commit, now
-from training.report import evaluation_record
-from training.setup import build_settings
+from training.setup import build_settings, prepare_evaluation
 from utils.arguments import Parser, add_geometry, number, whole
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
 from utils.files import check_writable
+from utils.memory import keep_freed_memory, peak_memory_mb
 from utils.metrics import StageMetrics
 from utils.precision import PRECISIONS
+from utils.run_record import device_name, git_commit, now
 from utils.stages import PREDICTIONS, STAGES
 
 SHARES = tuple(k / 10 for k in range(11))
@@ -59,7 +58,7 @@ def evaluation_options(options: argparse.Namespace, checkpoint: Path) -> argpars
 def measure(
     checkpoint: Path, options: argparse.Namespace, described: Description, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Yield, for every share, the record of an evaluation; see `training.report.evaluation_record`.
+    """Yield, for every share, the record of an evaluation; see `evaluation.report.evaluation_record`.
 
     Args:
         checkpoint: of stage 2 or 3.
@@ -75,11 +74,11 @@ def measure(
     if header.coarse_to_fine:
         raise InputError(f"{checkpoint} is coarse to fine, which selects patches already: give one that is not")
 
-    def evaluate(share: float, images: int) -> helper.Evaluation:
+    def evaluate(share: float, images: int) -> Evaluation:
         settings = build_settings(argparse.Namespace(**{**vars(own), "refine_share": share}), header, device)
         loader = SampleLoader(data, sampler=range(images), num_workers=options.num_workers, pin=device.type == "cuda")
         metrics = StageMetrics(predictor.stage, header.classes)
-        return helper.evaluate(
+        return evaluate_images(
             replace(predictor, settings=settings), loader, metrics, title=f"{checkpoint.name}, share {share:g}"
         )
 

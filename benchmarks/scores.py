@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import helper
 from dataset.base import Sample, SegmentationDataset
 from dataset.layout import SplitChoice
 from dataset.loader import SampleLoader
 from dataset.registry import describe
 from engine.predictor import Predictor
+from evaluation.report import evaluation_record, evaluation_table
+from evaluation.run import SegmentsImages, evaluate_images
 from imaging.sources import Source
 from training import options as command_line
-from training.evaluation import prepare_evaluation
-from training.memory import keep_freed_memory, peak_memory_mb
-from training.report import evaluation_record, evaluation_table
+from training.setup import prepare_evaluation
 from utils.arguments import Parser
 from utils.canvas import RESULT_ROWS, Sink
 from utils.classes import Classes
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code, required
 from utils.files import write_json
+from utils.memory import keep_freed_memory, peak_memory_mb
 from utils.metrics import ConfusionMatrix, StageMetrics
 from utils.selection import Coverage
 from utils.settings import Settings
@@ -83,7 +83,7 @@ class LateFusion:
         return coverage
 
 
-def score_images(predictor: helper.SegmentsImages, data: SegmentationDataset, classes: Classes) -> dict[str, Any]:
+def score_images(predictor: SegmentsImages, data: SegmentationDataset, classes: Classes) -> dict[str, Any]:
     """Evaluate all images of `data`, and print the table of scores.
 
     Args:
@@ -92,8 +92,8 @@ def score_images(predictor: helper.SegmentsImages, data: SegmentationDataset, cl
         classes: of the labels.
 
     Returns:
-        The record of `training.report.evaluation_record`, and `matrices`: by prediction and id the confusion matrix of
-        an image, row by row; rows are the truth.
+        The record of `evaluation.report.evaluation_record`, and `matrices`: by prediction and id the confusion
+        matrix of an image, row by row; rows are the truth.
     """
     matrices: dict[str, dict[str, list[int]]] = {name: {} for name in predictor.stage.predictions}
 
@@ -103,7 +103,7 @@ def score_images(predictor: helper.SegmentsImages, data: SegmentationDataset, cl
             matrices[name][sample.id] = ConfusionMatrix(len(classes)).update(label, ids).flatten().tolist()
 
     metrics = StageMetrics(predictor.stage, classes)
-    result = helper.evaluate(predictor, SampleLoader(data), metrics, on_image=count)
+    result = evaluate_images(predictor, SampleLoader(data), metrics, on_image=count)
     record = evaluation_record(
         predictor.stage.number,
         classes,

@@ -27,8 +27,8 @@ from benchmarks.breakdown import print_breakdown
 from benchmarks.workload import MODES, N_CLASS, Inference, TrainingStep, random_sample
 from dataset.base import Sample
 from models.glnet import GLNet
-from training.memory import keep_freed_memory
 from utils.files import write_json
+from utils.memory import keep_freed_memory
 from utils.settings import Settings
 
 RELEASED = {"eval": {1: 1.2, 2: 26.8, 3: 27.7}, "train": {1: 2.5, 2: 110.0, 3: 78.0}}

@@ -136,8 +136,6 @@ def test_options_in_the_text_exist(document):
             "speed",
             "growth",
             "cost",
-            "compare",
-            "released_weights",
             "figures",
             "refine",
             "strip",
@@ -145,6 +143,7 @@ def test_options_in_the_text_exist(document):
             "baselines",
         )
     ]
+    commands += [cached_parser(f"evaluation.{name}") for name in ("compare", "released_weights")]
     known = {option for parser in commands for option in parser._option_string_actions}
     if document == OUTPUT:  # generated from the parsers; test_options_page_is_current compares it
         return
@@ -176,7 +175,8 @@ def test_every_document_is_linked_from_the_readme():
 
 def test_paths_in_the_text_exist(document):
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} & {
-        "benchmarks", "dataset", "docs", "engine", "models", "prediction", "scripts", "tests", "training", "utils"
+        "benchmarks", "dataset", "docs", "engine", "evaluation", "experiments", "imaging", "models", "prediction",
+        "scripts", "tests", "training", "utils",
     }  # fmt: skip
     for code in inline_code(document.read_text(encoding="utf-8")):
         path = code.partition(":")[0]

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import figures
 from benchmarks.curves import read_curves
 from benchmarks.plot import MARKS, drawing, label_points
-from benchmarks.published import PUBLISHED
+from evaluation.published import PUBLISHED
 from utils.errors import InputError
 from utils.stages import STAGES
 

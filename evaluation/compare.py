@@ -1,4 +1,4 @@
-"""Compares a finished evaluation with published numbers: python -m benchmarks.compare RUN.json --published deep_globe
+"""Compares a finished evaluation with published numbers: python -m evaluation.compare RUN.json --published deep_globe
 
 RUN.json is what `train_deep_globe.py --evaluation` writes. Of the run the main prediction's mIoU counts: the global one
 in mode 1, the ensemble in modes 2 and 3.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.published import PUBLISHED, Published, PublishedSet
+from evaluation.published import PUBLISHED, Published, PublishedSet
 from utils.errors import InputError, exit_code
 from utils.stages import STAGES
 
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare", description="Compare an evaluation with published numbers."
+        prog="python -m evaluation.compare", description="Compare an evaluation with published numbers."
     )
     parser.add_argument("run", type=Path, metavar="RUN.json", help="what an evaluation wrote")
     parser.add_argument("--published", choices=tuple(PUBLISHED), default="deep_globe", help="default: %(default)s")

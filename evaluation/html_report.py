@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from training.report import per_cent
-from training.report_images import RIGHT, WRONG, ReportImage, ReportImages
+from evaluation.report import per_cent
+from evaluation.report_images import RIGHT, WRONG, ReportImage, ReportImages
 from utils.classes import Classes, Color
 from utils.files import replacing
 from utils.stages import Stage

@@ -2,67 +2,149 @@
 
 import argparse
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-import helper
 from dataset.base import Sample, SegmentationDataset
 from dataset.loader import SampleLoader
-from dataset.registry import Description
 from engine.predictor import Predictor
+from evaluation.html_report import Report, write_report
+from evaluation.report import evaluation_record, evaluation_table
+from evaluation.report_images import ReportImages
+from imaging.sources import MemorySource, Source
 from models.header import Header
-from models.restore import restore
-from training import limits, records, setup
-from training.html_report import Report, write_report
-from training.memory import peak_memory_mb
-from training.report import evaluation_record, evaluation_table
-from training.report_images import ReportImages
-from training.state import options_record
-from utils.distributed import Ranks
-from utils.errors import InputError, shortened
+from utils.canvas import ArgmaxSink, FiniteScores, Sink
+from utils.distributed import ALONE, Ranks
+from utils.errors import InputError, required, shortened
 from utils.files import check_writable, write_json
+from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
 from utils.precision import not_finite
-from utils.stages import STAGES, Stage
-from utils.turns import TURNS
+from utils.run_record import now, options_record, run_record
+from utils.selection import Coverage
+from utils.settings import Settings
+from utils.stages import Stage
 from utils.visualize import save_colors
 
 
-def prepare_evaluation(
-    options: argparse.Namespace, described: Description, device: torch.device
-) -> tuple[Predictor, Header, SegmentationDataset]:
-    """Return the predictor of the checkpoint that the options name, its network's header, and the images.
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation, of all images of all processes; each process has the same.
+
+    Attributes:
+        metrics: the scores of each prediction.
+        images: how many images were segmented.
+        seconds_per_image: mean time to segment and count one image, without decoding.
+        process_seconds_per_image: mean processor time of the same, of all threads of a process together.
+        coverage: the part of the images that was computed at full resolution.
+        complete: False if the evaluation was stopped before its end.
+        not_finite: ids of the images whose scores were not finite numbers.
+    """
+
+    metrics: StageMetrics
+    images: int
+    seconds_per_image: float
+    process_seconds_per_image: float = 0.0
+    coverage: Coverage = field(default_factory=Coverage)
+    complete: bool = True
+    not_finite: tuple[str, ...] = ()
+
+
+class SegmentsImages(Protocol):
+    """What an evaluation needs of a network; `Predictor` has it."""
+
+    @property
+    def stage(self) -> Stage:
+        """Names the predictions."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """The device."""
+        ...
+
+    def segment(
+        self,
+        image: Source,
+        sinks: Mapping[str, Sink],
+        *,
+        global_image: Tensor | None = None,
+        shared: Tensor | None = None,
+        check: FiniteScores | None = None,
+    ) -> Coverage:
+        """Segment one image; see `Predictor.segment`."""
+        ...
+
+
+def evaluate_images(
+    predictor: SegmentsImages,
+    loader: Iterable[list[Sample]],
+    metrics: StageMetrics,
+    *,
+    on_image: Callable[[Sample, dict[str, Tensor]], None] | None = None,
+    title: str = "evaluate",
+    ranks: Ranks = ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Segment every image of `loader` and count it against its label.
 
     Args:
-        options: resolved in place.
-        described: the data set.
-        device: of the network.
-
-    Raises:
-        InputError: a file cannot be used, or options do not fit it.
+        predictor: segments the images.
+        loader: batches of samples with whole images; of several processes each gets its part of the images.
+        metrics: counts the predictions.
+        on_image: gets each sample of this process and its predictions by name, (H, W) uint8 ids on the device. It is
+            not called for an image whose scores are not finite numbers.
+        title: of the progress bar.
+        ranks: the processes that evaluate together.
+        should_stop: is called after each image; if it returns True, this process stops.
     """
-    stage = STAGES[options.mode]
-    files = setup.read_checkpoints(options)
-    described = setup.take_over_split(options, files, described)
-    header = setup.resolve(options, files, described)
-    settings = setup.build_settings(options, header, device)
-    data = setup.open_data(options, described, options.split, header)
-    data.share = header.share
-    limits.check_images(data, None)
-    # the prepared network is a copy; the files' tensors and the plain network are freed
-    file = files.pop(stage.reads)
-    model = restore(file, header, files.pop("path_g", None))
-    del file
-    context = header.context()
-    if context is not None:
-        logging.info(f"{options.model_path / getattr(options, stage.reads)}: {context}")
-    predictor = Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta], context)
-    return predictor, header, data
+    settings = predictor.settings
+    seconds, process_seconds, images, stopped, coverage = 0.0, 0.0, 0, False, Coverage()
+    not_finite: list[str] = []
+    bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
+    for sample in (sample for batch in bar for sample in batch):
+        start, process_start = time.perf_counter(), time.process_time()
+        source = MemorySource(required(sample.image, "image"))
+        found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
+        check = FiniteScores()
+        coverage += predictor.segment(
+            source, found, global_image=sample.global_image, shared=sample.shared, check=check
+        )
+        if sample.label is not None:
+            metrics.update(settings.to_device(sample.label), found)
+        if settings.device.type == "cuda":
+            torch.cuda.synchronize(settings.device)
+        seconds += time.perf_counter() - start
+        process_seconds += time.process_time() - process_start
+        images += 1
+        bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
+        if not check.ok():
+            not_finite.append(sample.id)
+        elif on_image is not None:
+            on_image(sample, {name: prediction.ids for name, prediction in found.items()})
+        if stopped := should_stop():
+            break
+    parts = ranks.gather((seconds, process_seconds, images, stopped, coverage, not_finite))
+    for counts in metrics.sums():
+        ranks.sum_([counts])
+    total = sum(part[2] for part in parts)
+    return Evaluation(
+        metrics,
+        images=total,
+        seconds_per_image=sum(part[0] for part in parts) / max(total, 1),
+        process_seconds_per_image=sum(part[1] for part in parts) / max(total, 1),
+        coverage=sum((part[4] for part in parts), Coverage()),
+        complete=not any(part[3] for part in parts),
+        not_finite=tuple(id_ for part in parts for id_ in part[5]),
+    )
 
 
 def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
@@ -94,7 +176,7 @@ def run_evaluation(
     Raises:
         InputError: scores are not finite numbers, or a file cannot be written.
     """
-    stage, settings, started = predictor.stage, predictor.settings, records.now()
+    stage, settings, started = predictor.stage, predictor.settings, now()
     images = ReportImages(header.classes, stage.headline, labelled, len(data), ranks) if options.report else None
 
     def save(sample: Sample, found: dict[str, Tensor]) -> None:
@@ -116,7 +198,7 @@ def run_evaluation(
     loader = SampleLoader(data, sampler=own, num_workers=options.num_workers, pin=settings.device.type == "cuda")
     metrics = StageMetrics(stage, header.classes)
     title = f"evaluate {options.split}"
-    result = helper.evaluate(predictor, loader, metrics, on_image=save, title=title, ranks=ranks)
+    result = evaluate_images(predictor, loader, metrics, on_image=save, title=title, ranks=ranks)
     if result.not_finite:
         raise InputError(
             f"the network's scores of {len(result.not_finite)} of {result.images} images ("
@@ -173,7 +255,7 @@ def evaluation_run(
     options: argparse.Namespace, stage: Stage, header: Header, device: torch.device, ranks: Ranks, started: str
 ) -> Mapping[str, Any]:
     """Return what a report says of the run, in plain values: the checkpoint, the network, options, versions."""
-    run = records.run_record(options_record(options), device, ranks.world, started, [])
+    run = run_record(options_record(options), device, ranks.world, started, [])
     network = {
         name: value for name, value in vars(header).items() if name not in ("stage", "classes") and value is not None
     }

@@ -1,4 +1,4 @@
-"""Tries the released weights under each normalisation: python -m benchmarks.released_weights DIR --data_path DATA
+"""Tries the released weights under each normalisation: python -m evaluation.released_weights DIR --data_path DATA
 
 DIR holds the authors' files under their own names. Modes 1, 2 and 3 are evaluated, each under the normalisations that
 the history of the released code has, and shown beside the published numbers. Which one the weights expect is the one
@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-import helper
-from benchmarks.published import USER, released_scores
 from dataset import registry
 from dataset.base import SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.loader import SampleLoader
 from engine.predictor import Predictor
+from evaluation.published import USER, released_scores
+from evaluation.report import scores
+from evaluation.run import evaluate_images
 from models import checkpoint
 from models.backbone import BACKBONES
 from models.restore import header_for, restore
-from training.report import scores
 from utils.arguments import Parser, add_geometry, whole
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
@@ -69,7 +69,7 @@ def evaluate(
         sub_batch_size=options.sub_batch_size, device=pick_device(options.device), precision=options.precision
     )
     predictor = Predictor.prepare(restore(file, header, context), stage, settings, header.size_g)
-    result = helper.evaluate(
+    result = evaluate_images(
         predictor,
         _loader(options, data, settings.device),
         StageMetrics(stage, header.classes),
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> None:
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(
-        prog="python -m benchmarks.released_weights",
+        prog="python -m evaluation.released_weights",
         description="Evaluate the released weights on DeepGlobe under each normalisation, beside published numbers.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the authors' three files")

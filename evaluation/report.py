@@ -47,7 +47,7 @@ def evaluation_record(
         matrices: the scores of the mode's predictions, by name, of the same pixels.
         images: how many were segmented.
         seconds_per_image: mean time to segment one.
-        peak_memory_mb: see `training.memory.peak_memory_mb`.
+        peak_memory_mb: see `utils.memory.peak_memory_mb`.
         coverage: of coarse to fine, the part that was computed at full resolution.
 
     Returns:
