@@ -76,6 +76,7 @@ def resolve(words: list[str]) -> tuple[str | None, list[str]]:
             assert (ROOT / word).is_file(), f"{word} does not exist"
             return module_of(word), words[index + 1 :]
         if word == "-m" and (ROOT / following.split(".")[0]).is_dir():
+            following = following if "." in following else f"{following}.__main__"
             assert (ROOT / f"{following.replace('.', '/')}.py").is_file(), f"there is no module {following}"
             return following, words[index + 2 :]
     return None, []
@@ -130,18 +131,9 @@ def test_options_in_the_text_exist(document):
     commands = [
         cached_parser(module) for module in ("train_deep_globe", "predict", "dataset.synthetic", "dataset.alto")
     ]
+    commands += subcommands(cached_parser("benchmarks.__main__")).values()
     commands += [
-        cached_parser(f"benchmarks.{name}")
-        for name in (
-            "speed",
-            "growth",
-            "cost",
-            "figures",
-            "refine",
-            "strip",
-            "ablation",
-            "baselines",
-        )
+        cached_parser(f"experiments.{name}") for name in ("figures", "refine", "strip", "ablation", "baselines")
     ]
     commands += [cached_parser(f"evaluation.{name}") for name in ("compare", "released_weights")]
     known = {option for parser in commands for option in parser._option_string_actions}

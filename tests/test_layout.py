@@ -18,7 +18,8 @@ FLOORS = [
     {"helper", "evaluation"},
     {"training", "prediction"},
     {"train_deep_globe", "predict"},
-    {"benchmarks", "experiments", "scripts", "hubconf"},
+    {"experiments", "hubconf"},
+    {"benchmarks", "scripts"},
 ]
 """From the ground up: a module imports from its own package, or from floors below. Examples import nothing of these."""
 

@@ -1,11 +1,11 @@
-"""Measures what uncertain patches cost and gain: python -m benchmarks.refine --help
+"""Measures what uncertain patches cost and gain: python -m experiments.refine --help
 
 Evaluates checkpoints of stage 2 or 3 as `train_deep_globe.py --evaluation` does, with several values of
 `--refine_share`: mIoU of every prediction, the share of pixels that no patch covers, and seconds per image. Seconds are
 those of segmenting and counting an image, without decoding, after an image that warms up; those of the processor are of
 all threads together.
 
-The figures go to refine_NAME.json and refine_NAME.md; `python -m benchmarks.figures` draws them.
+The figures go to refine_NAME.json and refine_NAME.md; `python -m experiments.figures` draws them.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.records import RESULTS, command_of, write_results
 from dataset.layout import SplitChoice
 from dataset.loader import SampleLoader
 from dataset.registry import Description, describe
 from evaluation.report import evaluation_record
 from evaluation.run import Evaluation, evaluate_images
+from experiments.records import RESULTS, command_of, write_results
 from training import options as command_line
 from training.setup import build_settings, prepare_evaluation
 from utils.arguments import Parser, add_geometry, number, whole
@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> None:
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(
-        prog="python -m benchmarks.refine",
+        prog="python -m experiments.refine",
         description="Evaluate checkpoints of stage 2 or 3 with several values of --refine_share.",
     )
     add = parser.group("curve")
@@ -188,7 +188,7 @@ def build_parser() -> Parser:
     add("--path_g", default="", metavar="FILE", help="stage 1's file, beside a released one of stage 3")
     add("--shares", type=number(0, 1), nargs="+", default=SHARES, metavar="SHARE", help="(default: 0, 0.1, ... 1)")
     add("--name", type=command_line.task_name, help="of the results, refine_NAME.json (default: the data set's)")
-    add("--output", type=Path, default=RESULTS, metavar="DIR", help="of the results (default: benchmarks/results)")
+    add("--output", type=Path, default=RESULTS, metavar="DIR", help="of the results (default: experiments/results)")
     command_line.add_data(parser)
     add = parser.group("evaluation")
     add("--split", help="(default: the data set's validation: crossvali, else val)")

@@ -1,8 +1,8 @@
 """Trains GLNet, its halves, and what a practitioner would take instead, at equal budgets; compares them image by image.
 
-    python -m benchmarks.ablation --data pages --data_path pages_1792 --backbone_weights lite0.pth --jobs 2
+    python -m experiments.ablation --data pages --data_path pages_1792 --backbone_weights lite0.pth --jobs 2
 
-Recipe, budgets, runs and variants are in `benchmarks/ablation_plan.py`. Every run is trained by the command line that
+Recipe, budgets, runs and variants are in `experiments/ablation_plan.py`. Every run is trained by the command line that
 users have, once for each fold, and evaluated on the images that its fold holds back. A run that is finished is kept:
 the same command goes on where it stopped. Tables are written anew after every run; `--table` writes them alone.
 
@@ -23,11 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablation_data, ablation_tables
-from benchmarks.ablation_data import SHRUNK, TRAINING
-from benchmarks.ablation_plan import COMMON, NETWORK, RATES, RECIPES, Run, cost, plan
-from benchmarks.records import RESULTS
 from dataset.folder import NAME
+from experiments import ablation_data, ablation_tables
+from experiments.ablation_data import SHRUNK, TRAINING
+from experiments.ablation_plan import COMMON, NETWORK, RATES, RECIPES, Run, cost, plan
+from experiments.records import RESULTS
 from utils.arguments import whole
 from utils.errors import InputError, exit_code
 from utils.files import write_json
@@ -48,7 +48,7 @@ NOT_RECORDED = tuple(
         "model",
     )
 )
-"""What the file of a network of `benchmarks.baselines` does not record, and its evaluation needs."""
+"""What the file of a network of `experiments.baselines` does not record, and its evaluation needs."""
 
 
 class Experiment:
@@ -133,7 +133,7 @@ class Experiment:
     def training(self, run: Run, fold: int) -> list[str]:
         """Return the command that trains."""
         program = (
-            [sys.executable, "-m", "benchmarks.baselines"]
+            [sys.executable, "-m", "experiments.baselines"]
             if run.mode == 0
             # nothing is validated before the end
             else [sys.executable, str(ROOT / "train_deep_globe.py"), f"--mode={run.mode}", "--val_every=100000"]
@@ -166,11 +166,11 @@ class Experiment:
         more = [*self.recipe.evaluation, *run.evaluations[evaluation]]
         if run.mode:
             file = f"--{STAGES[run.mode].reads}={self.checkpoint(run, fold)}"
-            program = [sys.executable, "-m", "benchmarks.scores", f"--mode={run.mode}", file]
+            program = [sys.executable, "-m", "experiments.scores", f"--mode={run.mode}", file]
             return [*program, *where, "--precision=bf16", *more]
         known = [one for one in (*COMMON, *self.changed(run)) if one.split("=")[0] in NOT_RECORDED]
         file = f"--path_g={self.checkpoint(run, fold)}"
-        program = [sys.executable, "-m", "benchmarks.baselines", file, *self.starts(run, fold)]
+        program = [sys.executable, "-m", "experiments.baselines", file, *self.starts(run, fold)]
         return [*program, *where, *known, *more]
 
     def execute(self, command: list[str], name: str, threads: int) -> tuple[float, float]:
@@ -324,7 +324,7 @@ def rate(text: str) -> tuple[str, float]:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablation",
+        prog="python -m experiments.ablation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -339,7 +339,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="for data, checkpoints and logs (default: %(default)s)",
     )
-    add("--output", type=Path, default=RESULTS, metavar="DIR", help="of the tables (default: benchmarks/results)")
+    add("--output", type=Path, default=RESULTS, metavar="DIR", help="of the tables (default: experiments/results)")
     add("--table", action="store_true", help="train nothing; write the tables of what is finished")
     add(
         "--backbone_weights",

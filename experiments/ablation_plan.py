@@ -1,4 +1,4 @@
-"""What `benchmarks.ablation` trains: the recipe, the budgets of each data set, the runs, and the rows of the table.
+"""What `experiments.ablation` trains: the recipe, the budgets of each data set, the runs, and the rows of the table.
 
 Everything that a trial may change stands here.
 """
@@ -118,7 +118,7 @@ class Run:
 
     Attributes:
         name: of its files, without the fold.
-        mode: of GLNet; 0 is a network of `benchmarks.baselines`.
+        mode: of GLNet; 0 is a network of `experiments.baselines`.
         phase: index into `Recipe.epochs` and `Recipe.images`: 0 shrunk images, 1 patches, 2 stage 3.
         family: key of `RATES`.
         options: further arguments of training; of mode 0 also of evaluation.

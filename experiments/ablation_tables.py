@@ -1,4 +1,4 @@
-"""The tables of `benchmarks.ablation`: scores of each variant, differences with intervals over books, and trials."""
+"""The tables of `experiments.ablation`: scores of each variant, differences with intervals over books, and trials."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation_plan import DIFFERENCES, GLOBAL, Recipe, Variant, plan, variants
-from benchmarks.records import command_of, write_results
+from experiments.ablation_plan import DIFFERENCES, GLOBAL, Recipe, Variant, plan, variants
+from experiments.records import command_of, write_results
 
 DRAWS = 4000
 """Samples of a bootstrap."""
@@ -22,7 +22,7 @@ FEWEST = 5
 """Groups that a bootstrap needs; of fewer there is no interval."""
 
 Result = Mapping[str, Any]
-"""What a run left; see `benchmarks.ablation`."""
+"""What a run left; see `experiments.ablation`."""
 
 Counts = Mapping[str, np.ndarray]
 """Confusion matrices (n_class, n_class), rows are the truth, by group."""

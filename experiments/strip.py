@@ -1,4 +1,4 @@
-"""Draws an image, its label and its predictions side by side: python -m benchmarks.strip --help
+"""Draws an image, its label and its predictions side by side: python -m experiments.strip --help
 
 The columns are the image, its label if it has one, and the global, local and ensemble prediction of a checkpoint of
 stage 2 or 3. The first row shows the whole image; the second a square of it, which the first row marks.
@@ -197,7 +197,7 @@ def picture_file(text: str) -> Path:
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(
-        prog="python -m benchmarks.strip",
+        prog="python -m experiments.strip",
         description="Draw an image, its label and the predictions of a checkpoint side by side, with a part enlarged.",
     )
     add = parser.group("picture")

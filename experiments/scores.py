@@ -1,4 +1,4 @@
-"""Evaluates a network of GLNet and keeps the confusion matrix of every image: python -m benchmarks.scores --help
+"""Evaluates a network of GLNet and keeps the confusion matrix of every image: python -m experiments.scores --help
 
 The options are those of `train_deep_globe.py --evaluation`. `--late_fusion` replaces the ensemble of stage 2 by the
 mean of the softmaxes of its global and its local prediction: late fusion, if the branches were trained without sharing.
@@ -119,7 +119,7 @@ def score_images(predictor: SegmentsImages, data: SegmentationDataset, classes: 
 def build_parser() -> Parser:
     """Return the parser of `train_deep_globe.py` with `--late_fusion`."""
     parser = command_line.build_parser()
-    parser.prog, parser.description = "python -m benchmarks.scores", (__doc__ or "").splitlines()[0]
+    parser.prog, parser.description = "python -m experiments.scores", (__doc__ or "").splitlines()[0]
     help_ = "mode 2: the mean of both branches' softmaxes takes the ensemble's place"
     parser.group("late fusion")("--late_fusion", action="store_true", help=help_)
     return parser

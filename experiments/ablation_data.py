@@ -1,4 +1,4 @@
-"""The images of `benchmarks.ablation`, at a size that two cores train: pages, real scenes shrunk, and made-up ones."""
+"""The images of `experiments.ablation`, at a size that two cores train: pages, real scenes shrunk, and made-up ones."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Result files of the benchmarks: where they lie, which command made them, and how they are written."""
+"""Result files of the experiments: where they lie, which command made them, and how they are written."""
 
 import shlex
 import sys
@@ -13,8 +13,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def command_of(module: str) -> str:
-    """Return the command line of this process, whose main module is `benchmarks.MODULE`."""
-    return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    """Return the command line of this process, whose main module is `experiments.MODULE`."""
+    return shlex.join(["python", "-m", f"experiments.{module}", *sys.argv[1:]])
 
 
 def write_results(path: Path, record: Mapping[str, Any], page: str) -> None:

@@ -109,24 +109,6 @@ def add_title(axes: "Axes", title: str) -> None:
         axes.set_title(title)
 
 
-def set_log_ticks(axes: "Axes", x: Sequence[float]) -> None:
-    """Give a panel two logarithmic axes whose ticks are plain numbers.
-
-    Args:
-        axes: the panel.
-        x: places of the ticks of the x axis. Those of the y axis are 1, 2 and 5 of every decade.
-    """
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    axes.set_xticks(x)
-
-
 def label_points(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
     """Write a text beside each point, where it covers no point and no other text if there is such a place.
 

@@ -1,4 +1,4 @@
-"""Draws the figures of benchmarks/results from the result files there: python -m benchmarks.figures --help
+"""Draws the figures of experiments/results from the result files there: python -m experiments.figures --help
 
 A figure whose result file is missing is left out, and the command that makes the file is printed. Where both are in one
 figure, hollow marks are published numbers and filled ones were measured here.
@@ -14,14 +14,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.curves import read_curves
-from benchmarks.plot import GREY, MARKS, add_title, drawing, label_points, set_log_ticks
-from benchmarks.records import RESULTS, command_of
 from evaluation.published import LATER, PUBLISHED, Published
+from experiments.plot import GREY, MARKS, add_title, drawing, label_points
+from experiments.records import RESULTS, command_of
 from utils.errors import InputError, exit_code, required
 from utils.files import write_json
-from utils.memory import MB
 from utils.stages import PREDICTIONS, STAGES
+
+
+def read_curves(log: Path) -> dict[str, Any]:
+    """Return the curves of one training run.
+
+    Args:
+        log: `LOG_PATH/TASK_NAME.jsonl`; the folder `TASK_NAME` lies beside it. If several runs of the name are in the
+            log, the last one is read.
+
+    Returns:
+        `run` (its name), `stage`, `seed`, `epochs` (their numbers, from 1), and under `train` and `validation` the mIoU
+        (0..1, None where no class counts, and without a validation) after each epoch, by prediction.
+
+    Raises:
+        InputError: the log or the record of its run is missing, or is something else.
+    """
+    try:
+        options = json.loads((log.with_suffix("") / "run.json").read_text(encoding="utf-8"))["options"]
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        lines = [line for line in lines if line["started"] == lines[-1]["started"]]
+        return {
+            "run": log.stem,
+            "stage": options["mode"],
+            "seed": options["seed"],
+            "epochs": [line["epoch"] for line in lines],
+            **{part: _by_prediction([line[part] for line in lines]) for part in ("train", "validation")},
+        }
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{log} is no training's log: give LOG_PATH/TASK_NAME.jsonl, which train_deep_globe.py writes beside the "
+            "folder TASK_NAME"
+        ) from error
+
+
+def _by_prediction(epochs: Sequence[dict[str, Any] | None]) -> dict[str, list[float | None]]:
+    """Return the mIoU of each epoch by prediction."""
+    known = [scores for scores in epochs if scores]
+    return {name: [None if scores is None else scores[name]["mIoU"] for scores in epochs] for name in known[0]}
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +80,7 @@ def draw_memory_accuracy(path: Path, ours: Mapping[str, Record]) -> None:
 
     Args:
         path: of the figure.
-        ours: by data set, what `benchmarks.ablation` wrote.
+        ours: by data set, what `experiments.ablation` wrote.
     """
     with drawing(path, (1, 1 + len(ours)), (5.6, 5.0)) as (published, *panels):
         _draw_published(published)
@@ -93,7 +132,7 @@ def draw_iou_per_class(path: Path, record: Record) -> None:
 
     Args:
         path: of the figure.
-        record: what `benchmarks.ablation` wrote.
+        record: what `experiments.ablation` wrote.
     """
     variants = [row["variant"] for row in record["rows"] if row.get("drawn", True)]
     by_variant = {name: [run for run in record["runs"] if run["variant"] == name] for name in variants}
@@ -129,7 +168,7 @@ def draw_sharing(path: Path, record: Record) -> None:
 
     Args:
         path: of the figure.
-        record: what `benchmarks.ablation` wrote, with several sides.
+        record: what `experiments.ablation` wrote, with several sides.
     """
     gains = record["gains"]
     sides = [one["side"] for one in gains]
@@ -196,46 +235,12 @@ def _draw_range(axes: "Axes", runs: Sequence[Record], part: str, name: str) -> N
         axes.fill_between(epochs, low, high, color=mark.color, alpha=0.15, linewidth=0)
 
 
-def draw_growth(path: Path, record: Record) -> None:
-    """Draw seconds and memory over the side of the image, logarithmically.
-
-    Args:
-        path: of the figure.
-        record: what `benchmarks.growth` wrote.
-    """
-    rows = record["rows"]
-    sides = [row["side"] for row in rows]
-    per_pixel = rows[0]["seconds"] / sides[0] ** 2
-    panels_of = {
-        "Seconds for one image": (
-            {"measured": "seconds"},
-            ("in proportion to the pixels", [per_pixel * side**2 for side in sides]),
-        ),
-        "Peak memory, MB of $2^{20}$ bytes": (
-            {
-                "process, on the CPU": "process_mb",
-                "tensors on a (fake) accelerator": "device_mb",
-                "tensors on its host": "host_mb",
-            },
-            ("image and label, 4 bytes a pixel", [4 * side**2 / MB for side in sides]),
-        ),
-    }
-    with drawing(path, (1, len(panels_of)), (5.2, 4.6)) as panels:
-        for axes, (title, (curves, reference)) in zip(panels, panels_of.items(), strict=True):
-            for mark, (label, key) in zip(MARKS, curves.items(), strict=False):
-                axes.plot(sides, [row[key] for row in rows], label=label, **mark.keywords())
-            axes.plot(sides, reference[1], color=GREY, linestyle=(0, (1, 2)), label=reference[0])
-            set_log_ticks(axes, sides)
-            axes.set_xlabel("side of the image, pixels (both axes logarithmic)")
-            add_title(axes, title)
-
-
 def draw_refine(path: Path, record: Record) -> None:
     """Draw mIoU, the part that is not looked at, and seconds over the share of patches that are computed.
 
     Args:
         path: of the figure.
-        record: what `benchmarks.refine` wrote.
+        record: what `experiments.refine` wrote.
     """
     rows = record["rows"]
     shares = [row["refine_share"] for row in rows]
@@ -280,24 +285,23 @@ class Kind:
 ABLATION = Kind(
     "iou_per_class",
     "ablation",
-    "python -m benchmarks.ablation --data {data} --data_path DIR",
+    "python -m experiments.ablation --data {data} --data_path DIR",
     ("rows", "runs", "classes"),
     draw_iou_per_class,
 )
-GROWTH = Kind("growth", "growth", "python -m benchmarks.growth", ("rows",), draw_growth)
 KINDS = (
     ABLATION,
     Kind(
         "learning_curves",
         "curves",
-        "python -m benchmarks.figures --curves {data} LOG_PATH/TASK_NAME.jsonl ...",
+        "python -m experiments.figures --curves {data} LOG_PATH/TASK_NAME.jsonl ...",
         ("runs",),
         draw_learning_curves,
     ),
     Kind(
         "refine",
         "refine",
-        "python -m benchmarks.refine --name {data} --checkpoints FILE ... --data_path DIR",
+        "python -m experiments.refine --name {data} --checkpoints FILE ... --data_path DIR",
         ("rows",),
         draw_refine,
     ),
@@ -358,16 +362,13 @@ def run(options: argparse.Namespace) -> None:
                 if len(record.get("gains", ())) > 1:
                     draw(draw_sharing, f"sharing_{data}", record)
     draw(draw_memory_accuracy, "memory_accuracy", ablations)
-    growth = read_results(options.results / "growth.json", GROWTH)
-    if growth is not None:
-        draw(GROWTH.draw, GROWTH.figure, growth)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="of result files (default: benchmarks/results)"
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="of result files (default: experiments/results)"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="of figures (default: that of --results)")
     parser.add_argument(

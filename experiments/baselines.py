@@ -1,4 +1,4 @@
-"""Trains a usual network on patches by GLNet's data path, loss and schedule: python -m benchmarks.baselines --help
+"""Trains a usual network on patches by GLNet's data path, loss and schedule: python -m experiments.baselines --help
 
 The networks are those of the package segmentation_models_pytorch. They see patches of `--size_p` pixels with overlap,
 and nothing of the image around them, unless `--scores_of` adds what a network of stage 1 finds in the shrunk image.
@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.scores import score_images
 from dataset.base import Sample
 from dataset.layout import TRAIN, SplitChoice
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from dataset.registry import Description, describe
 from engine.patches import ImagePatches, TrainingPatches
+from experiments.scores import score_images
 from imaging.sources import Source
 from models.backbone import build_backbone
 from models.header import Header
@@ -57,7 +57,7 @@ MULTIPLE = 32
 def build_parser() -> Parser:
     """Return the parser of `train_deep_globe.py` with `--model`; options that GLNet alone has do nothing."""
     parser = command_line.build_parser()
-    parser.prog, parser.description = "python -m benchmarks.baselines", (__doc__ or "").splitlines()[0]
+    parser.prog, parser.description = "python -m experiments.baselines", (__doc__ or "").splitlines()[0]
     add = parser.group("baseline")
     add("--model", choices=tuple(MODELS), default="unet", help="default: %(default)s")
     add(
@@ -85,7 +85,7 @@ def build_network(model: str, backbone: str, n_class: int, weights: str = "none"
     try:
         import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
     except ImportError as error:
-        raise InputError("benchmarks.baselines needs a package: pip install segmentation-models-pytorch") from error
+        raise InputError("experiments.baselines needs a package: pip install segmentation-models-pytorch") from error
     timm = backbone.startswith(PREFIX)
     name = f"tu-{backbone.removeprefix(PREFIX)}" if timm else backbone
     network: Any = getattr(smp, MODELS[model])(name, encoder_weights=None, in_channels=3 + further, classes=n_class)
