@@ -205,13 +205,3 @@ def test_architecture_quotes_the_forward_pass_as_it_is():
     code = [line.strip() for line in (ROOT / "models" / "glnet.py").read_text(encoding="utf-8").splitlines()]
     (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     assert [line for line in block.splitlines() if line.strip() not in code] == []
-
-
-def test_architecture_follows_an_image_in_at_most_ten_steps():
-    """Each step names at least one function with its file."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for title in ("An image in training", "An image in prediction"):
-        section = text.split(f"## {title}")[1].split("\n## ")[0]
-        steps = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
-        assert 5 <= len(steps) <= 10
-        assert all(re.search(r"`[\w/]+\.py:[\w.]+`", step) for step in steps)
