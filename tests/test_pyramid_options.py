@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import local2global
+from imaging.sources import MemorySource
 from models import checkpoint
 from models.efficient import branch_pyramid
 from models.fpn import INITIAL_STD, SameConv
@@ -29,7 +30,6 @@ from models.sharing import crop_global
 from utils.canvas import ArgmaxSink
 from utils.errors import InputError
 from utils.metrics import StageMetrics
-from utils.sources import MemorySource
 from utils.stages import STAGES
 
 SIZE = (100, 70)
