@@ -142,8 +142,8 @@ def test_a_checkpoint_records_the_pyramid_and_the_released_form_refuses_it(tmp_p
     model = build_network(header)
     checkpoint.save(tmp_path / "a.pth", model, header)
     file = checkpoint.read(tmp_path / "a.pth")
-    found = restore(file, header).state_dict()
-    assert all(torch.equal(x, found[name]) for name, x in model.state_dict().items())
+    found, expected = restore(file, header).state_dict(), model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in file.tensors)
     with pytest.raises(InputError, match=r"a.pth was made with --pyramid_width 12 --pyramid_norm batch"):
         checkpoint.export(tmp_path / "a.pth", tmp_path / "released.pth")
 
