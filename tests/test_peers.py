@@ -11,6 +11,8 @@ from benchmarks.baselines import build_network, padded
 
 pytest.importorskip("segmentation_models_pytorch")
 
+pytestmark = pytest.mark.slow
+
 
 def test_networks_are_counted_and_timed(tmp_path: Path) -> None:
     arguments = ["--side=72", "--size=64", "--rounds=1", "--device=cpu", "--precisions=bf16", f"--output={tmp_path}"]

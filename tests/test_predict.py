@@ -30,6 +30,8 @@ from utils.canvas import ArgmaxSink
 from utils.classes import IGNORED, Classes
 from utils.sources import MemorySource
 
+pytestmark = pytest.mark.usefixtures("load_once")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:

@@ -20,6 +20,8 @@ from utils.classes import IGNORED
 from utils.stages import STAGES
 from utils.tiling import BLENDS, PatchGrid
 
+pytestmark = pytest.mark.slow
+
 CHOICES = list(product(BLENDS, UPSAMPLES))
 
 
