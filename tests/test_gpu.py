@@ -23,7 +23,7 @@ from helper import TRAINING_STEPS, StageMetrics, train_one_epoch
 from models.sharing import Mosaic, crop_pyramid
 from predict import Segmenter
 from prediction.scenes import segment_scenes
-from utils.precision import autocast, set_switches
+from utils.precision import autocast
 from utils.settings import Settings
 from utils.sources import MemorySource
 from utils.stages import STAGES
@@ -44,7 +44,7 @@ pytestmark = [
 
 def settings_of(device: torch.device, precision: str = "fp32") -> Settings:
     """In fp16 with a scaler that starts low enough for its search to end in the first steps."""
-    set_switches(tf32=False, cudnn_benchmark=False)
+    torch.backends.cudnn.allow_tf32 = False
     scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
     return builders.build_settings(device=device, precision=precision, scaler=scaler)
 
