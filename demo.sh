@@ -5,12 +5,12 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/scripts/venv.sh"
 cd "$root"
 
 # After changing the first two, delete demo/data.
-images=24
+images=64
 image_size=384 # pixels
-epochs=(16 3 3) # of stages 1, 2 and 3
-network=(--size_g 124 --size_p 124 --min_overlap 20 --backbone resnet18 --backbone_weights none) # checkpoints record it
-rates=(1e-3 3e-4 3e-4) # higher than the published ones: the networks start from nothing, and see little
-training=(--batch_size 3 --num_workers 1)
+seed=${SEED:-0} # of the trainings; the images stay the same
+epochs=(24 6 3) # of stages 1, 2 and 3
+network=(--size_g 128 --size_p 128 --min_overlap 16 --backbone resnet18 --backbone_weights none) # checkpoints record it
+training=(--recipe modern --precision bf16 --val_every 100 --num_workers 1 --seed "$seed")
 
 export DATA_PATH=$root/demo/data MODEL_PATH=$root/demo/saved_models LOG_PATH=$root/demo/runs
 predictions=$root/demo/predictions
@@ -29,14 +29,18 @@ if [[ ! -d $DATA_PATH ]]; then
     mv "$DATA_PATH.part" "$DATA_PATH"
 fi
 
+# the recipe keeps averaged weights, NAME.ema.pth, which later stages and the evaluation read
+global=(--path_g fpn_deepglobe_global.ema.pth)
+local=(--path_g2l fpn_deepglobe_global2local.ema.pth)
 title "Stage 1: the global branch"
-./train_deep_globe_global.sh --num_epochs "${epochs[0]}" --lr "${rates[0]}" "${training[@]}" "${network[@]}"
+./train_deep_globe_global.sh --num_epochs "${epochs[0]}" --batch_size 3 "${network[@]}" "${training[@]}"
 title "Stage 2: the local branch, fed by the global one"
-./train_deep_globe_global2local.sh --num_epochs "${epochs[1]}" --lr "${rates[1]}" "${training[@]}"
+./train_deep_globe_global2local.sh "${global[@]}" --num_epochs "${epochs[1]}" --batch_size 1 --patches 4 "${training[@]}"
 title "Stage 3: the global branch, refined by the local one"
-./train_deep_globe_local2global.sh --num_epochs "${epochs[2]}" --lr "${rates[2]}" "${training[@]}"
+./train_deep_globe_local2global.sh "${global[@]}" "${local[@]}" --num_epochs "${epochs[2]}" --batch_size 1 --patches 4 \
+    "${training[@]}"
 title "Evaluation"
-./eval_deep_globe.sh --save_predictions "$predictions"
+./eval_deep_globe.sh --path_l2g fpn_deepglobe_local2global.ema.pth --save_predictions "$predictions"
 
 title "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
 cat <<WHERE

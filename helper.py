@@ -1,4 +1,4 @@
-"""The engine's two loops: an epoch of training steps, and the evaluation of a set of images.
+"""The loop of training: an epoch of steps.
 
 Nothing here parses options or touches files; saving and showing are callbacks.
 """
@@ -6,9 +6,8 @@ Nothing here parses options or touches files; saving and showing are callbacks.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,15 +17,12 @@ from dataset.base import Sample
 from engine import global2local, global_only, local2global
 from models.glnet import GLNet
 from models.recompute import recomputed_activations
-from utils.canvas import ArgmaxSink, FiniteScores, Sink
 from utils.distributed import ALONE, Ranks, reduce_step, trained_statistics
 from utils.errors import required
 from utils.loss import Loss
 from utils.metrics import StageMetrics
 from utils.precision import autocast
-from utils.selection import Coverage
 from utils.settings import Settings
-from utils.sources import MemorySource, Source
 from utils.stages import Stage
 
 TRAINING_STEPS = {
@@ -227,115 +223,3 @@ def train_one_epoch(
         on_step(values)
         clock = time.perf_counter()
     return epoch.metrics
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of an evaluation, of all images of all processes; each process has the same.
-
-    Attributes:
-        metrics: the scores of each prediction.
-        images: how many images were segmented.
-        seconds_per_image: mean time to segment and count one image, without decoding.
-        process_seconds_per_image: mean processor time of the same, of all threads of a process together.
-        coverage: the part of the images that was computed at full resolution.
-        complete: False if the evaluation was stopped before its end.
-        not_finite: ids of the images whose scores were not finite numbers.
-    """
-
-    metrics: StageMetrics
-    images: int
-    seconds_per_image: float
-    process_seconds_per_image: float = 0.0
-    coverage: Coverage = field(default_factory=Coverage)
-    complete: bool = True
-    not_finite: tuple[str, ...] = ()
-
-
-class SegmentsImages(Protocol):
-    """What an evaluation needs of a network; `Predictor` has it."""
-
-    @property
-    def stage(self) -> Stage:
-        """Names the predictions."""
-        ...
-
-    @property
-    def settings(self) -> Settings:
-        """The device."""
-        ...
-
-    def segment(
-        self,
-        image: Source,
-        sinks: Mapping[str, Sink],
-        *,
-        global_image: Tensor | None = None,
-        shared: Tensor | None = None,
-        check: FiniteScores | None = None,
-    ) -> Coverage:
-        """Segment one image; see `Predictor.segment`."""
-        ...
-
-
-def evaluate(
-    predictor: SegmentsImages,
-    loader: Iterable[list[Sample]],
-    metrics: StageMetrics,
-    *,
-    on_image: Callable[[Sample, dict[str, Tensor]], None] | None = None,
-    title: str = "evaluate",
-    ranks: Ranks = ALONE,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Evaluation:
-    """Segment every image of `loader` and count it against its label.
-
-    Args:
-        predictor: segments the images.
-        loader: batches of samples with whole images; of several processes each gets its part of the images.
-        metrics: counts the predictions.
-        on_image: gets each sample of this process and its predictions by name, (H, W) uint8 ids on the device. It is
-            not called for an image whose scores are not finite numbers.
-        title: of the progress bar.
-        ranks: the processes that evaluate together.
-        should_stop: is called after each image; if it returns True, this process stops.
-    """
-    settings = predictor.settings
-    seconds, process_seconds, images, stopped, coverage = 0.0, 0.0, 0, False, Coverage()
-    not_finite: list[str] = []
-    bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
-    for sample in (sample for batch in bar for sample in batch):
-        start, process_start = time.perf_counter(), time.process_time()
-        source = MemorySource(required(sample.image, "image"))
-        found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
-        check = FiniteScores()
-        coverage += predictor.segment(
-            source, found, global_image=sample.global_image, shared=sample.shared, check=check
-        )
-        if sample.label is not None:
-            metrics.update(settings.to_device(sample.label), found)
-        if settings.device.type == "cuda":
-            torch.cuda.synchronize(settings.device)
-        seconds += time.perf_counter() - start
-        process_seconds += time.process_time() - process_start
-        images += 1
-        bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
-        if not check.ok():
-            not_finite.append(sample.id)
-        elif on_image is not None:
-            on_image(sample, {name: prediction.ids for name, prediction in found.items()})
-        if stopped := should_stop():
-            break
-    parts = ranks.gather((seconds, process_seconds, images, stopped, coverage, not_finite))
-    for counts in metrics.sums():
-        ranks.sum_([counts])
-    total = sum(part[2] for part in parts)
-    return Evaluation(
-        metrics,
-        images=total,
-        seconds_per_image=sum(part[0] for part in parts) / max(total, 1),
-        process_seconds_per_image=sum(part[1] for part in parts) / max(total, 1),
-        coverage=sum((part[4] for part in parts), Coverage()),
-        complete=not any(part[3] for part in parts),
-        not_finite=tuple(id_ for part in parts for id_ in part[5]),
-    )

@@ -11,20 +11,21 @@ import torch
 
 from dataset.base import SegmentationDataset
 from dataset.check import Problem, check
-from dataset.image_file import View
 from dataset.layout import TRAIN, SplitChoice
 from dataset.registry import Description, describe
+from evaluation.run import run_evaluation
+from imaging.image_file import View
 from training import limits, setup
 from training import options as command_line
-from training.evaluation import prepare_evaluation, run_evaluation
-from training.memory import keep_freed_memory
 from training.recipe import parse
 from training.run import TrainingPlan, TrainingRun
+from training.setup import prepare_evaluation
 from training.state import resume_source
 from utils import distributed
 from utils.diagnosis import diagnose
 from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError, allow_all_names
+from utils.memory import keep_freed_memory
 from utils.precision import set_switches
 from utils.selection import CoarseToFine
 from utils.settings import RECORDED, Settings

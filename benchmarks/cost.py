@@ -1,4 +1,4 @@
-"""Computes what a training costs: python -m benchmarks.cost [--tflops RATE]
+"""Computes what a training costs: operations of a step, and hours at a rate.
 
 Counts the floating point operations of a training step and of an evaluation on fake tensors, two for each multiply-add
 of convolutions and matrix products, and divides those of a whole stage by a rate. Nothing is measured: reading images,
@@ -6,17 +6,16 @@ memory traffic and small operations are left out, so that real hours are more.
 """
 
 import argparse
-import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.fake_work import fake_inference, fake_training
-from models.backbone import backbone_name, check_backbone
-from utils.arguments import Parser, number, whole
-from utils.errors import exit_code
+from benchmarks.fake_accelerator import fake_inference, fake_training
+from benchmarks.workload import add_sizes
+from models.backbone import check_backbone
+from utils.arguments import AddOption, number, whole
 from utils.settings import Settings
 from utils.stages import STAGES
 
@@ -67,43 +66,35 @@ def stage_hours(training: float, inference: float, images: int, validation: int,
     return epochs * (images * training + validation * inference) / (tflops * TERA) / 3600
 
 
-def run(options: argparse.Namespace) -> None:
-    """Print a line for each stage."""
-    warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+COLUMNS = {
+    "stage": "stage",
+    "training": "TFLOP per image, training",
+    "inference": "evaluation",
+    "epochs": "epochs",
+    "hours": "hours",
+}
+
+
+def add_options(add: AddOption) -> None:
+    """Add the options of this benchmark."""
+    add("--tflops", type=number(0.001), default=10.0, metavar="RATE", help="sustained rate (default: %(default)g)")
+    add("--images", type=whole(1), default=454, help="training images (default: %(default)s, DeepGlobe)")
+    add("--validation", type=whole(0), default=207, help="validation images (default: %(default)s, DeepGlobe)")
+    add("--num_epochs", type=whole(1), help="of every stage (default: 120, 50 and 120)")
+    add_sizes(add)
+    add("--size_g", type=whole(32), default=508, help="of the shrunk image (default: %(default)s)")
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for each stage, and one for all."""
     check_backbone(options.backbone, options.size_g, options.size_p)
     geometry = Geometry(options.side, options.size_g, options.size_p, options.backbone)
-    print(f"Computed, not measured: {options.side} x {options.side} pixels, patches of {options.size_p},")
-    print(f"{options.images} training and {options.validation} validation images, {options.tflops:g} TFLOP/s.")
-    print("stage  TFLOP/image, training  evaluation  epochs  hours")
     total = 0.0
     for mode, stage in STAGES.items():
         training, inference = training_operations(mode, geometry), inference_operations(mode, geometry)
         epochs = options.num_epochs or stage.epochs
         hours = stage_hours(training, inference, options.images, options.validation, epochs, options.tflops)
         total += hours
-        print(f"{mode:5}{training / TERA:23.3f}{inference / TERA:12.3f}{epochs:8}{hours:7.1f}", flush=True)
-    print(f"all{total:52.1f}")
-
-
-def build_parser() -> Parser:
-    """Return the parser of the command."""
-    parser = Parser(prog="python -m benchmarks.cost", description="Compute the operations and hours of a training.")
-    add = parser.group("options")
-    add("--tflops", type=number(0.001), default=10.0, metavar="RATE", help="sustained rate (default: %(default)g)")
-    add("--images", type=whole(1), default=454, help="training images (default: %(default)s, DeepGlobe)")
-    add("--validation", type=whole(0), default=207, help="validation images (default: %(default)s, DeepGlobe)")
-    add("--num_epochs", type=whole(1), help="of every stage (default: 120, 50 and 120)")
-    add("--side", type=whole(64), default=2448, help="of an image, in pixels (default: %(default)s)")
-    add("--size_g", type=whole(32), default=508, help="of the shrunk image (default: %(default)s)")
-    add("--size_p", type=whole(51), default=508, help="of a patch (default: %(default)s)")
-    add("--backbone", type=backbone_name, default="resnet50", metavar="NAME", help="(default: %(default)s)")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
-    return exit_code(lambda: run(build_parser().parse_args(arguments)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        row = {"stage": mode, "training": training / TERA, "inference": inference / TERA}
+        yield {**row, "epochs": epochs, "hours": hours}
+    yield {"stage": "all", "hours": total}

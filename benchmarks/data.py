@@ -1,7 +1,5 @@
 """Measures the data path: how many images one worker delivers, and what each step of a sample takes.
 
-    python -m benchmarks.data [--images 4] [--kinds jpeg png tiff mixed] [--step] [--json FILE]
-
 The images are made up, in a temporary folder, as the data sets have them: 2448 x 2448 in JPEG and in PNG with labels in
 colours (DeepGlobe), 5000 x 5000 in TIFF with grey labels (Inria), and JPEG of up to 6000 x 5000 pixels in mixed sizes
 (ISIC). A worker is one process of the loader with one thread. Images per second are those that it delivers to the
@@ -13,7 +11,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,22 +27,21 @@ from benchmarks.workload import N_CLASS, TrainingStep, random_sample
 from dataset.augmentation import Draw
 from dataset.base import Item, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
-from dataset.image_file import open_image
 from dataset.inria import INRIA
 from dataset.isic import ISIC
 from dataset.label_file import open_label
 from dataset.loader import EpochSampler, SampleLoader
-from dataset.pictures import shrink
-from dataset.probe import probe
 from dataset.synthetic import smooth_noise
+from imaging.image_file import open_image
+from imaging.pictures import shrink
+from imaging.probe import probe
+from imaging.sources import MemorySource
 from models.glnet import GLNet
-from training.memory import keep_freed_memory
+from utils.arguments import AddOption, whole
 from utils.classes import Classes
 from utils.errors import required
-from utils.files import write_json
 from utils.resize import shrink_label
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.tiling import Box, Size, map_size
 
 SIZE_G = 508
@@ -126,7 +123,7 @@ def scaled_decoding(item: Item) -> dict[str, float]:
     """Return what a shrunk image would take if libjpeg decoded at a fraction of the size, and what would change.
 
     Returns:
-        `cpu_seconds`, and `largest` and `mean` of the differences from the exact shrunk image, in grey levels.
+        `cpu_ms`, and `largest` and `mean` of the differences from the exact shrunk image, in grey levels.
     """
     path, size = item.pairs()[0].image, (SIZE_G, SIZE_G)
     with open_image(path) as file:
@@ -137,7 +134,7 @@ def scaled_decoding(item: Item) -> dict[str, float]:
         found = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
     taken = time.process_time() - start
     differences = np.abs(found.transpose(2, 0, 1).astype(int) - exact)
-    return {"cpu_seconds": taken, "largest": float(differences.max()), "mean": float(differences.mean())}
+    return {"cpu_ms": 1000 * taken, "largest": float(differences.max()), "mean": float(differences.mean())}
 
 
 def cpu_seconds(process: int) -> float:
@@ -147,7 +144,7 @@ def cpu_seconds(process: int) -> float:
 
 
 def delivered(data: SegmentationDataset) -> dict[str, float]:
-    """Return images per second and CPU seconds per image of a worker in its second pass."""
+    """Return images per second and CPU milliseconds per image of a worker in its second pass."""
     loader = SampleLoader(data, sampler=EpochSampler(len(data)), num_workers=1, persistent=True)
     try:
         for _ in loader:
@@ -159,21 +156,22 @@ def delivered(data: SegmentationDataset) -> dict[str, float]:
         taken, used = time.perf_counter() - start, cpu_seconds(required(worker, "worker")) - used
     finally:
         loader.close()
-    return {"images_per_second": len(data) / taken, "cpu_seconds": used / len(data)}
+    return {"images_per_second": len(data) / taken, "cpu_ms": 1000 * used / len(data)}
 
 
-def measure(kind: Kind, folder: Path, count: int) -> dict[str, Any]:
-    """Return what `steps` and `delivered` find for `count` images of one kind."""
+def measure(kind: Kind, folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `count` images of one kind: the mean of each of the `steps`, and what is `delivered`."""
     items = kind.write(folder, count)
     runs = [steps(item, kind.classes) for item in items for _ in range(2)][1::2]  # the first of an image warms up
-    found: dict[str, Any] = {"steps": {name: sum(run[name] for run in runs) / count for name in runs[0]}}
-    for name, whole, training in (("stage 1", False, True), ("stages 2, 3", True, True), ("validation", True, False)):
-        data = SegmentationDataset(items, kind.classes, SIZE_G, augment=training)
-        data.whole, data.keep_shrunk = whole, not training
-        found[name] = delivered(data)
+    for name in runs[0]:
+        yield {"images": kind.name, "work": name, "cpu_ms": 1000 * sum(run[name] for run in runs) / count}
     if kind.suffixes[0] == ".jpg":
-        found["scaled decoding"] = scaled_decoding(items[0])
-    return found
+        yield {"images": kind.name, "work": "decode at a fraction", **scaled_decoding(items[0])}
+    kinds = (("stage 1", False, True), ("stages 2, 3", True, True), ("validation", True, False))
+    for name, read_whole, training in kinds:
+        data = SegmentationDataset(items, kind.classes, SIZE_G, augment=training)
+        data.whole, data.keep_shrunk = read_whole, not training
+        yield {"images": kind.name, "work": name, **delivered(data)}
 
 
 def step_of_stage_1(device: torch.device) -> float:
@@ -184,39 +182,32 @@ def step_of_stage_1(device: torch.device) -> float:
     return seconds(partial(step, batch), device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=4, help="images of each kind (default: %(default)s)")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of images (default: all)")
-    parser.add_argument("--step", action="store_true", help="also measure a training step of stage 1")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
-    options = parser.parse_args()
-    keep_freed_memory()
+COLUMNS = {
+    "images": "images",
+    "work": "work",
+    "cpu_ms": "CPU ms per image",
+    "images_per_second": "images per second",
+    "mean": "off by, grey levels",
+    "largest": "at most",
+}
+
+
+def add_options(add: AddOption) -> None:
+    """Add the options of this benchmark."""
+    add("--images", type=whole(1), default=4, help="images of each kind (default: %(default)s)")
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of images (default: all)")
+    add("--step", action="store_true", help="also measure a training step of stage 1")
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the rows of each kind, and that of a training step."""
     threads = torch.get_num_threads()
-    found: dict[str, Any] = {}
     torch.set_num_threads(1)  # as in a worker
     cv2.setNumThreads(1)
     for name in options.kinds:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measure(KINDS[name], Path(folder), options.images)
-        parts = ", ".join(f"{step} {1000 * value:.0f}" for step, value in found[name]["steps"].items())
-        print(f"{name}: CPU milliseconds per image: {parts}")
-        for stage in ("stage 1", "stages 2, 3", "validation"):
-            rate, cpu = found[name][stage].values()
-            print(f"  {stage:12}{rate:7.2f} images per second{1000 * cpu:7.0f} CPU milliseconds per image", flush=True)
-        if "scaled decoding" in found[name]:
-            cpu, largest, mean = found[name]["scaled decoding"].values()
-            print(
-                f"  decoded at a fraction: {1000 * cpu:.0f} CPU milliseconds; off by {mean:.2f}, at most {largest:.0f}"
-            )
+            yield from measure(KINDS[name], Path(folder), options.images)
     if options.step:
         torch.set_num_threads(threads)
-        found["step"] = step_of_stage_1(torch.device(options.device))
-        print(f"a training step of stage 1 takes {found['step']:.2f} s: {BATCH / found['step']:.2f} images per second")
-    if options.json:
-        write_json(options.json, found)
-
-
-if __name__ == "__main__":
-    main()
+        rate = BATCH / step_of_stage_1(options.device)
+        yield {"images": "random", "work": "a training step of stage 1", "images_per_second": rate}

@@ -1,22 +1,21 @@
-"""Computes what encoders cost: python -m benchmarks.encoders [--backbones NAME ...] [--json FILE]
+"""Computes what encoders cost.
 
 For each encoder a line of the table in docs/performance.md: parameters of one encoder; multiply-adds of one encoder on
 a patch of 508 x 508; and the peak memory of inference in mode 3 and of a training step of each mode, for 2448 x 2448
-images in float32, as benchmarks.memory counts them. Nothing is computed on numbers, and no GPU is needed.
+images in float32, as the benchmark `memory` counts them. Nothing is computed on numbers, and no GPU is needed.
 """
 
 import argparse
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import BATCH, SIDE, count_inference, count_training
+from benchmarks.workload import MODES
 from models.backbone import backbone_name, build_backbone, check_backbone
-from utils.errors import exit_code
-from utils.files import write_json
+from utils.arguments import AddOption, whole
 
 SIZE = 508
 """Sides of a patch and of the shrunk image, in pixels."""
@@ -52,37 +51,24 @@ def count_memory(name: str, side: int = SIDE) -> dict[str, float]:
     return found
 
 
-def run(options: argparse.Namespace) -> None:
-    """Print a line of a Markdown table for each encoder. Raises InputError if there is no such encoder."""
+COLUMNS = {
+    "encoder": "encoder",
+    "parameters": "parameters, millions",
+    "gmac": "GMAC per patch",
+    "inference": "inference, mode 3, MB",
+    **{f"train_mode{mode}": f"training step, mode {mode}, MB" for mode in MODES},
+}
+
+
+def add_options(add: AddOption) -> None:
+    """Add the options of this benchmark."""
+    add("--backbones", type=backbone_name, nargs="+", default=ENCODERS, metavar="NAME", help="(default: six)")
+    add("--side", type=whole(64), default=SIDE, help="of an image, in pixels (default: %(default)s)")
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for each encoder. Raises InputError if there is no such encoder."""
     for name in options.backbones:
         check_backbone(name, SIZE, SIZE)
-    warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
-    table: dict[str, dict[str, float]] = {}
-    print("| encoder | parameters, millions | GMAC per patch | inference, MB | training step, modes 1 / 2 / 3, MB |")
-    print("|---|---|---|---|---|")
     for name in options.backbones:
-        found = table[name] = {**encoder_size(name), **count_memory(name, options.side)}
-        steps = " / ".join(f"{found[f'train_mode{mode}']:.0f}" for mode in (1, 2, 3))
-        line = f"| `{name}` | {found['parameters']:.1f} | {found['gmac']:.1f} | {found['inference']:.0f} | {steps} |"
-        print(line, flush=True)
-    if options.json:
-        write_json(options.json, table)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoders", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--backbones", type=backbone_name, nargs="+", default=ENCODERS, metavar="NAME", help="(default: six)")
-    add("--side", type=int, default=SIDE, metavar="N", help="of an image, in pixels (default: %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code."""
-    return exit_code(lambda: run(build_parser().parse_args(arguments)))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        yield {"encoder": name, **encoder_size(name), **count_memory(name, options.side)}

@@ -6,6 +6,7 @@ to the device. Memory that a library allocates inside an operation (cuDNN's work
 """
 
 import functools
+import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.workload import Inference, TrainingStep, build_shapes, random_sample
+from dataset.base import Sample
 from models import resized
-from training.memory import MB
+from utils.memory import MB
+from utils.metrics import StageMetrics
+from utils.settings import Settings
+from utils.stages import STAGES
 
 
 class MemoryCount(TorchDispatchMode):
@@ -136,3 +142,50 @@ def megabytes(count: MemoryCount) -> dict[str, float]:
 
 def no_metric(*_: object) -> None:
     """Replace the counting of predictions, whose values fake tensors lack."""
+
+
+@contextmanager
+def fake_inference(
+    mode: int, settings: Settings, side: int, *, size_g: int = 508, backbone: str = "resnet50"
+) -> Iterator[tuple[MemoryCount, Inference, Sample]]:
+    """A context in which all tensors are fake; yields their count, an inference, and an image on the host.
+
+    Args:
+        mode: 1, 2 or 3.
+        settings: of the inference.
+        side: of the image, in pixels.
+        size_g: side of the shrunk image, in pixels.
+        backbone: of the network.
+    """
+    model = build_shapes(backbone).eval()
+    with fake_accelerator() as count:
+        with host_tensors(count):
+            allocate(model)
+            sample = random_sample(side, size_g)
+        work = Inference(model, mode, settings)
+        del model  # the prepared network is a copy
+        gc.collect()
+        yield count, work, sample
+
+
+@contextmanager
+def fake_training(
+    mode: int, settings: Settings, side: int, *, images: int = 1, size_g: int = 508, backbone: str = "resnet50"
+) -> Iterator[tuple[MemoryCount, TrainingStep, list[Sample]]]:
+    """A context in which all tensors are fake; yields their count, a training step, and its images on the host.
+
+    Args:
+        mode: 1, 2 or 3.
+        settings: of the step. Predictions, whose values fake tensors lack, are not counted.
+        side: of the images, in pixels.
+        images: how many there are.
+        size_g: side of the shrunk images, in pixels.
+        backbone: of the network.
+    """
+    model = build_shapes(backbone)
+    with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
+        with host_tensors(count):
+            allocate(model)
+            samples = [random_sample(side, size_g) for _ in range(images)]
+        put_on_device(count, [getattr(model, name) for name in STAGES[mode].uses])
+        yield count, TrainingStep(model, mode, settings), samples

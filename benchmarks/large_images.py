@@ -1,4 +1,4 @@
-"""Measures time and memory of images of 0.01 to 1 gigapixel: python -m benchmarks.large_images --help
+"""Measures time and memory of images of 0.01 to 1 gigapixel.
 
 Each image is a made-up GeoTIFF, segmented by `predict.py` in a process of its own with random weights, which change
 neither time nor memory. Of the seconds, those that the process takes for an image of one pixel, its start, are taken
@@ -11,18 +11,21 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.workload import MODES
 from dataset import deep_globe
 from dataset.synthetic import smooth_noise
 from models import checkpoint
+from models.backbone import backbone_name
 from models.glnet import GLNet
 from models.header import Header
 from prediction.scenes import SCENE_SIZE, scene_grid
-from utils.files import write_json
+from utils.arguments import AddOption, number, whole
 from utils.tiling import MIN_OVERLAP, PatchGrid
 
 ROOT = Path(__file__).parents[1]
@@ -88,21 +91,32 @@ def count_patches(side: int, scene_size: int, size_p: int) -> int:
     return len(scenes) * len(PatchGrid.cover(scenes.patch, size_p, MIN_OVERLAP))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_images", description=__doc__)
-    parser.add_argument("--gigapixels", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1.0])
-    parser.add_argument("--mode", type=int, default=1)
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--size_g", type=int, default=508)
-    parser.add_argument("--size_p", type=int, default=508)
-    parser.add_argument("--scene_size", type=int, default=SCENE_SIZE)
-    parser.add_argument("--folder", type=Path, help="where images and results lie meanwhile (default: a temporary one)")
-    parser.add_argument("--json", type=Path, help="file to write the figures to as well")
-    parser.add_argument("more", nargs="*", help="after --: passed on to predict.py")
-    options = parser.parse_args()
-    rows: list[dict[str, float]] = []
-    columns = ("gigapixels", "side", "patches", "seconds", "CPU seconds", "s / megapixel", "CPU s / patch", "peak MB")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+COLUMNS = {
+    "gigapixels": "gigapixels",
+    "side": "side",
+    "patches": "patches",
+    "seconds": "seconds",
+    "cpu_seconds": "CPU seconds",
+    "per_megapixel": "s / megapixel",
+    "cpu_per_patch": "CPU s / patch",
+    "memory_mb": "peak MB",
+}
+
+
+def add_options(add: AddOption) -> None:
+    """Add the options of this benchmark."""
+    add("--gigapixels", type=number(1e-6), nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1.0], help="(default: five sizes)")
+    add("--mode", type=int, choices=MODES, default=1, help="(default: %(default)s)")
+    add("--backbone", type=backbone_name, default="resnet18", metavar="NAME", help="(default: %(default)s)")
+    add("--size_g", type=whole(32), default=508, help="of the shrunk image (default: %(default)s)")
+    add("--size_p", type=whole(51), default=508, help="of a patch (default: %(default)s)")
+    add("--scene_size", type=whole(64), default=SCENE_SIZE, help="as of predict.py (default: %(default)s)")
+    add("--folder", type=Path, help="where images and results lie meanwhile (default: a temporary one)")
+    add("more", nargs="*", help="after --: passed on to predict.py")
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, float]]:
+    """Yield a row for each image. Seconds are those beyond the process's start."""
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         weights = folder / "weights.pth"
@@ -123,25 +137,13 @@ def main() -> None:
             patches = count_patches(side, options.scene_size, options.size_p)
             used = segment(side)
             seconds, cpu = used.seconds - start.seconds, used.cpu_seconds - start.cpu_seconds
-            per_megapixel, per_patch = 1e6 * seconds / side**2, cpu / patches
-            rows.append(
-                {
-                    "gigapixels": gigapixels,
-                    "side": side,
-                    "patches": patches,
-                    "seconds": seconds,
-                    "cpu_seconds": cpu,
-                    "memory_mb": used.memory,
-                }
-            )
-            print(
-                f"| {gigapixels:g} | {side} | {patches} | {seconds:.0f} | {cpu:.0f} | {per_megapixel:.3g} | "
-                f"{per_patch:.3g} | {used.memory:.0f} |",
-                flush=True,
-            )
-    if options.json:
-        write_json(options.json, {"command": sys.argv[1:], "rows": rows})
-
-
-if __name__ == "__main__":
-    main()
+            yield {
+                "gigapixels": gigapixels,
+                "side": side,
+                "patches": patches,
+                "seconds": seconds,
+                "cpu_seconds": cpu,
+                "per_megapixel": 1e6 * seconds / side**2,
+                "cpu_per_patch": cpu / patches,
+                "memory_mb": used.memory,
+            }

@@ -1,7 +1,5 @@
 """Counts the memory of inference and of training steps beside the released implementation.
 
-    python -m benchmarks.memory [--json FILE]
-
 Peak bytes of live tensors, weights included, in MB of 2**20 bytes, on a fake accelerator (see fake_accelerator.py), for
 2448 x 2448 images, size_g and size_p 508: inference in mode 3, for all predictions, in sub-batches of 6 and of 1;
 and a training step of each mode with 6 images, sub-batch 6. The released figures were counted in the same way, without
@@ -9,18 +7,17 @@ numpy arrays. With a GPU, `torch.cuda.max_memory_allocated` of the same work is 
 """
 
 import argparse
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from itertools import product
+from typing import Any
 
 import torch
 
-from benchmarks.fake_accelerator import MB, megabytes
-from benchmarks.fake_work import fake_inference, fake_training
+from benchmarks.fake_accelerator import MB, fake_inference, fake_training, megabytes
 from benchmarks.workload import N_CLASS, Inference, TrainingStep, random_sample
 from models.glnet import GLNet
-from utils.files import write_json
+from utils.arguments import AddOption
 from utils.settings import Settings
 from utils.stages import STAGES
 
@@ -90,21 +87,55 @@ def count_training(
     return megabytes(count)
 
 
-def count(key: str, precision: str) -> dict[str, float]:
-    """Return the MB, by `device` and `host`, of the work called `key` in `RELEASED`."""
-    kind, number = key[:-1], int(key[-1])
-    return count_training(number, precision) if kind == "train_mode" else count_inference(number, precision)
+COLUMNS = {
+    "work": "MB of 2^20 bytes",
+    "precision": "precision",
+    "device": "device",
+    "host": "host",
+    "released": "released",
+    "less": "times less",
+    "cuda": "CUDA",
+}
 
 
-def measure_on_gpu(key: str, precision: str) -> float:
-    """Return the peak MB of CUDA's allocator for the work called `key` in `RELEASED`."""
-    kind, number = key[:-1], int(key[-1])
+def add_options(add: AddOption) -> None:
+    """Add the options of this benchmark."""
+    add("--precisions", nargs="+", choices=COUNTED_PRECISIONS, default=COUNTED_PRECISIONS, help="(default: both)")
+    add("--checkpoint_activations", action="store_true", help="training steps that recompute activations")
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row for each work in `RELEASED` and precision."""
+    recomputed = options.checkpoint_activations
+    for key, precision in product(RELEASED, options.precisions):
+        kind, number = key[:-1], int(key[-1])
+        if kind == "train_mode":
+            found = count_training(number, precision, recomputed=recomputed)
+        elif recomputed:
+            continue
+        else:
+            found = count_inference(number, precision)
+        cuda = measure_on_gpu(kind, number, precision, recomputed) if options.device.type == "cuda" else None
+        released = RELEASED[key]
+        yield {
+            "work": key,
+            "precision": precision,
+            **found,
+            "released": released,
+            "less": released / found["device"],
+            "cuda": cuda,
+        }
+
+
+def measure_on_gpu(kind: str, number: int, precision: str, recomputed: bool) -> float:
+    """Return the peak MB of CUDA's allocator for the work `kind` and `number` in `RELEASED`."""
     device, model = torch.device("cuda"), GLNet(N_CLASS)
     work: Callable[[], object]
     if kind == "train_mode":
         for name in STAGES[number].uses:
             getattr(model, name).to(device)
-        step = TrainingStep(model, number, Settings(precision=precision, device=device))
+        settings = Settings(precision=precision, device=device, checkpoint_activations=recomputed)
+        step = TrainingStep(model, number, settings)
         step([random_sample(SIDE)])
         work = partial(step, [random_sample(SIDE) for _ in range(BATCH)])
     else:
@@ -113,26 +144,3 @@ def measure_on_gpu(key: str, precision: str) -> float:
     torch.cuda.reset_peak_memory_stats()
     work()
     return torch.cuda.max_memory_allocated() / MB
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    print(f"{'MB of 2^20 bytes':16}{'':6}{'device':>8}{'host':>8}{'released':>10}{'less':>6}{'CUDA':>8}")
-    for key, released in RELEASED.items():
-        for precision in COUNTED_PRECISIONS:
-            result = count(key, precision)
-            found.setdefault(key, {})[precision] = result
-            cuda = f"{measure_on_gpu(key, precision):8.0f}" if torch.cuda.is_available() else f"{'-':>8}"
-            device, host = result["device"], result["host"]
-            less = released / device
-            print(f"{key:16}{precision:>6}{device:8.0f}{host:8.0f}{released:10}{less:6.1f}{cuda}", flush=True)
-    if options.json:
-        write_json(options.json, found)
-
-
-if __name__ == "__main__":
-    main()

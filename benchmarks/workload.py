@@ -5,14 +5,16 @@ import torch
 from dataset.base import Sample
 from engine.predictor import Predictor
 from helper import TRAINING_STEPS
+from imaging.sources import MemorySource
+from models.backbone import backbone_name
 from models.glnet import GLNet
 from models.recompute import recomputed_activations
+from utils.arguments import AddOption, whole
 from utils.canvas import ArgmaxSink
 from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.stages import STAGES
 
 N_CLASS = 7
@@ -30,6 +32,13 @@ def random_sample(side: int, size_g: int = 508) -> Sample:
     image, whole = (torch.randint(0, 256, (3, n, n), dtype=torch.uint8) for n in (side, size_g))
     label, small = (torch.randint(0, N_CLASS, (n, n), dtype=torch.uint8) for n in (side, size_g // 4))
     return Sample("random", image, label, whole, small)
+
+
+def add_sizes(add: AddOption, side: int = 2448) -> None:
+    """Add `--side`, `--size_p` and `--backbone` to a benchmark's options."""
+    add("--side", type=whole(64), default=side, help="of the image, in pixels (default: %(default)s)")
+    add("--size_p", type=whole(51), default=508, help="of a patch, in pixels (default: %(default)s)")
+    add("--backbone", type=backbone_name, default="resnet50", metavar="NAME", help="(default: %(default)s)")
 
 
 class Inference:

@@ -3,7 +3,7 @@
     python -m dataset.alto books --output pages --height 1792
 
 writes a set for `--dataset folder`: images, labels that hold class ids, lists of the splits and dataset.json. Labels of
-zones are mapped to classes (see `dataset.zone_mapping`). Splits are by folder, since pages of one book look alike.
+zones are mapped to classes (see `dataset.zones`). Splits are by folder, since pages of one book look alike.
 """
 
 import argparse
@@ -20,15 +20,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.failures import writing
-from dataset.folder_file import NAME, FolderFile
-from dataset.image_file import open_image
-from dataset.layout import IMAGE_SUFFIXES, TEST, TRAIN, VAL, natural, shortened
-from dataset.probe import FileInfo, probe
-from dataset.zone_files import Zone, ZoneFile, read_zones
-from dataset.zone_mapping import SEGMONTO, ZoneMapping
+from dataset.folder import NAME, FolderFile
+from dataset.layout import TEST, TRAIN, VAL, natural
+from dataset.zones import SEGMONTO, Zone, ZoneFile, ZoneMapping, read_zones
+from imaging.failures import writing
+from imaging.image_file import open_image
+from imaging.probe import IMAGE_SUFFIXES, FileInfo, probe
 from utils.classes import IGNORED
-from utils.errors import InputError, exit_code
+from utils.errors import InputError, exit_code, shortened
 from utils.files import new_folder, write_json
 from utils.tiling import Box, Size
 

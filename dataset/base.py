@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.augmentation import LARGEST_SCALE, Draw
-from dataset.image_file import View
+from dataset.augmentation import LARGEST_SCALE, Draw, Windows, enlarged
 from dataset.pairs import KEPT_BYTES, Item, OpenFiles, PairReader
-from dataset.pictures import shrink
-from dataset.planes import MAX_PIXELS
-from dataset.windows import Windows, enlarged
+from imaging.image_file import View
+from imaging.pictures import shrink
+from imaging.planes import MAX_PIXELS
+from imaging.sources import MemorySource
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.resize import shrink_label
 from utils.settings import ContextScale
-from utils.sources import MemorySource
 from utils.tiling import Size
 
 KEPT_SHRUNK_BYTES = 256 << 20

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from dataset.base import Item
-from dataset.label_file import LabelValues, fit_of, turn_of
-from dataset.planes import open_planes
-from dataset.probe import probe
-from dataset.spelling import MAX_VALUE, SMOOTHED
+from dataset.label_file import MAX_VALUE, SMOOTHED, LabelValues, fit_of, turn_of
+from imaging.planes import open_planes
+from imaging.probe import probe
 from utils.classes import IGNORED, Color
 from utils.errors import InputError, required
 

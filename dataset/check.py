@@ -10,8 +10,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
-from dataset.failures import reading
 from dataset.loader import prepare_worker, start_pass
+from imaging.failures import reading
 from utils.classes import IGNORED
 from utils.errors import InputError
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from dataset.base import Item
-from dataset.layout import files_by_id, natural, shortened
+from dataset.layout import files_by_id, natural
 from utils.classes import Classes
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 
 DEEP_GLOBE = Classes(
     names=("unknown", "urban", "agriculture", "rangeland", "forest", "water", "barren"),

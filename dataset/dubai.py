@@ -12,11 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.joined import JoinedParts
-from dataset.layout import TEST, TRAIN, VAL, SplitChoice, listed, lists_in, natural, shortened
-from dataset.pairs import Item, PairReader
+from dataset.layout import TEST, TRAIN, VAL, SplitChoice, listed, lists_in, natural
+from dataset.pairs import Item, JoinedParts, PairReader
 from utils.classes import Classes
-from utils.errors import InputError, exit_code
+from utils.errors import InputError, exit_code, shortened
 from utils.files import replacing
 
 DUBAI = Classes(

@@ -4,20 +4,9 @@ import re
 from pathlib import Path
 
 from dataset.base import Item
-from dataset.layout import (
-    TEST,
-    TRAIN,
-    VAL,
-    SplitChoice,
-    files_by_id,
-    hashed_split,
-    listed,
-    lists_in,
-    paired,
-    shortened,
-)
+from dataset.layout import TEST, TRAIN, VAL, SplitChoice, files_by_id, hashed_split, listed, lists_in, paired
 from utils.classes import Classes
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 
 ISIC = Classes(
     names=("skin", "lesion"),

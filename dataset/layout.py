@@ -9,16 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.base import Item
-from utils.errors import InputError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-"""Of most images, in lower case."""
-
-RARE_SUFFIXES = (
-    *(".jp2", ".j2k", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".img", ".vrt", ".nc", ".h5", ".hdf5", ".grb", ".grb2", ".grib", ".ntf"),
-)
-"""Of the others that `docs/formats.md` names."""
+from imaging.probe import IMAGE_SUFFIXES
+from utils.errors import InputError, shortened
 
 TRAIN, VAL, TEST = "train", "val", "test"
 
@@ -78,11 +70,6 @@ def natural(id_: str) -> tuple[tuple[bool, int, str], ...]:
     return tuple(
         (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", id_) if part
     )
-
-
-def shortened(names: Sequence[str], most: int = 3) -> str:
-    """Return the first few of `names`, for a message."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def read_list(path: Path, known: Container[str] = ()) -> list[str]:

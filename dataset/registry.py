@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from dataset import deep_globe, dubai, folder, inria, isic
+from dataset.augmentation import Windows
 from dataset.base import Item, SegmentationDataset
-from dataset.folder_file import FolderFile
+from dataset.folder import FolderFile
 from dataset.layout import TEST, TRAIN, VAL, SplitChoice
-from dataset.windows import Windows
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.stretch import spell_bands

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
-from dataset.image_file import open_image
 from dataset.loader import prepare_worker, start_pass
+from imaging.image_file import open_image
 from utils.errors import InputError
 from utils.settings import Statistics
 from utils.tiling import Box

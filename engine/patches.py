@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from dataset.base import Sample
+from imaging.sources import MemorySource, Source
 from utils.canvas import ArgmaxSink, FiniteScores, Outside, ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED
 from utils.errors import required
 from utils.resize import shrink_label
 from utils.selection import Coverage
 from utils.settings import Settings
-from utils.sources import MemorySource, Source
 from utils.tiling import Patches, PatchGrid, PatchSubset, Size, map_size
 
 OnPatches = Callable[[int], object]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dataset.pictures import shrink
 from engine import global2local, global_only, local2global
 from engine.patches import ImagePatches, OnPatches
+from imaging.pictures import shrink
+from imaging.sources import Source, TurnedSource
 from models.folding import Placement
 from models.glnet import GLNet
 from models.prepared import PreparedGLNet
@@ -16,7 +17,6 @@ from utils.canvas import RESULT_ROWS, FiniteScores, Sink
 from utils.precision import PRECISIONS
 from utils.selection import Coverage
 from utils.settings import ContextScale, Settings
-from utils.sources import Source, TurnedSource
 from utils.stages import Stage
 from utils.tiling import Box, PatchGrid, Size, map_size
 from utils.turns import TURNS, Turn

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.georeference import to_degrees
+from imaging.georeference import to_degrees
 from utils.errors import InputError
 from utils.files import final_path
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset.failures import writing
-from dataset.georeference import Georeference, GroundAreas
-from dataset.pictures import shrink
-from dataset.raster_writer import CogWriter, RasterWriter
+from imaging.failures import writing
+from imaging.georeference import Georeference, GroundAreas
+from imaging.pictures import shrink
+from imaging.raster_writer import CogWriter, RasterWriter
+from imaging.sources import Source
 from prediction.areas import Areas
 from prediction.overlay import SampledIds, draw_overlay, overlay_size
 from prediction.packages import require_packages
@@ -25,7 +26,6 @@ from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
 from utils.errors import required
 from utils.files import remove_leftovers, replacing
-from utils.sources import Source
 from utils.tiling import Box
 from utils.visualize import NO_CLASS, as_rgb, colorize
 

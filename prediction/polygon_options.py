@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.georeference import Georeference, GroundAreas, to_degrees, to_map
+from imaging.georeference import Georeference, GroundAreas, to_degrees, to_map
 from prediction.packages import require_packages
 from utils.errors import InputError
 from utils.tiling import Size

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset.failures import not_written, writing
-from dataset.georeference import Georeference, GroundAreas, to_degrees, to_map
+from imaging.failures import not_written, writing
+from imaging.georeference import Georeference, GroundAreas, to_degrees, to_map
 from prediction.geojson import GeoJsonFile
 from prediction.outlines import part_touching
 from prediction.polygon_options import PolygonOptions, Quantity

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from utils.sources import CropSource, Source, load_in_memory
+from imaging.sources import CropSource, Source, load_in_memory
 from utils.tiling import Box
 
 

@@ -14,10 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.georeference import Georeference, read_georeference
-from dataset.image_file import View, open_image
-from dataset.layout import IMAGE_SUFFIXES, RARE_SUFFIXES, shortened
-from dataset.probe import RASTERIO, FileInfo, probe, save_part
+from imaging.georeference import Georeference, read_georeference
+from imaging.image_file import View, open_image
+from imaging.probe import IMAGE_SUFFIXES, RARE_SUFFIXES, RASTERIO, FileInfo, probe, save_part
 from prediction.areas import Areas, summary_record, summary_table
 from prediction.outputs import OutputOptions, Outputs, output_paths, output_settings
 from prediction.polygon_options import lacks_place
@@ -26,7 +25,7 @@ from prediction.records import Record, Records, differences, plain
 from prediction.scenes import patch_count, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
 from utils.distributed import ALONE, Ranks
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 from utils.files import check_writable
 from utils.tiling import Size
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from engine.patches import OnPatches
 from engine.predictor import Predictor
+from imaging.sources import Source, load_in_memory
 from prediction.read_ahead import read_ahead
 from utils.canvas import RESULT_ROWS, ArgmaxSink, FiniteScores, Sink
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required
 from utils.precision import not_finite
 from utils.selection import Coverage
-from utils.sources import Source, load_in_memory
 from utils.tiling import Axis, PatchGrid, Size
 
 SCENE_SIZE = 5000

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from dataset.deep_globe import DEEP_GLOBE
-from dataset.image_file import View, open_image
-from dataset.pictures import array, picture
 from engine.predictor import Predictor
+from imaging.image_file import View, open_image
+from imaging.pictures import array, picture
+from imaging.sources import Source
 from models import checkpoint
 from models.backbone import check_backbone
 from models.glnet import GLNet
@@ -23,7 +24,6 @@ from utils import distributed
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 from utils.settings import RECORDED, check_sizes
-from utils.sources import Source
 from utils.stages import STAGES
 from utils.stretch import Stretch, bands_of, fit_bands, spell_bands
 from utils.tiling import Box

@@ -19,6 +19,13 @@ if [[ -z ${PYTHON:-} ]]; then
     fi
 fi
 
+# How a command is started: by the interpreter, or by torch's launcher, which starts NPROC processes.
+launch=("$PYTHON")
+if ((${NPROC:-1} > 1)); then
+    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
+fi
+places=(--data_path "$data_path" --model_path "$model_path" --log_path "$log_path")
+
 # require_data SET ARGUMENTS...: exits with advice when the folder that ARGUMENTS or DATA_PATH name holds nothing.
 require_data() {
     local set=$1 path=$data_path
@@ -63,25 +70,17 @@ glnet() {
     local name=${task:-$set}
     name=fpn_${name//_/}
     local path_g=$name"_global" path_g2l=$name"_global2local" path_l2g=$name"_local2global"
-    local files=(--path_g "$path_g.pth" --path_g2l "$path_g2l.pth" --path_l2g "$path_l2g.pth") evaluation=eval_${task:-$set}
-    if [[ $set == deep_globe ]]; then
-        evaluation=eval # as released
-    fi
+    local files=(--path_g "$path_g.pth" --path_g2l "$path_g2l.pth" --path_l2g "$path_l2g.pth")
     case $stage in
         1) set -- --mode 1 --task_name "$path_g" "$@" ;;
         2) set -- --mode 2 --task_name "$path_g2l" "${files[@]:0:2}" "$@" ;;
         3) set -- --mode 3 --task_name "$path_l2g" "${files[@]:0:4}" "$@" ;;
-        eval) set -- --mode 3 --task_name "$evaluation" --evaluation "${files[@]}" "$@" ;;
+        eval) set -- --mode 3 --task_name "eval_${task:-$set}" --evaluation "${files[@]}" "$@" ;;
         *)
             echo "usage: $0 STAGE [OPTION...], where STAGE is 1, 2, 3 or eval; --help after it lists the options" >&2
             exit 2
             ;;
     esac
     require_data "$set" "$@"
-    local launch=("$PYTHON")
-    if ((${NPROC:-1} > 1)); then
-        launch+=(-m torch.distributed.run --standalone --nproc_per_node "$NPROC")
-    fi
-    exec "${launch[@]}" "$root/train_deep_globe.py" \
-        --dataset "$set" --data_path "$data_path" --model_path "$model_path" --log_path "$log_path" "$@"
+    exec "${launch[@]}" "$root/train_deep_globe.py" --dataset "$set" "${places[@]}" "$@"
 }

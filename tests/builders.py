@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dataset.base import Sample
 from engine.predictor import Predictor
+from imaging.sources import MemorySource
 from models import checkpoint
 from models.glnet import GLNet, Predictions
 from models.header import Header
@@ -20,7 +21,6 @@ from utils.canvas import ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED, Classes
 from utils.resize import shrink_label
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.tiling import PatchGrid, Size
 from utils.turns import TURNS, Turn

@@ -10,16 +10,16 @@ import pytest
 import torch
 from builders import write_thin_checkpoint
 
-from benchmarks import ablation, ablation_data, ablation_tables, baselines, scores
-from benchmarks.ablation import Experiment, Schedule
-from benchmarks.ablation_plan import DIFFERENCES, RATES, RECIPES, cost, plan, variants
-from benchmarks.ablation_tables import Results, compare, iou_of, mean_of
 from dataset import synthetic
+from experiments import ablation, ablation_data, ablation_tables, baselines, scores
+from experiments.ablation import Experiment, Schedule
+from experiments.ablation_plan import DIFFERENCES, RATES, RECIPES, cost, plan, variants
+from experiments.ablation_tables import Results, compare, iou_of, mean_of
+from imaging.sources import MemorySource
 from utils.canvas import ArgmaxSink
 from utils.errors import InputError
 from utils.files import write_json
 from utils.selection import Coverage
-from utils.sources import MemorySource
 from utils.stages import STAGES
 
 DATA = sorted(RECIPES)
@@ -362,7 +362,7 @@ def small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
 def call(command: list[str], without: tuple[str, ...] = ()) -> None:
     """Run a command of an experiment in this process, without some options."""
     arguments = [one for one in command if one.split("=")[0] not in without]
-    program = {"benchmarks.baselines": baselines.main, "benchmarks.scores": scores.main}[arguments[2]]
+    program = {"experiments.baselines": baselines.main, "experiments.scores": scores.main}[arguments[2]]
     assert program(arguments[3:]) == 0
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset.alto import draw_zone, main, split_books
 from dataset.registry import describe
-from dataset.zone_mapping import SEGMONTO, ZoneMapping
+from dataset.zones import SEGMONTO, ZoneMapping
 from utils.classes import IGNORED
 from utils.errors import InputError
 

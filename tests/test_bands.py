@@ -17,11 +17,12 @@ import train_deep_globe
 from dataset.augmentation import ColorChange, Draw
 from dataset.base import SegmentationDataset
 from dataset.describe import main as describe_main
-from dataset.image_file import View, open_image
-from dataset.pictures import array, shrink
 from dataset.registry import describe
 from dataset.statistics import SMALLEST_STD, count_values, statistics_of
 from engine.predictor import Predictor
+from imaging.image_file import View, open_image
+from imaging.pictures import array, shrink
+from imaging.sources import MemorySource, load_in_memory
 from models import checkpoint
 from models.bands import fit_kernels, set_bands, widen
 from models.glnet import Branch, GLNet
@@ -33,7 +34,6 @@ from training import setup
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 from utils.settings import Statistics
-from utils.sources import MemorySource, load_in_memory
 from utils.stages import STAGES
 from utils.stretch import Stretch, count_bands, fit_bands, parse_bands, spell_bands
 from utils.tiling import Box

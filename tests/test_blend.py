@@ -28,13 +28,13 @@ from torch import Tensor
 import train_deep_globe
 from dataset.base import Sample
 from engine.patches import ImagePatches
+from imaging.sources import MemorySource
 from models.glnet import Predictions
 from training.options import build_parser
 from training.setup import build_settings as build_settings_of
 from utils.canvas import UPSAMPLES, ScoreCanvas, enlarge
 from utils.errors import InputError
 from utils.selection import UncertainPatches
-from utils.sources import MemorySource
 from utils.tiling import BLENDS, Axis, Box, Patches, PatchGrid, PatchSubset, RegionGrids, Size, border_weights
 
 CHOICES = list(product(BLENDS, UPSAMPLES))

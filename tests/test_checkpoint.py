@@ -24,6 +24,7 @@ import helper
 import train_deep_globe
 from dataset import synthetic
 from dataset.deep_globe import DEEP_GLOBE
+from evaluation.run import Evaluation
 from models import checkpoint
 from models.backbone import backbone_weights
 from models.checkpoint import FORMAT, VERSION
@@ -125,15 +126,15 @@ def test_last_is_the_last_epoch_best_the_best_and_a_new_run_renames_both(tmp_pat
             model.global_.head.bias.fill_(next(numbers))
         return helper.StageMetrics(stage, model.n_class)
 
-    def stub_evaluate(predictor, loader, metrics, **more) -> helper.Evaluation:
+    def stub_evaluate(predictor, loader, metrics, **more) -> Evaluation:
         right = round(100 * next(scores))
         truth = torch.ones(100, dtype=torch.uint8)
         metrics.update(truth, {"global": argparse.Namespace(ids=torch.arange(100) < right)})
-        return helper.Evaluation(metrics, 1, 0.0)
+        return Evaluation(metrics, 1, 0.0)
 
     monkeypatch.setattr(setup, "build_training_model", stub_build)
     monkeypatch.setattr(helper, "train_one_epoch", stub_train)
-    monkeypatch.setattr(helper, "evaluate", stub_evaluate)
+    monkeypatch.setattr("training.run.evaluate_images", stub_evaluate)
     folders = [f"--{name}_path={tmp_path / name}" for name in ("data", "model", "log")]
 
     def run(epochs: int) -> dict[str, float]:

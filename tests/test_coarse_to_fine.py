@@ -23,7 +23,9 @@ from torch import Tensor
 
 from dataset.base import Sample
 from engine.patches import ImagePatches, TrainingPatches
-from helper import TRAINING_STEPS, EpochState, evaluate, train_one_epoch
+from evaluation.run import evaluate_images
+from helper import TRAINING_STEPS, EpochState, train_one_epoch
+from imaging.sources import MemorySource
 from models.glnet import GLNet
 from utils.classes import IGNORED
 from utils.distributed import ALONE, Ranks
@@ -31,7 +33,6 @@ from utils.metrics import StageMetrics
 from utils.resize import shrink_label
 from utils.selection import OUTSIDE, CoarseToFine
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.tiling import Box, PatchGrid
 from utils.turns import TURNS
@@ -140,7 +141,8 @@ def test_coverage_is_counted_over_images_and_turns() -> None:
     size = (200, 200)
     settings = told(size, Box(0, 0, 64, 64), Box(150, 150, 20, 20))
     model, sample = shared_model(2), build_sample(size)
-    found = evaluate(build_predictor(model, 2, settings), [[sample, sample]], StageMetrics(STAGES[2], 2)).coverage
+    predictor = build_predictor(model, 2, settings)
+    found = evaluate_images(predictor, [[sample, sample]], StageMetrics(STAGES[2], 2)).coverage
     grid = PatchGrid.cover(size, SIDE, MIN_OVERLAP)
     assert found.pixels_not_covered == pytest.approx(1 - 2 * 64 * 64 / 40000)
     assert found.patches_not_computed == pytest.approx(1 - 2 / len(grid))
@@ -148,7 +150,7 @@ def test_coverage_is_counted_over_images_and_turns() -> None:
     turned = build_predictor(model, 2, settings, TURNS["flip"]).segment(MemorySource(sample.image), sinks)
     assert (turned.pixels, turned.computed) == (2 * 40000, 4)
     assert sinks["ensemble"].whole().isfinite().all()
-    plain = evaluate(build_predictor(model, 2, PLAIN), [[sample]], StageMetrics(STAGES[2], 2)).coverage
+    plain = evaluate_images(build_predictor(model, 2, PLAIN), [[sample]], StageMetrics(STAGES[2], 2)).coverage
     assert (plain.pixels_not_covered, plain.patches_not_computed) == (0, 0)
 
 

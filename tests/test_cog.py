@@ -9,8 +9,8 @@ from builders import N_CLASS
 from pictures import random_image, run, save, write_checkpoint, write_raster
 from PIL import Image
 
-from dataset.georeference import Georeference
-from dataset.raster_writer import CogWriter
+from imaging.georeference import Georeference
+from imaging.raster_writer import CogWriter
 from prediction.outputs import OutputOptions
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError

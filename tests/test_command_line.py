@@ -9,7 +9,7 @@ from builders import N_CLASS, SIDE, write_released_checkpoint, write_thin_checkp
 import train_deep_globe
 from dataset import synthetic
 from dataset.registry import describe
-from training.evaluation import refuse_data_folder
+from evaluation.run import refuse_data_folder
 from utils.errors import InputError
 
 MODES = {  # everything that training in a mode needs

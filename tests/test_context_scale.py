@@ -14,12 +14,12 @@ import predict
 import train_deep_globe
 from dataset.base import Item, SegmentationDataset
 from engine.predictor import Predictor
+from imaging.sources import MemorySource
 from models import checkpoint
 from models.restore import header_for
 from utils.canvas import ArgmaxSink
 from utils.classes import Classes
 from utils.settings import MOST_SHRUNK, ContextScale
-from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.tiling import Size
 from utils.turns import TURNS

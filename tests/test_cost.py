@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from benchmarks import fake_work
+from benchmarks import fake_accelerator
 from benchmarks.cost import Geometry, inference_operations, stage_hours, training_operations
 
 SMALL = Geometry(side=128, size_g=64, size_p=64, backbone="resnet18")
@@ -23,7 +23,7 @@ def test_a_multiply_add_counts_two(monkeypatch) -> None:
         def __call__(self, sample) -> None:
             self.layer(sample.global_image[None].float())
 
-    monkeypatch.setattr(fake_work, "Inference", OneConvolution)
+    monkeypatch.setattr(fake_accelerator, "Inference", OneConvolution)
     assert inference_operations(1, SMALL) == 2 * 64 * 64 * 3 * 8 * 9
 
 

@@ -16,10 +16,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from dataset import base
 from dataset.base import Item, Sample, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
-from dataset.image_file import open_image
 from dataset.label_file import read_label
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
-from dataset.planes import MAX_PIXELS
+from imaging.image_file import open_image
+from imaging.planes import MAX_PIXELS
 from utils.errors import InputError
 from utils.resize import shrink_label
 from utils.settings import Settings

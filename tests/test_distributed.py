@@ -21,7 +21,8 @@ import helper
 import train_deep_globe
 from dataset.loader import BatchPart, EpochSampler
 from engine import global_only
-from helper import Evaluation, evaluate, train_one_epoch
+from evaluation.run import Evaluation, evaluate_images
+from helper import train_one_epoch
 from utils import distributed
 from utils.classes import Classes
 from utils.distributed import ALONE, Ranks
@@ -74,7 +75,7 @@ def train_and_report(mode: int, ranks: Ranks, norms_learn: bool, **changes: Any)
 def evaluate_and_report(mode: int, ranks: Ranks) -> Evaluation:
     batches = [[sample] for sample in build_batch(list(range(5))[ranks.rank :: ranks.world])]
     predictor = build_predictor(build_model(), mode, build_settings())
-    return evaluate(predictor, batches, StageMetrics(STAGES[mode], MEASURED), ranks=ranks)
+    return evaluate_images(predictor, batches, StageMetrics(STAGES[mode], MEASURED), ranks=ranks)
 
 
 def _work(what: Callable, arguments: tuple, rank: int, world: int, port: int, path: Path) -> None:

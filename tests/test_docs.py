@@ -77,6 +77,7 @@ def resolve(words: list[str]) -> tuple[str | None, list[str]]:
             assert (ROOT / word).is_file(), f"{word} does not exist"
             return module_of(word), words[index + 1 :]
         if word == "-m" and (ROOT / following.split(".")[0]).is_dir():
+            following = following if "." in following else f"{following}.__main__"
             assert (ROOT / f"{following.replace('.', '/')}.py").is_file(), f"there is no module {following}"
             return following, words[index + 2 :]
     return None, []
@@ -132,21 +133,11 @@ def test_options_in_the_text_exist(document):
     commands = [
         cached_parser(module) for module in ("train_deep_globe", "predict", "dataset.synthetic", "dataset.alto")
     ]
+    commands += subcommands(cached_parser("benchmarks.__main__")).values()
     commands += [
-        cached_parser(f"benchmarks.{name}")
-        for name in (
-            "speed",
-            "growth",
-            "cost",
-            "compare",
-            "released_weights",
-            "figures",
-            "refine",
-            "strip",
-            "ablation",
-            "baselines",
-        )
+        cached_parser(f"experiments.{name}") for name in ("figures", "refine", "strip", "ablation", "baselines")
     ]
+    commands += [cached_parser(f"evaluation.{name}") for name in ("compare", "released_weights")]
     known = {option for parser in commands for option in parser._option_string_actions}
     if document == OUTPUT:  # generated from the parsers; test_options_page_is_current compares it
         return
@@ -178,7 +169,8 @@ def test_every_document_is_linked_from_the_readme():
 
 def test_paths_in_the_text_exist(document):
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} & {
-        "benchmarks", "dataset", "docs", "engine", "models", "prediction", "scripts", "tests", "training", "utils"
+        "benchmarks", "dataset", "docs", "engine", "evaluation", "experiments", "imaging", "models", "prediction",
+        "scripts", "tests", "training", "utils",
     }  # fmt: skip
     for code in inline_code(document.read_text(encoding="utf-8")):
         path = code.partition(":")[0]
@@ -215,11 +207,3 @@ def test_architecture_quotes_the_forward_pass_as_it_is():
     code = [line.strip() for line in (ROOT / "models" / "glnet.py").read_text(encoding="utf-8").splitlines()]
     (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     assert [line for line in block.splitlines() if line.strip() not in code] == []
-
-
-def test_every_step_of_architecture_names_a_function_with_its_file():
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for title in ("An image in training", "An image in prediction"):
-        section = text.split(f"## {title}")[1].split("\n## ")[0]
-        steps = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
-        assert steps and all(re.search(r"`[\w/]+\.py:[\w.]+`", step) for step in steps)

@@ -11,9 +11,8 @@ from PIL import Image
 
 import train_deep_globe
 from dataset.dubai import DUBAI, main
-from dataset.joined import JoinedParts, Layout
 from dataset.layout import SplitChoice
-from dataset.pairs import Item, PairReader
+from dataset.pairs import Item, JoinedParts, Layout, PairReader
 from dataset.registry import describe
 from utils.classes import IGNORED
 from utils.errors import InputError

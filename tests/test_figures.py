@@ -1,4 +1,4 @@
-"""The figures of the benchmarks: what is drawn, what is left out, and what is refused."""
+"""The figures of the experiments: what is drawn, what is left out, and what is refused."""
 
 import json
 import sys
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import figures
-from benchmarks.curves import read_curves
-from benchmarks.plot import MARKS, drawing, label_points
-from benchmarks.published import PUBLISHED
+from evaluation.published import PUBLISHED
+from experiments import figures
+from experiments.figures import read_curves
+from experiments.plot import MARKS, drawing, label_points
 from utils.errors import InputError
 from utils.stages import STAGES
 
@@ -66,7 +66,7 @@ def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
         found[path.stem] = axes
 
     monkeypatch.setattr(figures, "drawing", recorded)
-    monkeypatch.setattr("benchmarks.plot.DPI", 30)  # saves time
+    monkeypatch.setattr("experiments.plot.DPI", 30)  # saves time
     return found
 
 
@@ -97,18 +97,14 @@ def test_missing_results_are_named_with_their_command_and_published_points_are_d
         "curves": "figures --curves",
     }.items():
         for data in figures.DATA:
-            assert f"{name}_{data}.json is missing: python -m benchmarks.{command} {data}" in text
-    assert "growth.json is missing: python -m benchmarks.growth" in text
+            assert f"{name}_{data}.json is missing: python -m experiments.{command} {data}" in text
 
 
 def test_every_result_has_its_figure_also_of_other_data_sets(tmp_path: Path, panels: dict[str, list]) -> None:
-    rows = [{"side": k, "seconds": k, "process_mb": 9, "device_mb": 8, "host_mb": 7} for k in (100, 200)]
-    write(
-        tmp_path, ablation_dubai=ablation(), ablation_mine=ablation(), refine_synthetic=refine(), growth={"rows": rows}
-    )
+    write(tmp_path, ablation_dubai=ablation(), ablation_mine=ablation(), refine_synthetic=refine())
     output = tmp_path / "drawn"
     assert draw(tmp_path, "--output", str(output)) == 0
-    expected = {"iou_per_class_dubai", "iou_per_class_mine", "refine_synthetic", "growth", "memory_accuracy"}
+    expected = {"iou_per_class_dubai", "iou_per_class_mine", "refine_synthetic", "memory_accuracy"}
     assert {path.stem for path in output.iterdir()} == set(panels) == expected
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset.base import Item
 from dataset.describe import main
-from dataset.folder_file import FolderFile
+from dataset.folder import FolderFile
 from dataset.registry import Description, describe
 from utils.errors import InputError
 

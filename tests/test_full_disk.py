@@ -16,8 +16,8 @@ import pytest
 from pictures import random_image, run, save, write_checkpoint, write_raster
 
 import predict
-from dataset.georeference import Georeference
-from dataset.raster_writer import RasterWriter
+from imaging.georeference import Georeference
+from imaging.raster_writer import RasterWriter
 from utils.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("load_once")]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine.predictor import Predictor
 from helper import TRAINING_STEPS, StageMetrics
+from imaging.sources import MemorySource
 from models import checkpoint
 from models.pyramid import Pyramid
 from models.sharing import Mosaic
@@ -30,7 +31,6 @@ from training.optimizer import poly
 from utils.canvas import ArgmaxSink
 from utils.loss import focal_loss
 from utils.metrics import ConfusionMatrix
-from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.tiling import PatchGrid
 

@@ -19,13 +19,14 @@ from test_sharing import maps, random_pyramid
 import helper
 import train_deep_globe
 from engine.predictor import Predictor
-from helper import TRAINING_STEPS, StageMetrics, train_one_epoch
+from helper import TRAINING_STEPS, train_one_epoch
+from imaging.sources import MemorySource
 from models.sharing import Mosaic, crop_pyramid
 from predict import Segmenter
 from prediction.scenes import segment_scenes
+from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.settings import Settings
-from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.tiling import PatchGrid
 

@@ -19,9 +19,9 @@ from builders import build_sample
 from PIL import Image
 
 import train_deep_globe
-from training.html_report import MOST_IN_MATRIX, NAME, Report, joined_classes, write_report
-from training.report import evaluation_record, per_cent
-from training.report_images import LONGEST_SIDE, MOST_BYTES, RIGHT, SHOWN, WRONG, ReportImages, own_mean_iou
+from evaluation.html_report import MOST_IN_MATRIX, NAME, Report, joined_classes, write_report
+from evaluation.report import evaluation_record, per_cent
+from evaluation.report_images import LONGEST_SIDE, MOST_BYTES, RIGHT, SHOWN, WRONG, ReportImages, own_mean_iou
 from utils.canvas import ArgmaxSink
 from utils.classes import IGNORED, Classes
 from utils.distributed import ALONE, Ranks

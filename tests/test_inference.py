@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from builders import build_predictor, build_sample, build_settings, forward_scores, segment_scores, shared_model
 
+from imaging.sources import MemorySource
 from models import resized
 from models.folding import Placement
 from models.prepared import PreparedGLNet
 from models.resized import add_resized_conv, add_taps, joint_conv, resize
 from utils.canvas import ArgmaxSink
-from utils.sources import MemorySource
 from utils.stages import STAGES
 
 SIZES = [(100, 100), (97, 131), (64, 64), (30, 41), (50, 200), (65, 64)]

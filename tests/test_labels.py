@@ -9,9 +9,8 @@ import pytest
 from files import png, write_raster
 from PIL import Image
 
-from dataset.label_file import fit_of, open_label, read_label
-from dataset.probe import probe
-from dataset.spelling import UNKNOWN, Colors
+from dataset.label_file import UNKNOWN, Colors, fit_of, open_label, read_label
+from imaging.probe import probe
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 from utils.tiling import Box

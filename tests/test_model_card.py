@@ -10,8 +10,8 @@ import runs
 
 import train_deep_globe
 from dataset.deep_globe import DEEP_GLOBE
+from evaluation.report import per_cent
 from training.model_card import read_epochs
-from training.report import per_cent
 from utils.stages import STAGES
 
 pytestmark = pytest.mark.slow
@@ -85,13 +85,13 @@ def test_a_new_run_keeps_the_older_card_and_an_unfinished_one_has_none(reference
 
 
 def fail_in_validation() -> None:
-    import helper
+    from training import run
     from utils.errors import RunError
 
     def fail(*others: object, **more: object) -> None:
         raise RunError("stopped by the test")
 
-    helper.evaluate = fail
+    run.evaluate_images = fail
 
 
 def test_lines_of_other_runs_and_damaged_ones_are_passed_over(tmp_path: Path) -> None:

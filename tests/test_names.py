@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pictures import run, save, write_checkpoint
 
-from training import html_report
+from evaluation import html_report
 from training.model_card import write_card
 
 ODD = [

@@ -11,7 +11,7 @@ from pictures import run, save
 import train_deep_globe
 from dataset import synthetic
 from dataset.deep_globe import DEEP_GLOBE
-from helper import evaluate
+from evaluation.run import evaluate_images
 from models import checkpoint
 from models.glnet import GLNet
 from prediction.segmenter import Segmenter
@@ -68,7 +68,7 @@ def test_evaluation_tells_which_images(mode) -> None:
     for model, bad in ((build_model(), ()), (poisoned(torch.nan, HEADS[mode]), ("1", "2"))):
         predictor = build_predictor(model, mode, build_settings())
         samples = [[build_sample((70, 100), id_=id_) for id_ in ("1", "2")]]
-        found = evaluate(
+        found = evaluate_images(
             predictor, samples, StageMetrics(STAGES[mode], N_CLASS), on_image=lambda sample, _: seen.append(sample.id)
         )
         assert found.not_finite == bad

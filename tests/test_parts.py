@@ -7,9 +7,9 @@ import pytest
 from files import WHERE, write_raster
 from PIL import Image
 
-from dataset.image_file import open_image
 from dataset.label_file import read_label
-from dataset.probe import probe
+from imaging.image_file import open_image
+from imaging.probe import probe
 from prediction.run import find_images
 from utils.classes import Classes
 from utils.errors import InputError

@@ -7,22 +7,25 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.baselines import build_network, padded
+from benchmarks.__main__ import main
+from experiments.baselines import build_network, padded
 
 pytest.importorskip("segmentation_models_pytorch")
 
 pytestmark = pytest.mark.slow
 
 
-def test_networks_are_counted_and_timed(tmp_path: Path) -> None:
-    arguments = ["--side=72", "--size=64", "--rounds=1", "--device=cpu", "--precisions=bf16", f"--output={tmp_path}"]
-    assert peers.main([*arguments, "--networks", "GLNet, mode 1", "U-Net"]) == 0
+def test_networks_are_counted_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--side=72", "--size_p=64", "--rounds=1", "--device=cpu", "--precisions=bf16"]
+    more = ["--networks", "GLNet, mode 1", "U-Net", "--json", str(tmp_path / "peers.json")]
+    assert main(["peers", *arguments, *more]) == 0
     rows = {row["network"]: row for row in json.loads((tmp_path / "peers.json").read_text())["rows"]}
     assert set(rows) == {"GLNet, mode 1", "U-Net"}
     for row in rows.values():
-        assert row["gmac"] > 0 and row["bf16"]["mb"] > 0 and len(row["bf16"]["seconds"]) == 1
-    table = (tmp_path / "peers.md").read_text()
-    assert "| network | GMAC | bf16, s | of U-Net | MB |" in table and "| 1.00 |" in table
+        assert row["gmac"] > 0 and row["mb"] > 0 and row["seconds"] > 0
+    table = capsys.readouterr().out
+    assert "| network | precision | GMAC | seconds | of U-Net | MB |" in table
+    assert rows["U-Net"]["ratio"] == 1 and "| U-Net | bf16 |" in table
 
 
 def test_a_network_in_bfloat16_holds_half_and_gives_float32() -> None:

@@ -7,11 +7,11 @@ from builders import image_tensor, shrink_image
 from pictures import random_image
 from PIL import Image
 
-from dataset.image_file import View, open_image
-from dataset.pictures import picture, shrink
-from dataset.probe import probe
+from imaging.image_file import View, open_image
+from imaging.pictures import picture, shrink
+from imaging.probe import probe
+from imaging.sources import CropSource, MemorySource, load_in_memory
 from utils.errors import InputError
-from utils.sources import CropSource, MemorySource, load_in_memory
 from utils.stretch import Stretch
 from utils.tiling import Box
 
@@ -112,7 +112,7 @@ def test_a_source_shrinks_to_what_pillow_makes_of_the_image(size):
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_shrinking_band_by_band_differs_by_rounding_alone(monkeypatch, size, rows):
-    monkeypatch.setattr("dataset.pictures._STRIP_PIXELS", rows * size[1])
+    monkeypatch.setattr("imaging.pictures._STRIP_PIXELS", rows * size[1])
     source = MemorySource(random_image(size))
     found, expected = shrink(source, (64, 48), most=1), shrink(source, (64, 48))
     assert (found.int() - expected.int()).abs().max() <= 1

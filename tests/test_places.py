@@ -8,8 +8,8 @@ import pytest
 from builders import N_CLASS
 from pictures import random_image, run, write_checkpoint, write_raster
 
-from dataset import georeference
-from dataset.georeference import Georeference, GroundAreas, check_proj, same_place
+from imaging import georeference
+from imaging.georeference import Georeference, GroundAreas, check_proj, same_place
 from prediction.polygon_options import PolygonOptions
 from prediction.polygons import PolygonWriter
 from utils.classes import IGNORED, Classes
@@ -154,7 +154,7 @@ def test_another_place_is_noticed(checkpoint, tmp_path, monkeypatch) -> None:
             ({"crs": crs, "gcps": points}, False),
         ):
             assert same_place(Georeference(keywords), file, size) is same
-    monkeypatch.setattr("dataset.raster_writer.same_place", lambda *_: False)
+    monkeypatch.setattr("imaging.raster_writer.same_place", lambda *_: False)
     assert run(checkpoint, path, output=tmp_path / "out") == 1
     failure = json.loads((tmp_path / "out" / "summary.json").read_text())["failures"][0]
     assert failure.startswith(f"{tmp_path / 'out' / 'a_mask.tif'} cannot be written: ")

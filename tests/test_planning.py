@@ -8,7 +8,7 @@ from files import write_raster
 from pictures import write_checkpoint
 from PIL import Image
 
-from dataset import image_file
+from imaging import image_file
 from prediction import run as prediction_run
 from prediction.outputs import OutputOptions
 from prediction.run import PredictionRun

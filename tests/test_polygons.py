@@ -11,14 +11,14 @@ from builders import N_CLASS
 from pictures import PIXEL, PROJECTED, run, save, write_checkpoint, write_raster
 from PIL import Image
 
-from dataset.georeference import Georeference, GroundAreas
+from imaging.georeference import Georeference, GroundAreas
+from imaging.sources import MemorySource
 from prediction.outputs import OutputOptions, Outputs, output_paths
 from prediction.polygon_options import PolygonOptions, Quantity
 from prediction.polygons import PolygonWriter
 from prediction.scenes import Rows
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
-from utils.sources import MemorySource
 
 rasterio = pytest.importorskip("rasterio")
 pyogrio = pytest.importorskip("pyogrio")
@@ -230,7 +230,7 @@ def test_a_run_that_stops_leaves_no_layer_and_the_next_removes_what_a_killed_one
 
 
 @pytest.mark.parametrize(
-    "failing", ["prediction.polygons.PolygonWriter._flush", "dataset.raster_writer.CogWriter._copy"]
+    "failing", ["prediction.polygons.PolygonWriter._flush", "imaging.raster_writer.CogWriter._copy"]
 )
 def test_a_result_that_fails_leaves_nothing_of_itself_and_of_others(tmp_path, monkeypatch, failing) -> None:
     def fail(_: object) -> None:

@@ -24,11 +24,11 @@ from PIL import Image
 import predict
 from dataset.label_file import read_label
 from engine.predictor import Predictor
+from imaging.sources import MemorySource
 from predict import Segmenter
 from prediction.scenes import segment_scenes
 from utils.canvas import ArgmaxSink
 from utils.classes import IGNORED, Classes
-from utils.sources import MemorySource
 
 pytestmark = pytest.mark.usefixtures("load_once")
 

@@ -54,7 +54,7 @@ sys.path[:0] = ["tests"]
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from dataset.image_file import open_image
+from imaging.image_file import open_image
 from prediction.outputs import OutputOptions, Outputs
 from pictures import PixelPredictor
 from prediction.scenes import segment_scenes

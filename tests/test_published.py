@@ -7,10 +7,10 @@ import pytest
 import torch
 from builders import BACKBONE, build_header, build_thin_model
 
-from benchmarks import compare, released_weights
-from benchmarks.published import PAPER, PUBLISHED, USER, released_scores
 from dataset import synthetic
 from dataset.deep_globe import DEEP_GLOBE
+from evaluation import compare, released_weights
+from evaluation.published import PAPER, PUBLISHED, USER, released_scores
 from models import checkpoint
 from utils.settings import STATISTICS
 from utils.stages import STAGES

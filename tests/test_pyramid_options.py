@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import local2global
+from imaging.sources import MemorySource
 from models import checkpoint
 from models.fpn import INITIAL_STD, SameConv
 from models.glnet import GLNet
@@ -28,7 +29,6 @@ from models.sharing import crop_global
 from utils.canvas import ArgmaxSink
 from utils.errors import InputError
 from utils.metrics import StageMetrics
-from utils.sources import MemorySource
 from utils.stages import STAGES
 
 SIZE = (100, 70)

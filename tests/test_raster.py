@@ -8,10 +8,10 @@ import pytest
 import torch
 from pictures import PROJECTED, random_image, write_raster
 
-from dataset.georeference import Georeference, read_georeference
-from dataset.image_file import ImageFile, View, open_image
-from dataset.probe import RASTERIO, probe
-from dataset.raster_writer import BLOCK, RasterWriter
+from imaging.georeference import Georeference, read_georeference
+from imaging.image_file import ImageFile, View, open_image
+from imaging.probe import RASTERIO, probe
+from imaging.raster_writer import BLOCK, RasterWriter
 from utils.errors import InputError
 from utils.stretch import Stretch
 from utils.tiling import Box

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pictures import PixelPredictor, Whole, random_image, run, write_checkpoint, write_raster
 
+from imaging.sources import CropSource, MemorySource, load_in_memory
 from prediction import scenes
 from prediction.read_ahead import read_ahead
 from utils.errors import InputError
-from utils.sources import CropSource, MemorySource, load_in_memory
 
 BOXES = scenes.scene_grid((100, 330), 100).boxes()
 

@@ -10,8 +10,8 @@ from files import Stored, draw_file
 from PIL import Image, ImageOps
 
 from dataset.base import Item, SegmentationDataset
-from dataset.image_file import SAMPLE_SIDE, View, open_image, spaced
-from dataset.probe import probe
+from imaging.image_file import SAMPLE_SIDE, View, open_image, spaced
+from imaging.probe import probe
 from utils.classes import Classes
 from utils.stretch import Stretch
 from utils.tiling import Box

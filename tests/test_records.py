@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evaluation.report import evaluation_record, evaluation_table
 from training.log import LONGEST_PICTURE, RunLog, headline
-from training.report import evaluation_record, evaluation_table
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 from utils.files import write_json
@@ -303,7 +303,7 @@ PEAK = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy, torch
-from training.memory import MB, peak_memory_mb
+from utils.memory import MB, peak_memory_mb
 peak = lambda: peak_memory_mb(torch.device("cpu"))
 before = peak()  # Linux lets a new process begin with its parent's peak
 size = int(before) + 64

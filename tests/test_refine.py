@@ -7,9 +7,9 @@ import pytest
 from builders import build_header, build_model, write_thin_checkpoint
 
 import train_deep_globe
-from benchmarks import figures, refine
 from dataset import synthetic
 from dataset.deep_globe import DEEP_GLOBE
+from experiments import figures, refine
 from models import checkpoint
 from utils.stages import PREDICTIONS
 

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import helper
 import train_deep_globe
 from dataset.deep_globe import DEEP_GLOBE
-from training import records
+from evaluation.run import Evaluation
+from utils import run_record
 from utils.stages import STAGES
 from utils.visualize import NO_CLASS, legend
 
@@ -85,7 +86,7 @@ def test_run_json_and_its_text_tell_how_to_repeat_the_run(reference) -> None:
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["device"].startswith("cpu")
     assert record["processes"] == 1
-    assert record["git_commit"] == records.git_commit()
+    assert record["git_commit"] == run_record.git_commit()
     events = read_events(folder)
     (tag,) = events.Tags()["tensors"]
     text = events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
@@ -131,7 +132,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(reference, tmp_path, 
     empty = helper.StageMetrics(STAGES[1], 7)
     monkeypatch.setattr(helper.StageMetrics, "mean_iou", lambda self: next(scores))
     monkeypatch.setattr(helper, "train_one_epoch", lambda *others, **more: empty)
-    monkeypatch.setattr(helper, "evaluate", lambda *others, **more: helper.Evaluation(empty, 2, 0.0))
+    monkeypatch.setattr("training.run.evaluate_images", lambda *others, **more: Evaluation(empty, 2, 0.0))
     caplog.set_level("INFO")
     folders = reference.folders.beside(tmp_path)
     assert train_deep_globe.main(folders.arguments(1, "--num_epochs=9", "--early_stopping=2")) == 0

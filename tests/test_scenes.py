@@ -5,9 +5,9 @@ import torch
 from builders import build_model, build_predictor, build_settings
 from pictures import PixelPredictor, Whole, pixel_scores, random_image
 
+from imaging.sources import CropSource, MemorySource
 from prediction.scenes import ramps, reduce_scores, scene_grid, segment_scenes
 from utils.canvas import ArgmaxSink
-from utils.sources import CropSource, MemorySource
 from utils.turns import TURNS
 
 SIZES = [(300, 500), (161, 160), (160, 1000), (1000, 33), (320, 321), (480, 777)]

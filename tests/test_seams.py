@@ -1,28 +1,58 @@
-"""Seams and borders: counted right, and gone where patches are blended."""
+"""Seams: class borders on borders of patches, which blending removes."""
 
-import json
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from builders import build_header, build_sample, build_settings, forward, shared_model
-from pictures import save
+from builders import build_sample, build_settings, forward, shared_model
+from torch import Tensor
 
-from benchmarks import seams
-from benchmarks.seams import BoundaryIou, Seams
-from dataset import synthetic
-from dataset.deep_globe import DEEP_GLOBE
-from models import checkpoint
 from utils.canvas import UPSAMPLES, ArgmaxSink, ScoreCanvas
-from utils.classes import IGNORED
-from utils.stages import STAGES
-from utils.tiling import BLENDS, PatchGrid
+from utils.tiling import BLENDS, Axis, PatchGrid
 
 pytestmark = pytest.mark.slow
 
 CHOICES = list(product(BLENDS, UPSAMPLES))
+
+
+@dataclass
+class Seams:
+    """Counts pairs of neighbouring pixels, over images.
+
+    Attributes:
+        pairs: all pairs.
+        lines: those on both sides of a patch border.
+        borders: those of two classes.
+        seams: those of two classes on both sides of a patch border.
+    """
+
+    pairs: int = 0
+    lines: int = 0
+    borders: int = 0
+    seams: int = 0
+
+    def update(self, ids: Tensor, grid: PatchGrid) -> None:
+        """Count the pairs of an image, with class ids (H, W), cut into `grid`."""
+        for labels, axis in ((ids, grid.rows), (ids.T, grid.columns)):
+            differs, lines = labels[1:] != labels[:-1], patch_lines(axis)
+            self.pairs += differs.numel()
+            self.lines += int(lines.sum()) * differs.shape[1]
+            self.borders += int(differs.sum())
+            self.seams += int(differs[lines.to(differs.device)].sum())
+
+    def to_record(self) -> dict[str, float]:
+        """Return the share of class borders that are seams, the share by chance, and the first over the second."""
+        share, chance = self.seams / max(1, self.borders), self.lines / max(1, self.pairs)
+        return {"share": share, "chance": chance, "ratio": share / chance if chance else 0.0}
+
+
+def patch_lines(axis: Axis) -> Tensor:
+    """Return between which pixels of an axis and the next ones a patch starts or ends, (side - 1,) bool."""
+    lines = torch.zeros(axis.side + 1, dtype=torch.bool)
+    starts = torch.tensor(axis.starts)
+    lines[starts] = lines[starts + axis.patch] = True
+    return lines[1:-1]
 
 
 def test_blending_removes_the_lattice_of_a_random_network() -> None:
@@ -53,40 +83,3 @@ def test_seams_are_counted_against_chance() -> None:
     one = Seams()
     one.update(ids, PatchGrid.cover((100, 100), 100, 20))
     assert one.to_record() == {"share": 0, "chance": 0, "ratio": 0}
-
-
-def test_boundary_iou_reads_the_pixels_near_borders_alone() -> None:
-    truth = np.zeros((40, 40), np.uint8)
-    truth[:, 20:] = 1
-    perfect, shifted = BoundaryIou(2, 3), BoundaryIou(2, 3)
-    perfect.update(truth, truth)
-    assert perfect.union.tolist() == [120, 120]  # 3 columns on each side; the edge of the image is no border
-    assert perfect.mean(()) == 1
-    shifted.update(truth, np.roll(truth, 1, axis=1))  # which also wraps one column of class 1 to the left
-    assert shifted.hit[1] == 2 * 40
-    assert shifted.mean((0,)) == shifted.hit[1] / shifted.union[1]
-    ignored = truth.copy()
-    ignored[:, 18:22] = IGNORED
-    masked = BoundaryIou(2, 3)
-    masked.update(ignored, truth)
-    assert masked.hit.tolist() == [0, 0]
-
-
-def test_the_benchmark_measures_every_choice(tmp_path: Path, capsys) -> None:
-    synthetic.generate(tmp_path / "data", 6, 96, seed=0, prepared=False)
-    weights = tmp_path / "weights.pth"
-    checkpoint.save(weights, shared_model(7), build_header(2, classes=DEEP_GLOBE))
-    common = ["--checkpoint", weights, "--json", tmp_path / "seams.json", "--device", "cpu"]
-    data = ["--data_path", tmp_path / "data", "--split", "train", "--limit", "1"]
-    assert seams.main([*map(str, common + data)]) == 0
-    record = json.loads((tmp_path / "seams.json").read_text())
-    assert [(one["blend"], one["upsample"]) for one in record["runs"]] == CHOICES
-    assert all(0 <= one[name]["boundary_iou"] <= 1 for one in record["runs"] for name in STAGES[2].predictions)
-    assert record["runs"][0]["global"] == record["runs"][2]["global"]
-    text = capsys.readouterr().out
-    assert "boundary IoU within 3 pixels" in text
-    save(tmp_path / "a.png", (90, 80))
-    assert seams.main([*map(str, common), "--input", str(tmp_path / "a.png"), "--mode", "1"]) == 0
-    record = json.loads((tmp_path / "seams.json").read_text())
-    assert [(one["blend"], one["upsample"]) for one in record["runs"]] == [("none", one) for one in UPSAMPLES]
-    assert set(record["runs"][0]["global"]) == {"share", "chance", "ratio"}

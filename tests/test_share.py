@@ -17,10 +17,10 @@ from builders import (
 from runs import generate
 from torch import Tensor, nn
 
-import helper
 from dataset.base import GREY
 from dataset.registry import describe
 from engine import global2local, local2global
+from evaluation.run import evaluate_images
 from models.glnet import GLNet
 from models.header import Header
 from training import options as command_line
@@ -147,7 +147,7 @@ def test_evaluation_predicts_with_the_context_of_its_samples() -> None:
 
     def matrices(context: Tensor | None) -> dict[str, Tensor]:
         metrics = StageMetrics(STAGES[2], build_header(2).classes)
-        helper.evaluate(predictor, [[sample._replace(shared=context)]], metrics)
+        evaluate_images(predictor, [[sample._replace(shared=context)]], metrics)
         return {name: matrix.counts for name, matrix in metrics.matrices.items()}
 
     own, changed = matrices(None), matrices(other.global_image)

@@ -8,10 +8,10 @@ import torch
 from builders import build_header, build_model, write_thin_checkpoint
 from PIL import Image
 
-from benchmarks import strip
-from benchmarks.strip import GAP, IMAGE, draw_strip, most_different
 from dataset import synthetic
 from dataset.deep_globe import DEEP_GLOBE
+from experiments import strip
+from experiments.strip import GAP, IMAGE, draw_strip, most_different
 from models import checkpoint
 from prediction.segmenter import Segmenter
 from utils.tiling import Box

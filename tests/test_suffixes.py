@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.layout import IMAGE_SUFFIXES, RARE_SUFFIXES
 from dataset.registry import describe
+from imaging.probe import IMAGE_SUFFIXES, RARE_SUFFIXES
 from prediction.run import find_images
 
 

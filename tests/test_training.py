@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from dataset.base import Sample
 from engine.patches import TrainingPatches
-from helper import SHOWN_EVERY, TRAINING_STEPS, StageMetrics, evaluate, train_one_epoch
+from evaluation.run import evaluate_images
+from helper import SHOWN_EVERY, TRAINING_STEPS, StageMetrics, train_one_epoch
 from models.fpn import FPN, resize
 from models.glnet import GLNet
 from models.pyramid import Pyramid
@@ -97,7 +98,7 @@ def test_one_image_after_another_equals_each_alone(mode: int) -> None:
     model = shared_model()
     samples = [build_sample(size, seed, str(seed)) for seed, size in enumerate([(100, 90), (70, 120), (40, 50)])]
     found = {}
-    evaluate(
+    evaluate_images(
         build_predictor(model, mode, build_settings()),
         [samples[:2], samples[2:]],
         StageMetrics(STAGES[mode], N_CLASS),
@@ -114,7 +115,7 @@ def test_evaluation_counts_as_one_does_by_hand(mode: int) -> None:
     labelled = [build_sample(size, seed, str(seed)) for seed, size in enumerate([(70, 90), (64, 40)])]
     bare = build_sample((50, 60), 2, "2")._replace(label=None, global_label=None)
     found = {}
-    result = evaluate(
+    result = evaluate_images(
         build_predictor(shared_model(), mode, build_settings()),
         [labelled, [bare]],
         StageMetrics(STAGES[mode], N_CLASS),

@@ -5,13 +5,13 @@ import torch
 from builders import build_model, build_predictor, build_sample, build_settings
 from pictures import PixelPredictor, Whole, random_image
 
-import helper
 from engine.predictor import Predictor
+from evaluation.run import evaluate_images
+from imaging.sources import MemorySource
 from models.prepared import GlobalMaps
 from prediction.scenes import segment_scenes
 from utils.canvas import ArgmaxSink
 from utils.metrics import StageMetrics
-from utils.sources import MemorySource
 from utils.stages import STAGES
 from utils.turns import TURNS
 
@@ -42,7 +42,7 @@ def test_evaluation_counts_what_averaging_predicts(turns):
     seen, straight = {}, {}
     for predictor, found in ((averaging, seen), (plain, straight)):
         metrics = StageMetrics(stage, model.n_class)
-        helper.evaluate(predictor, [[sample]], metrics, on_image=lambda s, ids, found=found: found.update(ids))
+        evaluate_images(predictor, [[sample]], metrics, on_image=lambda s, ids, found=found: found.update(ids))
     sinks = {name: ArgmaxSink((70, 90)) for name in stage.predictions}
     averaging.segment(MemorySource(sample.image), sinks)
     for name, sink in sinks.items():

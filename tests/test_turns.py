@@ -4,7 +4,7 @@ import pytest
 import torch
 from pictures import random_image
 
-from utils.sources import MemorySource, TurnedSource
+from imaging.sources import MemorySource, TurnedSource
 from utils.tiling import Box
 from utils.turns import TURNS, Turn
 

@@ -16,9 +16,9 @@ from builders import (
 )
 
 from engine.patches import ImagePatches
+from imaging.sources import MemorySource
 from utils.canvas import ArgmaxSink, enlarge
 from utils.selection import UncertainPatches
-from utils.sources import MemorySource
 from utils.tiling import Box, PatchGrid, PatchSubset
 from utils.turns import TURNS
 

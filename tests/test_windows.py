@@ -16,10 +16,10 @@ from PIL import Image
 from test_dataset import assert_same
 
 import train_deep_globe
+from dataset.augmentation import Windows
 from dataset.base import Item, SegmentationDataset
 from dataset.loader import SampleLoader
 from dataset.pairs import OpenFiles
-from dataset.windows import Windows
 from training import limits
 from utils.classes import Classes
 from utils.errors import InputError
@@ -214,7 +214,7 @@ def test_a_file_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from dataset.base import Item, SegmentationDataset
-from dataset.windows import Windows
+from dataset.augmentation import Windows
 from pathlib import Path
 from utils.classes import Classes
 root, size = Path(sys.argv[1]), int(sys.argv[2])

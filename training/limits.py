@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 
 from dataset.base import Item, SegmentationDataset
-from dataset.probe import FileInfo, probe
+from imaging.probe import FileInfo, probe
 from utils.errors import InputError
 from utils.settings import Settings
 from utils.tiling import PatchGrid, Size

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from evaluation.report import per_cent
 from models.header import Header
 from training.options import RELEASED
-from training.report import per_cent
 from training.state import RunFiles, RunState
 from utils.files import replacing
 from utils.stages import Stage

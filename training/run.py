@@ -10,9 +10,10 @@ from typing import Any
 
 import helper
 from dataset.base import SegmentationDataset
-from dataset.layout import TRAIN, shortened
+from dataset.layout import TRAIN
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from engine.predictor import Predictor
+from evaluation.run import Evaluation, evaluate_images
 from helper import EpochState
 from models import checkpoint
 from models.glnet import GLNet
@@ -20,7 +21,6 @@ from models.header import Header
 from training import records, state
 from training.average import WeightAverage
 from training.log import RunLog
-from training.memory import peak_memory_mb
 from training.model_card import keep_previous_card, model_card, read_epochs, write_card
 from training.optimizer import build_optimizer, build_schedule
 from training.recipe import reach_line
@@ -28,10 +28,12 @@ from training.records import Pictures, picture_collector, record_epoch
 from training.signals import StopSignals
 from training.state import RunFiles, RunState, Snapshot, TrainerState, resume_source
 from utils.distributed import Ranks
-from utils.errors import InputError, Interrupted, RunError
+from utils.errors import InputError, Interrupted, RunError, shortened
 from utils.files import check_writable, remove_leftovers
+from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
 from utils.precision import not_finite
+from utils.run_record import now, options_record, run_record
 from utils.settings import Settings
 from utils.stages import Stage
 
@@ -68,7 +70,7 @@ class TrainingPlan:
     def record(self) -> dict[str, Any]:
         """Return the options and all else that identifies the experiment, as plain values."""
         statistics = self.header.statistics
-        return state.options_record(
+        return options_record(
             self.options,
             processes=self.ranks.world,
             training_images=self.train_data.fingerprint(),
@@ -112,7 +114,7 @@ class TrainingRun:
             optimizer=optimizer,
             scheduler=build_schedule(options, optimizer, self.parts.batches * options.num_epochs),
             scaler=plan.settings.scaler,
-            run=RunState(records.now()),
+            run=RunState(now()),
             epoch=self._new_epoch(),
             average=WeightAverage(plan.model, options.ema, optimizer) if options.ema else None,
         )
@@ -158,7 +160,7 @@ class TrainingRun:
         changed = state.changed_options(snapshot.options, self.plan.record(), options.resume_anyway)
         anew = not state.RATE_OPTIONS.isdisjoint(changed)
         self.state.restore(snapshot, path, self.plan.ranks, anew=anew)
-        self.state.run.resumed.append(records.now())
+        self.state.run.resumed.append(now())
         lines = [f"changed since: {line}" for line in changed.values()]
         lines += self._adapt_to_changes(set(changed))
         if self.plan.ranks.main:
@@ -241,7 +243,7 @@ class TrainingRun:
     def _run_record(self) -> dict[str, Any]:
         """Return everything that it takes to repeat the run."""
         plan, run = self.plan, self.state.run
-        return records.run_record(plan.record(), plan.settings.device, plan.ranks.world, run.started, run.resumed)
+        return run_record(plan.record(), plan.settings.device, plan.ranks.world, run.started, run.resumed)
 
     def _stalled(self) -> bool:
         """Return whether early stopping ends the run, which it does after a validation only."""
@@ -327,7 +329,7 @@ class TrainingRun:
                 "If the machine ran out of memory, lower --num_workers"
             ) from error
 
-    def _check_labels(self, trained: StageMetrics, validated: helper.Evaluation | None) -> None:
+    def _check_labels(self, trained: StageMetrics, validated: Evaluation | None) -> None:
         """Raise InputError if the epoch read no pixel with a class; warn if the validation did."""
         epoch = self.state.epoch
         if epoch.batches > epoch.skipped and not trained.has_labels():
@@ -338,12 +340,12 @@ class TrainingRun:
         if self.plan.ranks.main and validated is not None and not validated.metrics.has_labels():
             logging.warning("no pixel of the validation images has a class: all epochs score 0, the first is the best")
 
-    def _validate(self, collected: Pictures) -> helper.Evaluation:
+    def _validate(self, collected: Pictures) -> Evaluation:
         """Evaluate the validation images with the averaged weights, if any; collect pictures of some of them."""
         plan = self.plan
         predictor = Predictor.prepare
         with self.state.averaged():
-            found = helper.evaluate(
+            found = evaluate_images(
                 predictor(plan.model, plan.stage, plan.settings, plan.header.size_g, context=plan.header.context()),
                 self.val_loader,
                 self._new_metrics(),

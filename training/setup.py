@@ -11,32 +11,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from dataset.augmentation import Windows
 from dataset.base import SegmentationDataset
-from dataset.image_file import View
-from dataset.layout import SplitChoice, shortened
-from dataset.planes import MAX_PIXELS
+from dataset.layout import SplitChoice
 from dataset.registry import Description, describe
 from dataset.statistics import count_values, statistics_of
-from dataset.windows import Windows
+from engine.predictor import Predictor
+from imaging.image_file import View
+from imaging.planes import MAX_PIXELS
 from models import checkpoint
 from models.backbone import build_backbone, check_backbone
 from models.bands import fit_kernels
 from models.checkpoint import Checkpoint
 from models.glnet import GLNet
 from models.header import Header, TrainedOn
-from models.restore import build_network, check_serves
+from models.restore import build_network, check_serves, restore
 from models.timm_backbone import TimmBackbone, convert_sync_batchnorm
 from training import state
+from training.limits import check_images
 from training.options import RELEASED
 from training.state import resume_source
 from utils.classes import Classes
 from utils.distributed import Ranks
-from utils.errors import InputError
+from utils.errors import InputError, shortened
 from utils.loss import Loss, build_loss, check_class_weights
 from utils.precision import gradient_scaler
 from utils.settings import DATA, RECORDED, Settings, Statistics, check_sizes
 from utils.stages import STAGES, Stage
 from utils.stretch import fit_bands, parse_bands, spell_bands
+from utils.turns import TURNS
 
 Files = Mapping[str, Checkpoint]
 """The checkpoints of a run, by the option that names them."""
@@ -428,3 +431,35 @@ def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks) -> None:
     convert = convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm
     for name in stage.trains:
         setattr(model, name, convert(getattr(model, name)))
+
+
+def prepare_evaluation(
+    options: argparse.Namespace, described: Description, device: torch.device
+) -> tuple[Predictor, Header, SegmentationDataset]:
+    """Return the predictor of the checkpoint that the options name, its network's header, and the images.
+
+    Args:
+        options: resolved in place.
+        described: the data set.
+        device: of the network.
+
+    Raises:
+        InputError: a file cannot be used, or options do not fit it.
+    """
+    stage = STAGES[options.mode]
+    files = read_checkpoints(options)
+    described = take_over_split(options, files, described)
+    header = resolve(options, files, described)
+    settings = build_settings(options, header, device)
+    data = open_data(options, described, options.split, header)
+    data.share = header.share
+    check_images(data, None)
+    # the prepared network is a copy; the files' tensors and the plain network are freed
+    file = files.pop(stage.reads)
+    model = restore(file, header, files.pop("path_g", None))
+    del file
+    context = header.context()
+    if context is not None:
+        logging.info(f"{options.model_path / getattr(options, stage.reads)}: {context}")
+    predictor = Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta], context)
+    return predictor, header, data

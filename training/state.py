@@ -21,6 +21,7 @@ from utils.arguments import REFUSED, SILENT
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_version, load_torch, save_torch, unreadable_record
+from utils.run_record import options_record
 from utils.settings import RECORDED
 
 FORMAT, VERSION = "glnet training", 2
@@ -277,12 +278,6 @@ def _set_random_states(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
-
-
-def options_record(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """Return options, and `more` values that identify the experiment, as plain values by name."""
-    record = {**vars(options), **more}
-    return {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in sorted(record.items())}
 
 
 def _in_present_terms(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,10 +31,9 @@ class Parser(argparse.ArgumentParser):
         on_resume: by option, REFUSED, LOGGED or SILENT.
     """
 
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(
-            prog=prog, description=description, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-        )
+    def __init__(self, prog: str, description: str, **more: Any) -> None:
+        more = {"formatter_class": argparse.RawTextHelpFormatter, "allow_abbrev": False, **more}
+        super().__init__(prog=prog, description=description, **more)
         self.on_resume: dict[str, str] = {}
 
     def group(self, title: str) -> AddOption:

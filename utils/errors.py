@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -58,3 +58,8 @@ def required(value: Value | None, name: str) -> Value:
     if value is None:
         raise ValueError(f"{name} is missing")
     return value
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """Return the first few of `names`, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,1 @@
+"""Scores of a split: measured, reported, and compared with published numbers."""

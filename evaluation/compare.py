@@ -1,0 +1,120 @@
+"""Compares a finished evaluation with published numbers: python -m evaluation.compare RUN.json --published deep_globe
+
+RUN.json is what `train_deep_globe.py --evaluation` writes. Of the run the main prediction's mIoU counts: the global one
+in mode 1, the ensemble in modes 2 and 3.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.published import PUBLISHED, Published, PublishedSet
+from utils.errors import InputError, exit_code
+from utils.stages import STAGES
+
+NEEDED = {"mode": int, "classes": list, "images": int, "peak_memory_mb": float | int}
+"""Entries that every evaluation's JSON has, with their types."""
+
+COUNTERS = {
+    "cuda": "peak of tensors (torch.cuda.max_memory_allocated)",
+    "cpu": "largest resident size of the process",
+}
+"""How `peak_memory_mb` is counted, by the entry `device`."""
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Return the JSON of an evaluation.
+
+    Raises InputError, naming `path`, when it cannot be read or is something else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    known = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in NEEDED.items())
+    if not known or record["mode"] not in STAGES or not _has_score(record):
+        raise InputError(
+            f"{path} is no evaluation's JSON: give the file that train_deep_globe.py --evaluation writes, "
+            "LOG_PATH/TASK_NAME.json"
+        )
+    return dict(record)
+
+
+def _has_score(record: Mapping[str, Any]) -> bool:
+    scores = record.get(STAGES[record["mode"]].headline)
+    return isinstance(scores, dict) and isinstance(scores.get("mIoU"), float | int)
+
+
+def check_classes(record: Mapping[str, Any], published: PublishedSet, path: Path) -> None:
+    """Raise InputError if the run has another number of classes than the published results."""
+    if len(record["classes"]) != published.n_class:
+        raise InputError(
+            f"{path} has {len(record['classes'])} classes, {published.title} {published.n_class}: "
+            "name the data set that it was evaluated on with --published"
+        )
+
+
+def comparison(record: Mapping[str, Any], published: PublishedSet) -> str:
+    """Return the table of a run beside published results, as Markdown: GLNet in the run's mode first.
+
+    Args:
+        record: what `read_evaluation` returned.
+        published: the results to compare with.
+    """
+    stage = STAGES[record["mode"]]
+    score, memory, split = 100 * record[stage.headline]["mIoU"], record["peak_memory_mb"], record.get("split")
+    order = sorted(published.results, key=lambda one: (one.mode != stage.number, one.mode is None))
+    counter = COUNTERS.get(record.get("device", ""), "by a counter that the file does not name")
+    head = [
+        f"This run: mode {stage.number}, {stage.headline}, {record['images']} images of split {split or 'unknown'}: "
+        f"mIoU {score:.2f} %, {memory:.0f} MB.",
+        f"Score: {published.measure}, per cent. Memory, MB: published by {published.memory}; this run: {counter}. "
+        "The two counters are not the same quantity.",
+        "",
+    ]
+    rows = [_cells(one, score, split) for one in order]
+    return "\n".join([*head, *_markdown(["published", "split", "score", "MB", "this run, points", "source"], rows)])
+
+
+def _cells(one: Published, score: float, split: str | None) -> list[str]:
+    """Return a row of the table; a difference is in parentheses if the splits are not known to be the same."""
+    points = f"{score - one.score:+.2f}"
+    same = one.split is not None and one.split == split
+    memory = "-" if one.memory_mb is None else str(one.memory_mb)
+    return [one.name, one.split or "-", f"{one.score:.1f}", memory, points if same else f"({points})", one.source]
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table whose columns have fixed widths, and a note below."""
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    for row in (head, ["-" * width for width in widths], *rows):
+        yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
+    yield ""
+    yield "(points): of another split than this run's, or of an unknown one, and so no measure of it."
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table."""
+    record, published = read_evaluation(options.run), PUBLISHED[options.published]
+    check_classes(record, published, options.run)
+    if record.get("dataset", options.published) != options.published:
+        print(f"note: {options.run} is of --dataset {record['dataset']}")
+    print(comparison(record, published))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.compare", description="Compare an evaluation with published numbers."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN.json", help="what an evaluation wrote")
+    parser.add_argument("--published", choices=tuple(PUBLISHED), default="deep_globe", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

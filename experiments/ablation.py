@@ -1,0 +1,372 @@
+"""Trains GLNet, its halves, and what a practitioner would take instead, at equal budgets; compares them image by image.
+
+    python -m experiments.ablation --data pages --data_path pages_1792 --backbone_weights lite0.pth --jobs 2
+
+Recipe, budgets, runs and variants are in `experiments/ablation_plan.py`. Every run is trained by the command line that
+users have, once for each fold, and evaluated on the images that its fold holds back. A run that is finished is kept:
+the same command goes on where it stopped. Tables are written anew after every run; `--table` writes them alone.
+
+Trials go beside: `--only unet --folds 0 --trial rate2 --rate unet=2e-3` trains U-Net once more under another name, and
+`trials_DATA.md` lists all trials with what they changed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dataset.folder import NAME
+from experiments import ablation_data, ablation_tables
+from experiments.ablation_data import SHRUNK, TRAINING
+from experiments.ablation_plan import COMMON, NETWORK, RATES, RECIPES, Run, cost, plan
+from experiments.records import RESULTS
+from utils.arguments import whole
+from utils.errors import InputError, exit_code
+from utils.files import write_json
+from utils.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+
+NOT_RECORDED = tuple(
+    f"--{name}"
+    for name in (
+        "backbone",
+        "normalize",
+        "min_overlap",
+        "sub_batch_size",
+        "precision",
+        "size_g",
+        "size_p",
+        "model",
+    )
+)
+"""What the file of a network of `experiments.baselines` does not record, and its evaluation needs."""
+
+
+class Experiment:
+    """All runs of one data set, their files and their results.
+
+    Attributes:
+        data: a key of `RECIPES`.
+        recipe: with the budgets of the command line.
+        folder: for data, checkpoints and logs.
+        runs: of one fold, by name.
+        chosen: names of the runs that are asked for; what they start from is trained, too.
+        folds: numbers of the folds, which are also their seeds.
+        threads: of each process.
+        trial: marks the names of the chosen runs; empty for the experiment itself.
+        more: further arguments of the chosen runs' training.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Plan the runs that the options ask for. Raises InputError for names that do not exist."""
+        self.data: str = options.data
+        given = {name: getattr(options, name) for name in ("epochs", "images", "patches")}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        self.recipe = replace(RECIPES[options.data], **{name: value for name, value in given.items() if value})
+        self.rates = {**RATES, **dict(options.rate)}
+        self.folder: Path = options.folder.resolve() / options.data
+        every = {run.name: run for run in plan(self.recipe)}
+        if unknown := set(options.only).difference(every):
+            raise InputError(f"--only {min(unknown)}: there is no such run; there are {', '.join(every)}")
+        if options.trial and not options.only:
+            raise InputError(f"--trial {options.trial} needs --only: the runs that it tries")
+        self.chosen = set(options.only) or set(every)
+        needed = set().union(*(chain(every, name) for name in self.chosen))
+        self.runs = {name: run for name, run in every.items() if name in needed}
+        self.folds: list[int] = list(range(self.recipe.folds)) if options.folds is None else options.folds
+        if max(self.folds) >= self.recipe.folds:
+            raise InputError(f"--folds {max(self.folds)}: {self.data} has the folds 0 to {self.recipe.folds - 1}")
+        self.threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+        self.weights: str = options.backbone_weights
+        self.trial: str = options.trial
+        self.more: list[str] = options.more
+
+    def name(self, run: Run, fold: int) -> str:
+        """Return the name of a run's files."""
+        trial = f".{self.trial}" if self.trial and run.name in self.chosen else ""
+        return f"{run.name}{trial}_{fold}"
+
+    def result(self, run: Run, fold: int) -> Path:
+        """Return the JSON file that a run leaves; it is written after training and after each evaluation."""
+        return self.folder / "results" / f"{self.name(run, fold)}.json"
+
+    def finished(self, run: Run, fold: int) -> bool:
+        """Return whether a run is trained and all its evaluations are there."""
+        path = self.result(run, fold)
+        return path.exists() and json.loads(path.read_text())["evaluations"].keys() >= run.evaluations.keys()
+
+    def places(self, fold: int, data: str = NAME) -> list[str]:
+        """Return the arguments of data and folders; `data` is the file of the fold's data set."""
+        return [
+            "--dataset=folder",
+            f"--data_path={self.folder / 'data' / str(fold) / data}",
+            f"--model_path={self.folder / 'models'}",
+            f"--log_path={self.folder / 'runs'}",
+            "--num_workers=0",
+        ]
+
+    def changed(self, run: Run) -> list[str]:
+        """Return the arguments of training that differ between runs, whatever the fold."""
+        read, recipe = cost(self.recipe, run), self.recipe
+        return [
+            *recipe.arguments,
+            *recipe.windows,
+            *(() if run.released or run.mode == 0 else NETWORK),
+            *run.options,
+            f"--size_p={run.side or recipe.patch}",
+            *([f"--patches={read.patches}"] if run.phase else []),
+            f"--num_epochs={read.epochs}",
+            f"--batch_size={read.images}",
+            f"--lr={self.rates[run.family]}",
+            *(self.more if run.name in self.chosen else []),
+        ]
+
+    def training(self, run: Run, fold: int) -> list[str]:
+        """Return the command that trains."""
+        program = (
+            [sys.executable, "-m", "experiments.baselines"]
+            if run.mode == 0
+            # nothing is validated before the end
+            else [sys.executable, str(ROOT / "train_deep_globe.py"), f"--mode={run.mode}", "--val_every=100000"]
+        )
+        return [
+            *program,
+            f"--task_name={self.name(run, fold)}",
+            *(["--resume=auto"] if run.mode else []),
+            *self.starts(run, fold),
+            *self.places(fold, SHRUNK if run.mode == 1 else TRAINING),
+            f"--backbone_weights={self.weights}",
+            *COMMON,
+            *self.changed(run),
+            f"--seed={fold}",
+        ]
+
+    def checkpoint(self, run: Run, fold: int) -> str:
+        """Return the file that a run is read from: its averaged weights, if it is trained with `--ema`."""
+        averaged = any(one.startswith("--ema=") for one in (*COMMON, *self.changed(run)))
+        return f"{self.name(run, fold)}{'.ema' if averaged else ''}.pth"
+
+    def starts(self, run: Run, fold: int) -> list[str]:
+        """Return the arguments that name the checkpoints of other runs."""
+        return [f"--{option}={self.checkpoint(self.runs[other], fold)}" for option, other in run.starts]
+
+    def evaluation(self, run: Run, fold: int, evaluation: str) -> list[str]:
+        """Return the command of one of a run's evaluations."""
+        name = self.name(run, fold)
+        where = [f"--task_name=eval_{name}_{evaluation}", *self.places(fold), "--evaluation"]
+        more = [*self.recipe.evaluation, *run.evaluations[evaluation]]
+        if run.mode:
+            file = f"--{STAGES[run.mode].reads}={self.checkpoint(run, fold)}"
+            program = [sys.executable, "-m", "experiments.scores", f"--mode={run.mode}", file]
+            return [*program, *where, "--precision=bf16", *more]
+        known = [one for one in (*COMMON, *self.changed(run)) if one.split("=")[0] in NOT_RECORDED]
+        file = f"--path_g={self.checkpoint(run, fold)}"
+        program = [sys.executable, "-m", "experiments.baselines", file, *self.starts(run, fold)]
+        return [*program, *where, *known, *more]
+
+    def execute(self, command: list[str], name: str, threads: int) -> tuple[float, float]:
+        """Run a command; return its seconds of CPU time and its peak memory, in MB.
+
+        Raises:
+            InputError: the command fails; the message names its log.
+        """
+        log = self.folder / "logs" / f"{name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+        with log.open("a") as output:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise InputError(f"{name} failed with exit code {process.returncode}; see {log}")
+        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+    def work(self, run: Run, fold: int) -> None:
+        """Train and evaluate, as far as that is not done, and write the result after each part.
+
+        The seconds of a training that was interrupted are not known.
+        """
+        name, path = self.name(run, fold), self.result(run, fold)
+        if path.exists():
+            record = json.loads(path.read_text())
+        else:
+            interrupted = (self.folder / "models" / f"{name}.resume.pth").exists()
+            seconds, peak_mb = self.execute(self.training(run, fold), name, self.threads)
+            record = {
+                "run": run.name,
+                "fold": fold,
+                "trial": self.trial if run.name in self.chosen else "",
+                "arguments": self.changed(run),
+                "training_seconds": None if interrupted else seconds,
+                "training_peak_mb": peak_mb,
+                "evaluations": {},
+            }
+            write_json(path, record)
+        for evaluation in run.evaluations.keys() - record["evaluations"].keys():
+            command = self.evaluation(run, fold, evaluation)
+            self.execute(command, name, self.threads)
+            found = self.folder / "runs" / f"eval_{name}_{evaluation}.json"
+            record["evaluations"][evaluation] = json.loads(found.read_text())
+            write_json(path, record)
+
+    def results(self) -> list[dict[str, Any]]:
+        """Return the content of all results, of trials too, in the order of their names."""
+        return [json.loads(path.read_text()) for path in sorted((self.folder / "results").glob("*.json"))]
+
+    def write(self, output: Path) -> None:
+        """Write the tables of all results."""
+        ablation_tables.write(output, self.data, RECIPES[self.data], self.results())
+
+
+def chain(runs: dict[str, Run], name: str) -> set[str]:
+    """Return the names of a run and of all runs that it starts from."""
+    return {name}.union(*(chain(runs, other) for _, other in runs[name].starts))
+
+
+class Schedule:
+    """Hands out runs to threads, each after those that it starts from.
+
+    Attributes:
+        waiting: runs and folds that nobody has taken, in order.
+        done: names and folds of finished runs.
+        failed: the first error; nothing more is handed out after it.
+    """
+
+    def __init__(self, experiment: Experiment, deadline: float | None) -> None:
+        every = [(run, fold) for fold in experiment.folds for run in experiment.runs.values()]
+        every.sort(key=lambda item: item[0].extra)
+        self.deadline = deadline
+        self.waiting = [(run, fold) for run, fold in every if not experiment.finished(run, fold)]
+        self.done = {(run.name, fold) for run, fold in every if (run, fold) not in self.waiting}
+        self.failed: BaseException | None = None
+        self.changed = threading.Condition()
+
+    def take(self) -> tuple[Run, int] | None:
+        """Wait for the next run whose starts are done and return it; None if there is none, or the hours are spent."""
+        with self.changed:
+            while self.waiting and self.failed is None:
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    return None
+                for item in self.waiting:
+                    run, fold = item
+                    if all((other, fold) in self.done for _, other in run.starts):
+                        self.waiting.remove(item)
+                        return item
+                self.changed.wait()
+            return None
+
+    def finish(self, run: Run, fold: int, error: BaseException | None) -> None:
+        """Count a run as done, or as failed."""
+        with self.changed:
+            if error is None:
+                self.done.add((run.name, fold))
+            else:
+                self.failed = self.failed or error
+            self.changed.notify_all()
+
+
+def work(options: argparse.Namespace) -> None:
+    """Execute all runs that are not finished, fold by fold, until the budget of hours is spent."""
+    experiment = Experiment(options)
+    if options.table:
+        experiment.write(options.output)
+        return
+    recipe = experiment.recipe
+    ablation_data.prepare(
+        options.data, options.data_path, experiment.folder / "data", recipe.folds, recipe.group, options.shrunk
+    )
+    deadline = None if options.hours is None else time.monotonic() + 3600 * options.hours
+    schedule = Schedule(experiment, deadline)
+    writing = threading.Lock()
+
+    def worker() -> None:
+        while (item := schedule.take()) is not None:
+            run, fold = item
+            print(f"{time.strftime('%H:%M')} {experiment.name(run, fold)}", flush=True)
+            error: BaseException | None = None
+            try:
+                experiment.work(run, fold)
+            except Exception as caught:
+                error = caught
+            schedule.finish(run, fold, error)
+            with writing:
+                experiment.write(options.output)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for future in [pool.submit(worker) for _ in range(options.jobs)]:
+            future.result()
+    if schedule.failed is not None:
+        raise schedule.failed
+    if schedule.waiting:
+        print(f"The hours are spent; {len(schedule.waiting)} runs are left. The same command goes on.")
+
+
+def rate(text: str) -> tuple[str, float]:
+    """Parse `--rate`."""
+    family, _, value = text.partition("=")
+    try:
+        if family in RATES:
+            return family, float(value)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text} must be FAMILY=RATE, FAMILY one of {', '.join(RATES)}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", choices=tuple(RECIPES), default="synthetic", help="default: %(default)s")
+    add("--data_path", type=Path, metavar="DIR", help="pages: what dataset.alto wrote; dubai: the published set")
+    add("--shrunk", type=Path, metavar="DIR", help="pages: the same set, less high, which stage 1 reads faster")
+    add(
+        "--folder",
+        type=Path,
+        default=Path("ablation"),
+        metavar="DIR",
+        help="for data, checkpoints and logs (default: %(default)s)",
+    )
+    add("--output", type=Path, default=RESULTS, metavar="DIR", help="of the tables (default: experiments/results)")
+    add("--table", action="store_true", help="train nothing; write the tables of what is finished")
+    add(
+        "--backbone_weights",
+        default="imagenet",
+        metavar="SOURCE",
+        help="of all encoders: imagenet, none, or a file (default: %(default)s)",
+    )
+    add("--only", nargs="+", default=[], metavar="RUN", help="these runs and what they start from (default: all)")
+    add("--folds", type=whole(0), nargs="+", metavar="N", help="which folds; their numbers are the seeds, too")
+    add("--hours", type=float, help="start no run after so many hours; the same command goes on later")
+    add("--jobs", type=whole(1), default=1, help="runs at a time (default: 1)")
+    add("--threads", type=whole(1), help="of each run (default: the cores, shared by the jobs)")
+    phases = ("STAGE1", "PATCHES", "STAGE3")
+    add("--epochs", type=whole(1), nargs=3, metavar=phases, help="(default: the recipe's, as those below)")
+    add("--images", type=whole(1), nargs=3, metavar=phases, help="in a step")
+    add("--patches", type=whole(1), help="of each image in a step, for patches of the recipe's side")
+    add("--rate", type=rate, nargs="+", default=[], metavar="FAMILY=RATE", help=f"of {', '.join(RATES)}")
+    add("--trial", default="", metavar="NAME", help="train the runs of --only once more, under this name")
+    add("--more", nargs=argparse.REMAINDER, default=[], metavar="ARG", help="last: further arguments of --only's runs")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, or 2 if the input is at fault."""
+    options = build_parser().parse_args(arguments)
+    return exit_code(lambda: work(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""The tables of `experiments.ablation`: scores of each variant, differences with intervals over books, and trials."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from experiments.ablation_plan import DIFFERENCES, GLOBAL, Recipe, Variant, plan, variants
+from experiments.records import command_of, write_results
+
+DRAWS = 4000
+"""Samples of a bootstrap."""
+
+LEVEL = (2.5, 97.5)
+"""Percentiles between which 95 % of the samples are."""
+
+FEWEST = 5
+"""Groups that a bootstrap needs; of fewer there is no interval."""
+
+Result = Mapping[str, Any]
+"""What a run left; see `experiments.ablation`."""
+
+Counts = Mapping[str, np.ndarray]
+"""Confusion matrices (n_class, n_class), rows are the truth, by group."""
+
+
+def iou_of(counts: np.ndarray) -> np.ndarray:
+    """Return the IoU (..., n_class) of confusion matrices (..., n_class, n_class); NaN for a class without truth."""
+    hit = np.diagonal(counts, axis1=-2, axis2=-1).astype(float)
+    truth = counts.sum(-1)
+    union = truth + counts.sum(-2) - hit
+    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=truth > 0)
+
+
+def mean_of(iou: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+    """Return the mean (...) of `iou` (..., n_class) over the classes `kept` that have truth; NaN if none has."""
+    chosen = iou[..., list(kept)]
+    known = ~np.isnan(chosen)
+    count = known.sum(-1)
+    return np.divide(np.where(known, chosen, 0).sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def resampled(counts: Counts, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Return matrices (draws, n_class, n_class), each the sum of as many groups, drawn with replacement, as there are.
+
+    Of the same groups and seed the same groups are drawn, so that variants can be compared.
+    """
+    stacked = np.stack([counts[name] for name in sorted(counts)]).astype(float)
+    groups = len(stacked)
+    times = np.random.default_rng(seed).multinomial(groups, [1 / groups] * groups, draws)
+    return np.einsum("dg,gij->dij", times, stacked)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One score of a variant minus that of another, of the same images.
+
+    Attributes:
+        value: of all images pooled.
+        low, high: its 95 % interval over groups; None of fewer than `FEWEST`.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, value: float, samples: np.ndarray | None) -> "Difference":
+        """Return the difference with the interval of its samples (draws,), if there are any."""
+        if np.isnan(value):
+            return cls(None)
+        if samples is None:
+            return cls(float(value))
+        low, high = np.nanpercentile(samples, LEVEL)
+        return cls(float(value), float(low), float(high))
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "-"
+        interval = (
+            "" if self.low is None or self.high is None else f" ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        )
+        return f"{100 * self.value:+.1f}{interval}"
+
+
+def compare(a: Counts, b: Counts, classes: Mapping[str, Sequence[int]]) -> dict[str, Difference]:
+    """Compare two variants by the mean IoU of some sets of classes.
+
+    Args:
+        a, b: of the same groups.
+        classes: by name, the ids of a set.
+
+    Returns:
+        By the set's name, the score of `a` minus that of `b`. A class that the images, or a sample of them, do not have
+        is left out of its mean.
+    """
+    pooled = [iou_of(sum(counts.values(), start=np.zeros(()))) for counts in (a, b)]
+    drawn = [iou_of(resampled(counts)) for counts in (a, b)] if len(a) >= FEWEST else None
+    found = {}
+    for name, kept in classes.items():
+        samples = None if drawn is None else mean_of(drawn[0], kept) - mean_of(drawn[1], kept)
+        found[name] = Difference.of(float(mean_of(pooled[0], kept) - mean_of(pooled[1], kept)), samples)
+    return found
+
+
+class Results:
+    """The results of all folds of the experiment itself, without trials.
+
+    Attributes:
+        recipe: of the data set.
+        by_run: results by the run's name and fold.
+        classes: names.
+        kept: ids of the classes that the mIoU counts.
+    """
+
+    def __init__(self, recipe: Recipe, results: Iterable[Result]) -> None:
+        self.recipe = recipe
+        self.by_run: dict[tuple[str, int], Result] = {
+            (one["run"], one["fold"]): one for one in results if not one["trial"] and one["evaluations"]
+        }
+        self.runs = {run.name: run for run in plan(recipe)}
+        first = next((e for one in self.by_run.values() for e in one["evaluations"].values()), None)
+        self.classes: list[str] = first["classes"] if first else []
+        self.kept = [k for k, name in enumerate(self.classes) if first and name not in first["left_out"]]
+
+    def folds(self, *chosen: Variant) -> list[int]:
+        """Return the folds in which all the given variants are evaluated."""
+        numbers = sorted({fold for _, fold in self.by_run})
+        return [fold for fold in numbers if all(self.evaluation(one, fold) for one in chosen)]
+
+    def evaluation(self, variant: Variant, fold: int) -> Result | None:
+        """Return the evaluation that a variant is read from, if it is there."""
+        found: Result | None = self.by_run.get((variant.run, fold), {}).get("evaluations", {}).get(variant.evaluation)
+        return found
+
+    def counts(self, variant: Variant, folds: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the confusion matrices of a variant by group, added up over the images of some folds."""
+        n = len(self.classes)
+        found: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((n, n), np.int64))
+        for fold in folds:
+            evaluation = self.evaluation(variant, fold)
+            if evaluation is not None:
+                for id_, matrix in evaluation["matrices"][variant.prediction].items():
+                    found[self.recipe.group(id_)] += np.array(matrix, np.int64).reshape(n, n)
+        return dict(found)
+
+    def seconds(self, run: str, fold: int) -> float | None:
+        """Return the CPU time of a run's training and of those that it starts from; None if one is not known."""
+        spent: list[float | None] = [self.by_run.get((run, fold), {}).get("training_seconds")]
+        spent += [
+            self.seconds(other, fold) for option, other in self.runs[run].starts if not self._read_only(run, option)
+        ]
+        known = [one for one in spent if one is not None]
+        return sum(known) if len(known) == len(spent) else None
+
+    def _read_only(self, run: str, option: str) -> bool:
+        """Return whether stage 3 names stage 1's file only beside stage 2's, whose training counts it already."""
+        return option == "path_g" and any(other == "path_g2l" for other, _ in self.runs[run].starts)
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Return the scores of each variant and fold, of the fold's images pooled."""
+        found = []
+        for variant in variants(self.recipe):
+            for fold in self.folds(variant):
+                evaluation = self.evaluation(variant, fold) or {}
+                iou = iou_of(sum(self.counts(variant, [fold]).values(), start=np.zeros(())))
+                found.append(
+                    {
+                        "variant": variant.title,
+                        "key": variant.key,
+                        "drawn": variant.drawn,
+                        "fold": fold,
+                        "mIoU": float(mean_of(iou, self.kept)),
+                        "iou": [None if np.isnan(value) else float(value) for value in iou],
+                        "training_seconds": self.seconds(variant.run, fold),
+                        "training_peak_mb": self.by_run[variant.run, fold]["training_peak_mb"],
+                        **{name: evaluation[name] for name in ("seconds_per_image", "peak_memory_mb")},
+                    }
+                )
+        return found
+
+    def differences(self) -> list[dict[str, Any]]:
+        """Return the differences between variants, over the folds that both have."""
+        known = {variant.key: variant for variant in variants(self.recipe)}
+        sets = {"mIoU": self.kept, **{name: [k] for k, name in enumerate(self.classes)}}
+        found = []
+        for first, second in DIFFERENCES:
+            pair = known[first], known[second]
+            if folds := self.folds(*pair):
+                a, b = (self.counts(variant, folds) for variant in pair)
+                by_group = {name: _one(a[name], self.kept) - _one(b[name], self.kept) for name in a}
+                found.append(
+                    {
+                        "title": f"{pair[0].title} - {pair[1].title}",
+                        "keys": [first, second],
+                        "folds": folds,
+                        "by_group": by_group,
+                        "difference": {name: vars(one) for name, one in compare(a, b, sets).items()},
+                    }
+                )
+        return found
+
+    def gains(self) -> list[dict[str, Any]]:
+        """Return the gain of sharing, stage 2 minus local alone, for each side of patches."""
+        known = {variant.key: variant for variant in variants(self.recipe)}
+        sets = {"mIoU": self.kept}
+        for name, starts in (("context", self.recipe.context), ("own look", self.recipe.own_look)):
+            if ids := [k for k, title in enumerate(self.classes) if title.startswith(starts)] if starts else []:
+                sets[name] = ids
+        found = []
+        for side in sorted({self.recipe.patch, *self.recipe.sides}):
+            ending = "" if side == self.recipe.patch else f"_{side}"
+            pair = known[f"g2l{ending}"], known[f"local{ending}"]
+            if folds := self.folds(*pair):
+                gain = compare(self.counts(pair[0], folds), self.counts(pair[1], folds), sets)
+                found.append({"side": side, "folds": folds, "gain": {name: vars(one) for name, one in gain.items()}})
+        names = {name: [self.classes[k] for k in ids] for name, ids in sets.items() if name != "mIoU"}
+        return [{**one, "classes": names} for one in found]
+
+
+def _one(counts: np.ndarray, kept: Sequence[int]) -> float:
+    """Return the mIoU of one matrix."""
+    return float(mean_of(iou_of(counts), kept))
+
+
+def row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one row: means over the folds of a variant; the sample deviation of its mIoU, None for one fold.
+
+    A class counts in the folds that have it. Seconds are those of the trainings that were not interrupted.
+    """
+
+    def known(values: Iterable[float | None]) -> float | None:
+        found = [value for value in values if value is not None]
+        return mean(found) if found else None
+
+    by_class = zip(*(one["iou"] for one in scores), strict=True)
+    found = [one["mIoU"] for one in scores]
+    measured = ("training_seconds", "training_peak_mb", "seconds_per_image", "peak_memory_mb")
+    return {
+        **{name: scores[0][name] for name in ("variant", "key", "drawn")},
+        "folds": len(scores),
+        "mIoU": mean(found),
+        "spread": stdev(found) if len(found) > 1 else None,
+        "iou": [known(values) for values in by_class],
+        **{name: known(one[name] for one in scores) for name in measured},
+    }
+
+
+def as_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def per_cent(value: float | None) -> str:
+    """Return a share in per cent, `-` for None."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Return the tables of the record that `write` writes."""
+    classes = record["classes"]
+    lines = []
+    for one in record["rows"]:
+        spread = "" if one["spread"] is None else f" ± {100 * one['spread']:.1f}"
+        minutes = "-" if one["training_seconds"] is None else f"{one['training_seconds'] / 60:.1f}"
+        cells = [one["variant"], str(one["folds"]), per_cent(one["mIoU"]) + spread, *map(per_cent, one["iou"])]
+        cost = [f"{one['training_peak_mb']:.0f}", f"{one['seconds_per_image']:.2f}", f"{one['peak_memory_mb']:.0f}"]
+        lines.append([*cells, minutes, *cost])
+    measured = ["training, CPU min", "training, MB", "s per image", "evaluation, MB"]
+    scores = as_markdown(["variant", "folds", "mIoU, %", *classes, *measured], lines)
+    lines = []
+    for one in record["differences"]:
+        cells = [str(Difference(**one["difference"][name])) for name in ("mIoU", *classes)]
+        better = sum(value > 0 for value in one["by_group"].values())
+        lines.append([one["title"], str(len(one["folds"])), *cells, f"{better} of {len(one['by_group'])}"])
+    differences = as_markdown(["difference, points", "folds", "mIoU", *classes, "better in"], lines)
+    return (
+        f"`{record['command']}`\n\nMeans over folds ± sample standard deviation of the images of each fold pooled.\n\n"
+        f"{scores}\nDifferences of all images pooled; in parentheses the 95 % interval of {DRAWS} bootstrap samples of "
+        f"{record['groups_are']}.\n\n{differences}"
+    )
+
+
+def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) -> None:
+    """Write `ablation_DATA` and, if there are trials, `trials_DATA`, each as JSON and as Markdown.
+
+    Args:
+        output: the folder.
+        data: name of the data set.
+        recipe: of the data set.
+        results: of all runs, trials included.
+    """
+    found = Results(recipe, results)
+    if scores := found.scores():
+        titles = dict.fromkeys(one["variant"] for one in scores)
+        record = {
+            "command": command_of("ablation"),
+            "classes": found.classes,
+            "groups_are": "books" if recipe.grouped else "images",
+            "rows": [row([one for one in scores if one["variant"] == title]) for title in titles],
+            "differences": found.differences(),
+            "gains": found.gains(),
+            "runs": scores,
+        }
+        write_results(output / f"ablation_{data}.json", record, page(record))
+    if trials := list_trials(results):
+        heads = ["run", "trial", "fold", "mIoU, %", "training, CPU min", "what differs"]
+        lines = []
+        for one in trials:
+            minutes = "-" if one["training_seconds"] is None else f"{one['training_seconds'] / 60:.1f}"
+            own = ", ".join(f"{name} {per_cent(value)}" for name, value in one["mIoU"].items())
+            differs = f"`{' '.join(one['differs'])}`" if one["differs"] else ""
+            lines.append([one["run"], one["trial"], str(one["fold"]), own, minutes, differs])
+        record = {"command": command_of("ablation"), "trials": trials}
+        write_results(output / f"trials_{data}.json", record, as_markdown(heads, lines))
+
+
+def list_trials(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return all trials, beside each the run of the experiment itself if it is there, with the arguments that differ.
+
+    An argument differs if not all results of the run have it.
+    """
+    tried = {one["run"] for one in results if one["trial"]}
+    found = []
+    for one in results:
+        own = one["evaluations"].get("own") or one["evaluations"].get("fused")
+        if one["run"] not in tried or own is None:
+            continue
+        every = [set(other["arguments"]) for other in results if other["run"] == one["run"]]
+        shared = set.intersection(*every)
+        found.append(
+            {
+                **{name: one[name] for name in ("run", "trial", "fold", "training_seconds")},
+                "mIoU": {name: own[name]["mIoU"] for name in (GLOBAL, "local", "ensemble") if name in own},
+                "differs": [argument for argument in one["arguments"] if argument not in shared],
+            }
+        )
+    return found

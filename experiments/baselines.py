@@ -1,0 +1,268 @@
+"""Trains a usual network on patches by GLNet's data path, loss and schedule: python -m experiments.baselines --help
+
+The networks are those of the package segmentation_models_pytorch. They see patches of `--size_p` pixels with overlap,
+and nothing of the image around them, unless `--scores_of` adds what a network of stage 1 finds in the shrunk image.
+Encoders start from `--backbone_weights`, as GLNet's do; scores of overlapping patches are added, as GLNet's are. The
+result is an evaluation's JSON file, in which the prediction is called "global", as there is only one.
+"""
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataset.base import Sample
+from dataset.layout import TRAIN, SplitChoice
+from dataset.loader import BatchPart, EpochSampler, SampleLoader
+from dataset.registry import Description, describe
+from engine.patches import ImagePatches, TrainingPatches
+from experiments.scores import score_images
+from imaging.sources import Source
+from models.backbone import build_backbone
+from models.header import Header
+from models.timm_backbone import PREFIX
+from prediction.segmenter import Segmenter
+from training import options as command_line
+from training import setup
+from training.average import WeightAverage
+from training.optimizer import build_optimizer, build_schedule
+from utils.arguments import Parser
+from utils.canvas import FiniteScores, Sink
+from utils.distributed import pick_device
+from utils.errors import InputError, exit_code, required
+from utils.files import load_torch, save_torch, write_json
+from utils.memory import keep_freed_memory
+from utils.precision import autocast
+from utils.selection import Coverage
+from utils.settings import Settings
+from utils.stages import STAGES, Stage
+from utils.tiling import Size, map_size
+
+MODELS = {"unet": "Unet", "deeplab": "DeepLabV3Plus", "fpn": "FPN"}
+"""The package's names by `--model`."""
+
+MULTIPLE = 32
+"""What the sides of the package's inputs are multiples of."""
+
+
+def build_parser() -> Parser:
+    """Return the parser of `train_deep_globe.py` with `--model`; options that GLNet alone has do nothing."""
+    parser = command_line.build_parser()
+    parser.prog, parser.description = "python -m experiments.baselines", (__doc__ or "").splitlines()[0]
+    add = parser.group("baseline")
+    add("--model", choices=tuple(MODELS), default="unet", help="default: %(default)s")
+    add(
+        "--scores_of",
+        metavar="FILE",
+        help="checkpoint of stage 1 inside --model_path: its scores of the whole image, enlarged and cropped to each\n"
+        "patch, are further input channels",
+    )
+    return parser
+
+
+def build_network(model: str, backbone: str, n_class: int, weights: str = "none", further: int = 0) -> nn.Module:
+    """Build a network that gives logits (N, n_class, h, w) of (N, 3 + further, h, w).
+
+    Args:
+        model: a key of `MODELS`.
+        backbone: of GLNet's names.
+        n_class: number of classes.
+        weights: what the encoder starts from, as `--backbone_weights`.
+        further: input channels after the image's. The encoder's first convolution reads them with zeros at first.
+
+    Raises:
+        InputError: the package is missing, or the weights cannot be used.
+    """
+    try:
+        import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise InputError("experiments.baselines needs a package: pip install segmentation-models-pytorch") from error
+    timm = backbone.startswith(PREFIX)
+    name = f"tu-{backbone.removeprefix(PREFIX)}" if timm else backbone
+    network: Any = getattr(smp, MODELS[model])(name, encoder_weights=None, in_channels=3 + further, classes=n_class)
+    if weights != "none":
+        state = build_backbone(backbone, weights).state_dict()
+        if timm:
+            state = {name.replace("net.", "model.", 1): tensor for name, tensor in state.items()}
+        for name, own in network.encoder.state_dict().items():
+            if further and own.dim() == 4 and own.shape[1] == 3 + further and state[name].shape[1] == 3:
+                state[name] = F.pad(state[name], (0, 0, 0, 0, 0, further))
+        network.encoder.load_state_dict(state)
+    built: nn.Module = network
+    return built
+
+
+class GlobalScores:
+    """What a network of stage 1 finds in the shrunk image: softmaxes, enlarged to the image."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        """Load the network. Raises InputError if the file cannot be used."""
+        segmenter = Segmenter.from_checkpoint(path, device=settings.device, mode=1, precision=settings.precision)
+        self.network, self.settings = segmenter.predictor.network, segmenter.predictor.settings
+
+    @torch.no_grad()
+    def of(self, global_image: Tensor, size: Size) -> Tensor:
+        """Return the scores (n_class, H, W) of an image of `size`; `global_image` is (3, size_g, size_g) uint8."""
+        x = self.settings.to_input(global_image[None])
+        maps = self.network.global_maps(x, logits=True, context=False, ensemble=False)
+        scores = required(maps.logits, "logits").float().softmax(1)
+        return F.interpolate(scores, size, mode="bilinear")[0]
+
+
+def inputs(image: ImagePatches, scores: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield each sub-batch of patches (n, 3, h, w), with the crops of `scores` (n_class, H, W) as further channels."""
+    for patches, x in image:
+        if scores is not None:
+            crops = torch.stack([box.of(scores) for box in image.boxes[patches]])
+            x = torch.cat([x, crops.to(x)], 1)
+        yield patches, x
+
+
+def padded(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits (N, n_class, H, W) of `x` (N, 3, H, W), whose sides are padded with zeros as far as needed."""
+    height, width = map_size(x)
+    x = F.pad(x, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+    return network(x)[..., :height, :width]
+
+
+def train_one_epoch(
+    network: nn.Module,
+    loader: Iterable[list[Sample]],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    settings: Settings,
+    *,
+    title: str,
+    scores_of: GlobalScores | None = None,
+) -> float:
+    """Train on every batch, one optimizer step for each; return the mean loss of a sub-batch of patches."""
+    network.train()
+    total, count = 0.0, 0
+    bar = tqdm(loader, desc=title, unit="batch", dynamic_ncols=True)
+    for batch in bar:
+        optimizer.zero_grad(set_to_none=True)
+        for sample in batch:
+            image = TrainingPatches(sample, settings)
+            image.keep(image.draw())
+            scores = scores_of.of(sample.global_image, image.size) if scores_of else None
+            for patches, x in inputs(image, scores):
+                with autocast(settings.device, settings.precision):
+                    logits = padded(network, x).float()
+                    loss = settings.loss(logits, image.targets(patches, logits))
+                loss.backward()
+                total, count = total + float(loss.detach()), count + 1
+        if settings.clip_grad:
+            nn.utils.clip_grad_norm_(network.parameters(), settings.clip_grad)
+        optimizer.step()
+        scheduler.step()
+        bar.set_postfix(loss=f"{total / count:.3f}")
+    return total / max(1, count)
+
+
+@dataclass(frozen=True)
+class PatchPredictor:
+    """A network that segments an image patch by patch, for `evaluate_images`; its prediction is called "global".
+
+    Attributes:
+        network: in evaluation mode.
+        settings: patches, device, precision.
+        scores_of: gives further input channels, if there are any.
+        stage: gives the prediction its name.
+    """
+
+    network: nn.Module
+    settings: Settings
+    scores_of: GlobalScores | None = None
+    stage: Stage = STAGES[1]
+
+    @torch.inference_mode()
+    def segment(
+        self, image: Source, sinks: Mapping[str, Sink], *, check: FiniteScores | None = None, **images: Tensor | None
+    ) -> Coverage:
+        """Segment one image; its shrunk image is read for `scores_of` only. The rest is as in `Predictor.segment`."""
+        patches = ImagePatches(image, self.settings, check=check)
+        canvas = patches.canvas(sinks["global"])
+        shrunk = images.get("global_image")
+        further = self.scores_of.of(required(shrunk, "shrunk image"), image.size) if self.scores_of else None
+        for which, x in inputs(patches, further):
+            with autocast(self.settings.device, self.settings.precision):
+                logits = padded(self.network, x)
+            canvas.add(logits.float(), which)
+        return patches.coverage()
+
+
+def train(
+    network: nn.Module,
+    options: Namespace,
+    header: Header,
+    described: Description,
+    settings: Settings,
+    scores_of: GlobalScores | None = None,
+) -> WeightAverage | None:
+    """Train with GLNet's optimizer, schedule and samples; write a line of the log after each epoch.
+
+    Return the average of the weights, with `--ema`.
+    """
+    data = setup.open_data(options, described, TRAIN, header, training=True)
+    parts = BatchPart(EpochSampler(len(data), options.seed), options.batch_size)
+    loader = SampleLoader(data, sampler=parts, num_workers=options.num_workers, persistent=True)
+    optimizer = build_optimizer(options, network)
+    average = WeightAverage(network, options.ema, optimizer) if options.ema else None
+    scheduler = build_schedule(options, optimizer, parts.batches * options.num_epochs)
+    log = options.log_path / f"{options.task_name}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    for epoch in range(options.num_epochs):
+        parts.set_epoch(epoch)
+        start = time.perf_counter()
+        title = f"epoch {epoch + 1}/{options.num_epochs}"
+        loss = train_one_epoch(network, loader, optimizer, scheduler, settings, title=title, scores_of=scores_of)
+        with log.open("a") as file:
+            file.write(json.dumps({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}) + "\n")
+    loader.close()
+    return average
+
+
+def work(options: Namespace) -> None:
+    """Train and save a network, or with `--evaluation` evaluate it."""
+    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.split_seed))
+    header = setup.resolve(options, {}, described)
+    device = pick_device(options.device)
+    keep_freed_memory()
+    torch.manual_seed(options.seed)
+    settings = setup.build_settings(options, header, device)
+    n_class = len(header.classes)
+    scores_of = GlobalScores(options.model_path / options.scores_of, settings) if options.scores_of else None
+    weights = "none" if options.evaluation else options.backbone_weights
+    network = build_network(options.model, header.backbone, n_class, weights, n_class if scores_of else 0).to(device)
+    if options.precision != "fp32":
+        network = network.to(memory_format=torch.channels_last)
+    if not options.evaluation:
+        average = train(network, options, header, described, settings, scores_of)
+        save_torch(options.model_path / f"{options.task_name}.pth", network.state_dict())
+        if average is not None:
+            with average.applied():
+                save_torch(options.model_path / f"{options.task_name}.ema.pth", network.state_dict())
+        return
+    network.load_state_dict(load_torch(options.model_path / options.path_g))
+    predictor = PatchPredictor(network.eval(), settings, scores_of)
+    data = setup.open_data(options, described, options.split, header)
+    record = score_images(predictor, data, header.classes)
+    write_json(options.log_path / f"{options.task_name}.json", {"model": options.model, **record})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return exit_code(lambda: work(build_parser().parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

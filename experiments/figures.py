@@ -1,0 +1,393 @@
+"""Draws the figures of experiments/results from the result files there: python -m experiments.figures --help
+
+A figure whose result file is missing is left out, and the command that makes the file is printed. Where both are in one
+figure, hollow marks are published numbers and filled ones were measured here.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.published import LATER, PUBLISHED, Published
+from experiments.plot import GREY, MARKS, add_title, drawing, label_points
+from experiments.records import RESULTS, command_of
+from utils.errors import InputError, exit_code, required
+from utils.files import write_json
+from utils.stages import PREDICTIONS, STAGES
+
+
+def read_curves(log: Path) -> dict[str, Any]:
+    """Return the curves of one training run.
+
+    Args:
+        log: `LOG_PATH/TASK_NAME.jsonl`; the folder `TASK_NAME` lies beside it. If several runs of the name are in the
+            log, the last one is read.
+
+    Returns:
+        `run` (its name), `stage`, `seed`, `epochs` (their numbers, from 1), and under `train` and `validation` the mIoU
+        (0..1, None where no class counts, and without a validation) after each epoch, by prediction.
+
+    Raises:
+        InputError: the log or the record of its run is missing, or is something else.
+    """
+    try:
+        options = json.loads((log.with_suffix("") / "run.json").read_text(encoding="utf-8"))["options"]
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        lines = [line for line in lines if line["started"] == lines[-1]["started"]]
+        return {
+            "run": log.stem,
+            "stage": options["mode"],
+            "seed": options["seed"],
+            "epochs": [line["epoch"] for line in lines],
+            **{part: _by_prediction([line[part] for line in lines]) for part in ("train", "validation")},
+        }
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{log} is no training's log: give LOG_PATH/TASK_NAME.jsonl, which train_deep_globe.py writes beside the "
+            "folder TASK_NAME"
+        ) from error
+
+
+def _by_prediction(epochs: Sequence[dict[str, Any] | None]) -> dict[str, list[float | None]]:
+    """Return the mIoU of each epoch by prediction."""
+    known = [scores for scores in epochs if scores]
+    return {name: [None if scores is None else scores[name]["mIoU"] for scores in epochs] for name in known[0]}
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DATA = ("pages", "synthetic", "dubai")
+"""The data sets that results are expected of; those of others are drawn where there are any."""
+
+Record = Mapping[str, Any]
+"""The content of a result file."""
+
+OF_PREDICTION = dict(zip(PREDICTIONS, reversed(MARKS[:3]), strict=True))
+"""The mark of each prediction, the same in all figures."""
+
+
+def draw_memory_accuracy(path: Path, ours: Mapping[str, Record]) -> None:
+    """Draw mIoU over memory: published points of DeepGlobe, and beside them a panel for each of our own data sets.
+
+    Args:
+        path: of the figure.
+        ours: by data set, what `experiments.ablation` wrote.
+    """
+    with drawing(path, (1, 1 + len(ours)), (5.6, 5.0)) as (published, *panels):
+        _draw_published(published)
+        for axes, (data, record) in zip(panels, ours.items(), strict=True):
+            rows = [row for row in record["rows"] if row.get("drawn", True)]
+            places = [(row["peak_memory_mb"], 100 * row["mIoU"], row["variant"]) for row in rows]
+            spreads = [100 * (row["spread"] or 0) for row in rows]
+            x, y, _ = zip(*places, strict=True)
+            label = "mean over folds, ± 1 standard deviation"
+            axes.errorbar(x, y, spreads, fmt="o", color=MARKS[0].color, label=label)
+            axes.margins(0.2, 0.1)
+            axes.set_xlabel("peak memory of the evaluation, MB of $2^{20}$ bytes")
+            axes.set_ylabel("mIoU, %")
+            add_title(axes, f"Measured here: {data}")
+            label_points(axes, places)
+
+
+def _draw_published(axes: "Axes") -> None:
+    """Draw the published points of DeepGlobe that have both numbers, hollow."""
+    source = PUBLISHED["deep_globe"]
+    kinds: dict[str, tuple[str, Callable[[Published], bool]]] = {
+        "GLNet with three sizes of patches, by the paper": ("*", lambda one: one.mode is not None),
+        "others, by the paper": ("o", lambda one: one.mode is None and one.source != LATER),
+        "later systems, by their own papers": ("s", lambda one: one.source == LATER),
+    }
+    known = [one for one in source.results if one.memory_mb is not None]
+    for label, (marker, belongs) in kinds.items():
+        chosen = [one for one in known if belongs(one)]
+        x, y = [required(one.memory_mb, "memory") for one in chosen], [one.score for one in chosen]
+        size = 13 if marker == "*" else 8
+        axes.plot(x, y, marker, color="black", fillstyle="none", markersize=size, markeredgewidth=1.4, label=label)
+    axes.set_xscale("log")
+    axes.set_xlim(1250, 14000)
+    axes.set_ylim(35, 83)
+    axes.minorticks_off()
+    ticks = (1500, 2000, 3000, 5000, 10000)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xlabel(f"memory, MB ({source.memory}; logarithmic)")
+    axes.set_ylabel(f"{source.measure}, %")
+    add_title(axes, f"Published: {source.title}")
+    # the other sizes of patches are within the mark of the first, which alone has a label
+    label_points(axes, [(one.memory_mb or 0, one.score, one.name) for one in known if "patches" not in one.name])
+
+
+def draw_iou_per_class(path: Path, record: Record) -> None:
+    """Draw the IoU of each class, and the mIoU, by variant: every fold, the mean and the standard deviation.
+
+    A fold whose images lack a class does not count for it.
+
+    Args:
+        path: of the figure.
+        record: what `experiments.ablation` wrote.
+    """
+    variants = [row["variant"] for row in record["rows"] if row.get("drawn", True)]
+    by_variant = {name: [run for run in record["runs"] if run["variant"] == name] for name in variants}
+    titles = ["mIoU", *record["classes"]]
+    columns = min(4, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    with drawing(path, (rows, columns), (2.9, 0.9 + 0.32 * len(variants)), sharey=True) as panels:
+        for k, (axes, title) in enumerate(zip(panels, titles, strict=False)):
+            for place, runs in enumerate(by_variant.values()):
+                scores = [run["iou"][k - 1] if k else run["mIoU"] for run in runs]
+                found = [100 * score for score in scores if score is not None]
+                if not found:
+                    continue
+                spread = statistics.stdev(found) if len(found) > 1 else 0.0
+                mean = statistics.mean(found)
+                axes.barh(place, 2 * spread, left=mean - spread, height=0.3, color="#9ecae1")
+                axes.plot(mean, place, "|", color="black", markersize=13, markeredgewidth=2)
+                axes.plot(found, [place] * len(found), "o", color="black", fillstyle="none", markersize=5)
+            axes.set_yticks(range(len(variants)), variants)
+            axes.set_ylim(len(variants) - 0.5, -0.5)
+            axes.use_sticky_edges = False
+            axes.margins(x=0.15)
+            axes.locator_params(axis="x", nbins=4, min_n_ticks=3)
+            axes.set_title(title.replace("_", " "))
+        for axes in panels[len(titles) :]:
+            axes.set_axis_off()
+        note = "IoU, %. Circles: folds; strokes: their means; bands: ± 1 standard deviation"
+        required(panels[0].get_figure(root=True), "figure").supxlabel(note, fontsize=12)
+
+
+def draw_sharing(path: Path, record: Record) -> None:
+    """Draw the gain of sharing, stage 2 minus local alone, over the side of the patch, with its 95 % intervals.
+
+    Args:
+        path: of the figure.
+        record: what `experiments.ablation` wrote, with several sides.
+    """
+    gains = record["gains"]
+    sides = [one["side"] for one in gains]
+    with drawing(path, (1, 1), (5.6, 4.6)) as (axes,):
+        axes.axhline(0, color=GREY, linewidth=1)
+        for mark, name in zip(MARKS, gains[0]["gain"], strict=False):
+            found = [one["gain"][name] for one in gains]
+            values = [100 * one["value"] for one in found]
+            ends = [
+                [100 * abs(one["value"] - (one["value"] if one[end] is None else one[end])) for one in found]
+                for end in ("low", "high")
+            ]
+            classes = gains[0]["classes"].get(name)
+            label = name if classes is None else f"{name}: {', '.join(classes)}"
+            axes.errorbar(sides, values, ends if any(map(any, ends)) else None, label=label, **mark.keywords())
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sides, [str(side) for side in sides])
+        axes.set_xlabel("side of the patch, pixels")
+        axes.set_ylabel("gain, points of IoU")
+        add_title(axes, "Stage 2 minus local alone")
+
+
+def draw_learning_curves(path: Path, record: Record) -> None:
+    """Draw training and validation mIoU over the epochs of each stage: means over its runs, and their range.
+
+    Args:
+        path: of the figure.
+        record: the curves of several runs; see `collect_curves`.
+    """
+    by_stage = {number: [run for run in record["runs"] if run["stage"] == number] for number in STAGES}
+    by_stage = {number: runs for number, runs in by_stage.items() if runs}
+    with drawing(path, (1, len(by_stage)), (4.0, 4.6), sharey=True) as panels:
+        for axes, (number, runs) in zip(panels, by_stage.items(), strict=True):
+            stage = STAGES[number]
+            shown = [("validation", name) for name in reversed(stage.predictions)]
+            for part, name in (("train", stage.headline), *shown):
+                _draw_range(axes, runs, part, name)
+            axes.set_xlabel("epoch" if len(runs) == 1 else f"epoch (mean and range of {len(runs)} runs)")
+            axes.locator_params(axis="x", integer=True)
+            add_title(axes, f"Stage {number}: {stage.name.replace('2', ' to ')}")
+        panels[0].set_ylabel("mIoU, %")
+
+
+def _draw_range(axes: "Axes", runs: Sequence[Record], part: str, name: str) -> None:
+    """Draw the mIoU of one prediction over the epochs that all runs have: the mean over the runs, and their range.
+
+    Args:
+        axes: the panel.
+        runs: of one stage.
+        part: `train`, which is drawn dotted and without marks, or `validation`.
+        name: of the prediction.
+    """
+    # an epoch without a score was not validated
+    found = [{k: x for k, x in zip(run["epochs"], run[part][name], strict=True) if x is not None} for run in runs]
+    epochs = sorted(set.intersection(*(set(scores) for scores in found)))
+    values = [[100 * scores[k] for scores in found] for k in epochs]
+    mark = OF_PREDICTION[name]
+    more: dict[str, Any] = {"marker": mark.marker, "markevery": max(1, len(epochs) // 6)}
+    more = {"linestyle": (0, (1, 1))} if part == "train" else more
+    label = f"{name}, {'training' if part == 'train' else part}"
+    axes.plot(epochs, [statistics.mean(column) for column in values], label=label, color=mark.color, **more)
+    if len(runs) > 1:
+        low, high = ([pick(column) for column in values] for pick in (min, max))
+        axes.fill_between(epochs, low, high, color=mark.color, alpha=0.15, linewidth=0)
+
+
+def draw_refine(path: Path, record: Record) -> None:
+    """Draw mIoU, the part that is not looked at, and seconds over the share of patches that are computed.
+
+    Args:
+        path: of the figure.
+        record: what `experiments.refine` wrote.
+    """
+    rows = record["rows"]
+    shares = [row["refine_share"] for row in rows]
+
+    def curve(axes: "Axes", key: str, label: str | None, scale: float, **keywords: Any) -> None:
+        means, spreads = ([scale * (row[part][key] or 0) for row in rows] for part in ("mean", "spread"))
+        axes.errorbar(shares, means, spreads if any(spreads) else None, label=label, **keywords)
+
+    with drawing(path, (1, 3), (4.0, 4.4)) as (scores, not_looked_at, seconds):
+        for name in reversed(PREDICTIONS):
+            curve(scores, name, name, 100, **OF_PREDICTION[name].keywords())
+        curve(not_looked_at, "not_looked_at", None, 100, **MARKS[3].keywords())
+        curve(seconds, "seconds_per_image", "elapsed", 1, **MARKS[0].keywords())
+        curve(seconds, "process_seconds_per_image", "of the processor, all threads", 1, **MARKS[1].keywords())
+        add_title(scores, "mIoU, %")
+        add_title(not_looked_at, "Pixels not looked at, %")
+        add_title(seconds, "Seconds per image")
+        seconds.set_ylim(bottom=0)
+        for axes in (scores, not_looked_at, seconds):
+            axes.set_xlabel("share of the patches that are computed")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A figure of one result file.
+
+    Attributes:
+        figure: its name, without the data set's.
+        results: name of the file, without the data set's.
+        command: makes the file; `{data}` is the data set.
+        needed: entries of the file.
+        draw: draws the figure from the file's content.
+    """
+
+    figure: str
+    results: str
+    command: str
+    needed: tuple[str, ...]
+    draw: Callable[[Path, Record], None]
+
+
+ABLATION = Kind(
+    "iou_per_class",
+    "ablation",
+    "python -m experiments.ablation --data {data} --data_path DIR",
+    ("rows", "runs", "classes"),
+    draw_iou_per_class,
+)
+KINDS = (
+    ABLATION,
+    Kind(
+        "learning_curves",
+        "curves",
+        "python -m experiments.figures --curves {data} LOG_PATH/TASK_NAME.jsonl ...",
+        ("runs",),
+        draw_learning_curves,
+    ),
+    Kind(
+        "refine",
+        "refine",
+        "python -m experiments.refine --name {data} --checkpoints FILE ... --data_path DIR",
+        ("rows",),
+        draw_refine,
+    ),
+)
+"""The figures of which each data set has its own."""
+
+
+def read_results(path: Path, kind: Kind, data: str = "") -> Record | None:
+    """Return the content of a result file; None, after a line that names its command, if it is missing.
+
+    Raises InputError, naming the file, if it is no such file.
+    """
+    command = kind.command.format(data=data)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        print(f"skipped, as {path} is missing: {command}")
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(record, dict) or not all(record.get(name) for name in kind.needed):
+        raise InputError(f"{path} has no {', '.join(kind.needed)}: make it anew by {command}")
+    return record
+
+
+def data_sets(results: Path, kind: Kind) -> Iterator[str]:
+    """Yield the data sets of a kind: those that are expected, then others that `results` has a file of."""
+    yield from DATA
+    found = sorted(path.stem.removeprefix(f"{kind.results}_") for path in results.glob(f"{kind.results}_*.json"))
+    yield from (name for name in found if name not in DATA)
+
+
+def collect_curves(results: Path, name: str, logs: Iterable[Path]) -> None:
+    """Copy the curves of training logs to `curves_NAME.json`, from which their figure can be drawn again."""
+    record = {"command": command_of("figures"), "runs": [read_curves(log) for log in logs]}
+    write_json(results / f"curves_{name}.json", record)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draw every figure whose results there are, and print its path."""
+    for name, *logs in options.curves:
+        if not logs:
+            raise InputError(f"--curves {name} names no log: add the files LOG_PATH/TASK_NAME.jsonl of its runs")
+        collect_curves(options.results, name, map(Path, logs))
+
+    def draw(draw_figure: Callable[[Path, Any], None], name: str, content: Any) -> None:
+        draw_figure(options.output / f"{name}.png", content)
+        print(f"drawn: {options.output / name}.png")
+
+    ablations = {}
+    for kind in KINDS:
+        for data in data_sets(options.results, kind):
+            record = read_results(options.results / f"{kind.results}_{data}.json", kind, data)
+            if record is not None:
+                draw(kind.draw, f"{kind.figure}_{data}", record)
+            if record is not None and kind is ABLATION:
+                ablations[data] = record
+                if len(record.get("gains", ())) > 1:
+                    draw(draw_sharing, f"sharing_{data}", record)
+    draw(draw_memory_accuracy, "memory_accuracy", ablations)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="DIR", help="of result files (default: experiments/results)"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="of figures (default: that of --results)")
+    parser.add_argument(
+        "--curves",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "FILE"),
+        help="copy the learning curves of these training logs, LOG_PATH/TASK_NAME.jsonl, to curves_NAME.json first",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    options = build_parser().parse_args(arguments)
+    options.output = options.output or options.results
+    return exit_code(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Measures what uncertain patches cost and gain: python -m experiments.refine --help
+
+Evaluates checkpoints of stage 2 or 3 as `train_deep_globe.py --evaluation` does, with several values of
+`--refine_share`: mIoU of every prediction, the share of pixels that no patch covers, and seconds per image. Seconds are
+those of segmenting and counting an image, without decoding, after an image that warms up; those of the processor are of
+all threads together.
+
+The figures go to refine_NAME.json and refine_NAME.md; `python -m experiments.figures` draws them.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dataset.layout import SplitChoice
+from dataset.loader import SampleLoader
+from dataset.registry import Description, describe
+from evaluation.report import evaluation_record
+from evaluation.run import Evaluation, evaluate_images
+from experiments.records import RESULTS, command_of, write_results
+from training import options as command_line
+from training.setup import build_settings, prepare_evaluation
+from utils.arguments import Parser, add_geometry, number, whole
+from utils.distributed import pick_device
+from utils.errors import InputError, exit_code
+from utils.files import check_writable
+from utils.memory import keep_freed_memory, peak_memory_mb
+from utils.metrics import StageMetrics
+from utils.precision import PRECISIONS
+from utils.run_record import device_name, git_commit, now
+from utils.stages import PREDICTIONS, STAGES
+
+SHARES = tuple(k / 10 for k in range(11))
+
+COLUMNS = {
+    **{name: (f"{name}, mIoU %", 100, 1) for name in PREDICTIONS},
+    "not_looked_at": ("pixels not looked at, %", 100, 1),
+    "not_computed": ("patches not computed, %", 100, 1),
+    "seconds_per_image": ("seconds per image", 1, 3),
+    "process_seconds_per_image": ("of the processor", 1, 3),
+}
+"""What is measured, with the title of its column in the table, the factor of its values there, and their decimals."""
+
+
+def evaluation_options(options: argparse.Namespace, checkpoint: Path) -> argparse.Namespace:
+    """Return the options of the evaluation of a checkpoint: those of this command, and the defaults of all others."""
+    defaults = command_line.build_parser().parse_args(["--evaluation"])
+    files = {"model_path": Path(), STAGES[options.mode].reads: str(checkpoint)}
+    return argparse.Namespace(**{**vars(defaults), **vars(options), **files})
+
+
+def measure(
+    checkpoint: Path, options: argparse.Namespace, described: Description, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Yield, for every share, the record of an evaluation; see `evaluation.report.evaluation_record`.
+
+    Args:
+        checkpoint: of stage 2 or 3.
+        options: of the command.
+        described: the data set.
+        device: of the network.
+
+    Raises:
+        InputError: the checkpoint cannot be used, or is coarse to fine.
+    """
+    own = evaluation_options(options, checkpoint)
+    predictor, header, data = prepare_evaluation(own, described, device)
+    if header.coarse_to_fine:
+        raise InputError(f"{checkpoint} is coarse to fine, which selects patches already: give one that is not")
+
+    def evaluate(share: float, images: int) -> Evaluation:
+        settings = build_settings(argparse.Namespace(**{**vars(own), "refine_share": share}), header, device)
+        loader = SampleLoader(data, sampler=range(images), num_workers=options.num_workers, pin=device.type == "cuda")
+        metrics = StageMetrics(predictor.stage, header.classes)
+        return evaluate_images(
+            replace(predictor, settings=settings), loader, metrics, title=f"{checkpoint.name}, share {share:g}"
+        )
+
+    evaluate(1.0, images=1)
+    for share in options.shares:
+        found = evaluate(share, len(data))
+        record = evaluation_record(
+            header.stage,
+            header.classes,
+            found.metrics.matrices,
+            images=found.images,
+            seconds_per_image=found.seconds_per_image,
+            peak_memory_mb=peak_memory_mb(device),
+            coverage=found.coverage,
+        )
+        yield {
+            "checkpoint": str(checkpoint),
+            "refine_share": share,
+            "process_seconds_per_image": found.process_seconds_per_image,
+            **record,
+        }
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each share: under `mean` and `spread` the mean and the standard deviation over checkpoints.
+
+    The entries are the keys of `COLUMNS`; mIoU and shares are 0..1. The spread of one checkpoint is None.
+    """
+    rows = []
+    for share in dict.fromkeys(run["refine_share"] for run in runs):
+        own = [run for run in runs if run["refine_share"] == share]
+        values = {key: [run[key]["mIoU"] if key in PREDICTIONS else run[key] for run in own] for key in COLUMNS}
+        mean = {key: statistics.mean(found) for key, found in values.items()}
+        spread = {key: statistics.stdev(found) if len(own) > 1 else None for key, found in values.items()}
+        rows.append({"refine_share": share, "mean": mean, "spread": spread})
+    return rows
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """Return a row of `summary` as a row of a Markdown table."""
+    cells = [f"{row['refine_share']:g}"]
+    for key, (_, scale, decimals) in COLUMNS.items():
+        found = [row[part][key] for part in ("mean", "spread")]
+        cells.append(" ± ".join(f"{scale * value:.{decimals}f}" for value in found if value is not None))
+    return f"| {' | '.join(cells)} |"
+
+
+def as_markdown(record: dict[str, Any]) -> str:
+    """Return the table of a record, with the command that made it."""
+    heads = ["share of patches", *(title for title, _, _ in COLUMNS.values())]
+    count = len(record["checkpoints"])
+    about = (
+        f"Made by `{record['command']}` on {record['date']}, commit {record['commit']}, on {record['device']}: mode "
+        f"{record['mode']}, {record['dataset']}, split {record['split']} (images: {record['images']}); "
+        f"{'one checkpoint' if count == 1 else f'mean over {count} checkpoints, ± their standard deviation'}."
+    )
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *map(table_row, record["rows"])]
+    return "\n".join(["# Share of patches that are computed, and what it gains", "", about, "", *lines, ""])
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure all checkpoints and write the results."""
+    choice = SplitChoice(options.split_lists, options.split_seed, options.hold_out)
+    described = describe(options.dataset, options.data_path, choice)
+    options.split = options.split or described.validation
+    if options.split in described.unlabelled:
+        raise InputError(f"--split {options.split} has no labels, and so no mIoU; take another")
+    options.shares = sorted(set(options.shares))
+    check_writable(options.output)
+    device = pick_device(options.device)
+    keep_freed_memory()
+    runs = [found for file in options.checkpoints for found in measure(file, options, described, device)]
+    record = {
+        "command": command_of("refine"),
+        "date": now(),
+        "commit": git_commit(),
+        "device": device_name(device),
+        "dataset": options.dataset,
+        "split": options.split,
+        "mode": options.mode,
+        "images": runs[0]["images"],
+        "checkpoints": [str(file) for file in options.checkpoints],
+        "rows": summary(runs),
+        "runs": runs,
+    }
+    page = as_markdown(record)
+    write_results(options.output / f"refine_{options.name or options.dataset}.json", record, page)
+    print(page)
+
+
+def build_parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(
+        prog="python -m experiments.refine",
+        description="Evaluate checkpoints of stage 2 or 3 with several values of --refine_share.",
+    )
+    add = parser.group("curve")
+    add(
+        "--checkpoints",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="of one stage and network, of several seeds for instance",
+    )
+    add("--mode", type=int, choices=(2, 3), default=3, help="their stage (default: %(default)s)")
+    add("--path_g", default="", metavar="FILE", help="stage 1's file, beside a released one of stage 3")
+    add("--shares", type=number(0, 1), nargs="+", default=SHARES, metavar="SHARE", help="(default: 0, 0.1, ... 1)")
+    add("--name", type=command_line.task_name, help="of the results, refine_NAME.json (default: the data set's)")
+    add("--output", type=Path, default=RESULTS, metavar="DIR", help="of the results (default: experiments/results)")
+    command_line.add_data(parser)
+    add = parser.group("evaluation")
+    add("--split", help="(default: the data set's validation: crossvali, else val)")
+    add_geometry(add, "inria 536, others ")
+    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default: %(default)s)")
+    add("--device", help="(default: cuda where there is one, else cpu)")
+    add(
+        "--num_workers",
+        type=whole(0),
+        default=0,
+        help="processes that decode images, and take processors from those that are timed (default: none)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    return exit_code(lambda: run(build_parser().parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Pictures in memory as sources, and how any source shrinks."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imaging.image_file import ImageFile, View
+from imaging.planes import TURNS, HeldPlanes, TurnedPlanes, picture_values
+from imaging.probe import PILLOW, RASTERIO, FileInfo, read_orientation
+from imaging.sources import MEMORY_PIXELS, Source, fits_memory
+from utils.errors import InputError
+from utils.stretch import RGB
+from utils.tiling import Box, Size, map_size
+
+_STRIP_PIXELS = 16_000_000
+"""How many pixels of a large source are shrunk at a time, if it is RGB."""
+
+
+def picture(image: Image.Image, view: View | None = None) -> ImageFile:
+    """Return a Pillow image as a source.
+
+    Args:
+        image: of any mode, turned as its EXIF says.
+        view: which bands are read, and how values of more than 8 bits become 0..255; by default as `View()`.
+
+    Raises:
+        InputError: it lacks the bands.
+    """
+    image.load()
+    orientation = read_orientation(image)
+    values, palette = picture_values(image)
+    info = FileInfo(
+        path=Path("the picture"),
+        format="",
+        stored=(image.height, image.width),
+        bands=len(values),
+        dtype=values.dtype.name,
+        decoders=(PILLOW,),
+        top=1 if image.mode == "1" else 255,
+        orientation=orientation,
+        palette=palette is not None,
+    )
+    return ImageFile(info, TurnedPlanes(HeldPlanes(values, palette), TURNS[orientation]), view or View())
+
+
+def array(values: np.ndarray, view: View) -> ImageFile:
+    """Return an array as a source: a picture where no bands are named, else as if a file held it.
+
+    Args:
+        values: a picture, (H, W, 3) or grey (H, W), uint8; or (H, W, bands) of whole or floating-point numbers. Of a
+            masked array, pixels that are masked in all bands that are read have no data.
+        view: which bands are read, and how values of other types than uint8 become 0..255.
+
+    Raises:
+        InputError: it is of another type or shape, is empty or lacks the bands.
+    """
+    if view.bands is None:
+        known, wanted = values.dtype == np.uint8 and values.shape[2:] in ((), (RGB,)), "(H, W, 3) or (H, W) uint8"
+    else:
+        known, wanted = values.dtype.kind in "uif", "(H, W, bands) or (H, W) of whole or floating-point numbers"
+    if not known or values.ndim not in (2, 3) or not values.size:
+        raise InputError(f"an array must be {wanted}, not empty, not {values.shape} {values.dtype}")
+    planes = np.atleast_3d(np.ma.getdata(values)).transpose(2, 0, 1)
+    masked = None
+    if np.ma.is_masked(values):
+        masked = np.atleast_3d(np.ma.getmaskarray(values)).transpose(2, 0, 1)
+    info = FileInfo(
+        path=Path("the array"),
+        format="",
+        stored=values.shape[:2],
+        bands=len(planes),
+        dtype=planes.dtype.name,
+        decoders=(PILLOW,) if values.ndim == 2 else (RASTERIO,),  # grey counts as RGB, one band of a raster does not
+    )
+    return ImageFile(info, HeldPlanes(planes, masked=masked), view)
+
+
+def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:
+    """Shrink a source with Pillow's bilinear filter, antialiased.
+
+    A large source is shrunk along its rows first, some rows at a time, then along its columns: the filter is separable,
+    so values differ by the rounding between the steps alone.
+
+    Args:
+        source: an image.
+        size: (height, width) to make of it.
+        most: the most pixels of RGB, or other bands of as many bytes, that are shrunk at once, with one rounding.
+
+    Returns:
+        (bands, *size) uint8.
+    """
+    height, width = source.size
+    step = height if fits_memory(source, most) else max(1, _STRIP_PIXELS * RGB // (width * source.n_bands))
+    strips = []
+    for top in range(0, height, step):
+        rows = source.read(Box(top, 0, min(step, height - top), width))
+        strips.append(_resize(rows, size if step == height else (map_size(rows)[0], size[1])))
+    return _resize(torch.cat(strips, 1), size)
+
+
+def _resize(image: Tensor, size: Size) -> Tensor:
+    """Resize an image (bands, H, W) uint8 to (bands, *size) by Pillow.
+
+    Bands are resized one by one: the values are those of RGB at once, but bands need not be interleaved for Pillow, and
+    it cannot take the last of two or four for transparency.
+    """
+    resized = torch.empty((len(image), *size), dtype=torch.uint8)
+    for target, band in zip(resized, image, strict=True):
+        picture = Image.fromarray(band.contiguous().cpu().numpy())
+        small = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        target.numpy()[:] = np.asarray(small)
+    return resized
