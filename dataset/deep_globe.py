@@ -77,7 +77,7 @@ def _distributed_folder(root: Path) -> Path:
 
 
 def _listed(folder: Path, images: dict[str, Path], split: str) -> dict[str, Path]:
-    """Those of `images` that the published lists put into `split`; how many are unlisted or missing is told once."""
+    """Return the `images` of a split of the published lists; log once how many are unlisted or missing."""
     lists = published_splits()
     wanted = [id_ for id_, name in lists.items() if name == split]
     found = {id_: images[id_] for id_ in wanted if id_ in images}

@@ -93,7 +93,7 @@ SEEDS = 1000
 
 
 def class_records(census: Census, ignored: Sequence[Value], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A class for each value that is not `ignored`, in ascending order, as the file's entry `classes`.
+    """Return the file's entry `classes`: a class for each value that is not `ignored`, in ascending order.
 
     Of two classes the second is taken for the foreground, which alone counts, unless options say otherwise.
     Raises InputError where the names do not fit.
@@ -131,7 +131,7 @@ def class_records(census: Census, ignored: Sequence[Value], options: argparse.Na
 
 
 def split_record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The file's entry `splits`, the file lying in `folder`; its seed is not chosen yet."""
+    """Return the entry `splits` of a file in `folder`, without a chosen seed."""
     if "{split}" in options.images:
         given = dict(pair.split("=", 1) for pair in options.folders) if options.folders else {}
         place = options.root / options.images.partition("{split}")[0]
@@ -142,13 +142,13 @@ def split_record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder` where it lies in it, else absolute."""
+    """Return `path` relative to `folder` if it lies in it, else absolute."""
     path, folder = path.resolve(), folder.resolve()
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
 
 
 def best_seed(ids: Sequence[str], fractions: Mapping[str, float]) -> int:
-    """The seed whose split by hash comes closest to `fractions` of `ids`, each split getting one image at least."""
+    """Return the seed whose split by hash comes closest to `fractions` of `ids`, with an image in each split."""
     wanted = {name: max(1, round(part * len(ids))) for name, part in fractions.items()}
 
     def distance(seed: int) -> int:
@@ -160,7 +160,7 @@ def best_seed(ids: Sequence[str], fractions: Mapping[str, float]) -> int:
 
 
 def describe(options: argparse.Namespace) -> tuple[str, int]:
-    """Write the file that `options` ask for.
+    """Write the file that `options` describe.
 
     Returns:
         What was found, as lines of text; and how many files could not be read and were skipped.
@@ -204,7 +204,7 @@ def _items(plan: FolderFile, split: str) -> list[Item]:
 
 
 def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
-    """What was found, a value a line, and how to go on."""
+    """Return the text that lists the values found, one a line, and the next command."""
     classes = file.classes
     kinds: dict[Value, str] = dict.fromkeys(classes.ignored, "(ignored)")
     kinds |= dict(zip(classes.palette, classes.names, strict=True))
@@ -233,7 +233,7 @@ def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
 
 
 def _value(text: str) -> Value:
-    """The argument of --ignore: 255, or 224,224,192."""
+    """Parse the argument of --ignore: 255, or 224,224,192."""
     match [int(part) for part in text.split(",")]:
         case [grey]:
             return grey
@@ -243,12 +243,12 @@ def _value(text: str) -> Value:
 
 
 def _stretch(text: str) -> str:
-    """The argument of --stretch: as in training, or `measured`."""
+    """Parse the argument of --stretch: as in training, or `measured`."""
     return text if text == MEASURED else stretch(text)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m dataset.describe",
         description="Writes the JSON file of a data set of one's own from looking at its labels.",

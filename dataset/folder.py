@@ -47,7 +47,7 @@ _NAME_PATTERN = re.compile(r"[^/{}*]*\{id\}[^/{}*]*\.([a-z0-9]+|\*)", re.IGNOREC
 
 @dataclass(frozen=True)
 class Splits:
-    """How images are dealt out: by one of three rules.
+    """Holds the rule by which images are assigned to splits, one of three.
 
     `lists` gives text files with an id a line, `folders` what stands for `{split}` in the patterns, `fractions` the
     parts of val and test in a split by hash with `seed`, the rest being train.
@@ -59,7 +59,7 @@ class Splits:
     seed: int = 0
 
     def names(self) -> tuple[str, ...]:
-        """The splits that there are."""
+        """Return the names of the splits."""
         given: Mapping[str, object] = self.lists or self.folders or {TRAIN: 1.0, **self.fractions}
         return tuple(name for name in SPLITS if name in given)
 
@@ -71,7 +71,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class FolderFile:
-    """What the file says. Patterns are paths below `root` with `{id}` in the last part; a suffix `.*` is any image's.
+    """Holds the file's entries. Patterns are paths below `root` with `{id}` in the last part; `.*` is any suffix.
 
     `root` is as written in the file, relative to `folder`, where the file lies. `bands` and `stretch` are None where
     the file does not give them.
@@ -87,7 +87,7 @@ class FolderFile:
     stretch: Stretch | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """The contents of the file."""
+        """Return the contents of the file."""
         classes = self.classes
         spelt = [
             {
@@ -134,7 +134,7 @@ class FolderFile:
 
     @classmethod
     def from_record(cls, record: Any, folder: Path) -> "FolderFile":
-        """The inverse of `to_record`; InputError, naming the entry, where a rule is broken."""
+        """Return the inverse of `to_record`. Raises InputError, with the name of the entry, if a rule is broken."""
         known = ("root", "images", "labels", "classes", "ignored", "measures", "splits", "bands", "stretch")
         _known_keys(record, "the file", known)
         splits = _splits(record.get("splits", {"fractions": {VAL: 0.2}}))
@@ -150,7 +150,7 @@ class FolderFile:
 
 
 def check_pattern(pattern: Any, key: str, splits: Splits) -> str:
-    """`pattern`, if it can name files; `key` is its entry. InputError says the rule."""
+    """Return `pattern`, the entry `key`. Raises InputError if it cannot name files."""
     if not isinstance(pattern, str) or not _NAME_PATTERN.fullmatch(pattern.rsplit("/", 1)[-1].replace("{split}", "")):
         raise InputError(
             f"{key} {pattern!r} must be a path whose last part has {{id}} once and a suffix (.* for any image's), "
@@ -169,7 +169,7 @@ def check_pattern(pattern: Any, key: str, splits: Splits) -> str:
 
 
 def _known_keys(record: Any, where: str, known: Sequence[str]) -> None:
-    """InputError unless `record` is a mapping with no other keys than `known`: a misspelt one would do nothing."""
+    """Raise InputError unless `record` is a mapping whose keys are all `known`: a misspelt one would do nothing."""
     if not isinstance(record, Mapping):
         raise InputError(f"{where} must be an object with the entries {', '.join(known)}")
     unknown = [key for key in record if key not in known]
@@ -227,7 +227,7 @@ def _is_color(value: Any) -> bool:
 
 
 def _classes(records: Any, ignored: Any, measures: Any) -> Classes:
-    """The classes of the entries; InputError where they are incomplete or contradict each other."""
+    """Return the classes of the entries. Raises InputError if they are incomplete or contradict each other."""
     if not isinstance(records, list) or not 2 <= len(records) <= MAX_CLASSES:
         raise InputError(
             f"classes must be a list of 2 to {MAX_CLASSES} objects, such as {{'name': 'road', 'value': 1}}"
@@ -265,7 +265,7 @@ def _check_class(record: Any, where: str) -> None:
 
 
 def _values(records: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """The classes' grey values: their positions where no class has one."""
+    """Return the classes' grey values: their positions if no class has one."""
     given = [record["value"] for record in records if "value" in record]
     if given and len(given) < len(records):
         raise InputError("either all classes have a value, or none has: then their positions are the values")
@@ -273,7 +273,7 @@ def _values(records: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
 
 
 def _palette(records: Sequence[Mapping[str, Any]], values: Sequence[int]) -> tuple[Color, ...]:
-    """The classes' colours. Where none is given, none is made that a file with grey values could show."""
+    """Return the classes' colours; one that is not given is black or white for the value 0 or 255, else distinct."""
     taken = [tuple(record["color"]) for record in records if "color" in record]
     free = (color for color in distinct_colors(2 * len(records)) if color not in taken)
     made = (

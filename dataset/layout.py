@@ -17,7 +17,7 @@ TRAIN, VAL, TEST = "train", "val", "test"
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """How images are dealt out to splits, where the data set leaves that open; None: as the set does by itself.
+    """Chooses how images are assigned to splits, if the data set leaves that open; None is the set's own rule.
 
     `lists` is a folder that holds train.txt, val.txt and test.txt, as far as they are needed, with an id a line.
     `hold_out` is the id of the only image that is for validation.
@@ -34,7 +34,7 @@ def files_by_id(
     into: dict[str, Path] | None = None,
     known: Container[str] = (),
 ) -> dict[str, Path]:
-    """The files of `folder` by id, added to `into`: group 1 of `name`, which must match the whole stem.
+    """Add the files of `folder` to `into` by id, and return it: group 1 of `name`, which must match the whole stem.
 
     Hidden files, other suffixes and `known` ids are passed over. Raises InputError where two files have one id.
     """
@@ -53,7 +53,7 @@ def files_by_id(
 
 
 def paired(ids: Iterable[str], images: Mapping[str, Path], labels: Mapping[str, Path], expected: str) -> list[Item]:
-    """Image and label of each of `ids`, in natural order; InputError, saying what is `expected`, where one lacks."""
+    """Return image and label of each of `ids`, in natural order. Raises InputError if one is missing."""
     ids = sorted(ids, key=natural)
     bare = [str(images[id_]) for id_ in ids if id_ not in labels]
     if bare:
@@ -65,7 +65,7 @@ def paired(ids: Iterable[str], images: Mapping[str, Path], labels: Mapping[str, 
 
 
 def natural(id_: str) -> tuple[tuple[bool, int, str], ...]:
-    """Sorts names as people do: numbers within them by value, so vienna2 comes before vienna10."""
+    """Return a sorting key that takes numbers in names by value: vienna2 comes before vienna10."""
     return tuple(
         (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", id_) if part
     )
@@ -112,7 +112,7 @@ def decode_text(content: bytes) -> str:
 
 
 def lists_in(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
-    """The list files SPLIT.txt that `folder` has; InputError where it has none."""
+    """Return the list files SPLIT.txt in `folder`. Raises InputError if there is none."""
     found = {split: folder / f"{split}.txt" for split in splits if (folder / f"{split}.txt").is_file()}
     if not found:
         names = ", ".join(f"{split}.txt" for split in splits)
@@ -121,7 +121,7 @@ def lists_in(folder: Path, splits: Iterable[str]) -> dict[str, Path]:
 
 
 def listed(images: Mapping[str, Path], lists: Mapping[str, Path], split: str) -> list[str]:
-    """The ids that the list file of `split` names, all of which must be among `images`.
+    """Return the ids in the list file of `split`, all of which must be among `images`.
 
     Raises InputError when there is no such list, an image is missing, or an image is in two lists.
     """
@@ -148,7 +148,7 @@ def listed(images: Mapping[str, Path], lists: Mapping[str, Path], split: str) ->
 
 
 def hashed_split(id_: str, fractions: Mapping[str, float], seed: int) -> str:
-    """The split of an image: by chance, but the same wherever `id_`, `fractions` and `seed` are.
+    """Return the split of an image: by chance, but the same for the same `id_`, `fractions` and `seed`.
 
     Each split gets about its fraction, `train` the rest. No other image matters: adding some moves none from
     one split to another.

@@ -19,7 +19,7 @@ from utils.errors import InputError
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """All indices below `length` as (epoch, index), in an order that depends on seed and epoch only."""
+    """Yields all indices below `length` as (epoch, index), in an order that depends on seed and epoch only."""
 
     def __init__(self, length: int, seed: int = 0) -> None:
         self.length = length
@@ -27,11 +27,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch, counted from 0, whose order the next iteration follows."""
+        """Set the epoch, counted from 0, whose order the next iteration follows."""
         self.epoch = epoch
 
     def order(self) -> list[int]:
-        """The epoch's whole order: a process of several, or a resumed run, takes its part of it."""
+        """Return the epoch's whole order. A process of several, or a resumed run, takes its part of it."""
         state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         return torch.randperm(self.length, generator=generator).tolist()
@@ -44,7 +44,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class BatchPart(Sampler[list[tuple[int, int]]]):
-    """This process's part of each batch of an epoch: every `world`-th key from the `rank`-th on.
+    """Yields this process's part of each batch of an epoch: every `world`-th key from the `rank`-th on.
 
     `batch_size` is that of all processes together. All get as many batches; in a short last one, parts may be empty.
     No key is left out or comes twice. Iteration starts at batch `start`, for a run that goes on inside an epoch.
@@ -58,12 +58,12 @@ class BatchPart(Sampler[list[tuple[int, int]]]):
         self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The epoch, and the batch in it, both counted from 0, that the next iteration starts with."""
+        """Set the epoch, and the batch in it, both counted from 0, that the next iteration starts with."""
         self.sampler.set_epoch(epoch)
         self.start = start
 
     def batch(self, number: int) -> list[int]:
-        """The indices of a whole batch of the epoch, all processes' parts."""
+        """Return the indices of a whole batch of the epoch, of all processes."""
         return self.sampler.order()[number * self.batch_size : (number + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -73,7 +73,7 @@ class BatchPart(Sampler[list[tuple[int, int]]]):
 
     @property
     def batches(self) -> int:
-        """In a whole epoch."""
+        """Return the number of batches in a whole epoch."""
         return -(-len(self.sampler) // self.batch_size)
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ def start_pass(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 class _ErrorsAsValues(Dataset[Any]):
-    """A data set that returns an InputError instead of raising it.
+    """Wraps a data set and returns an InputError instead of raising it.
 
     Torch turns what a worker raises into text; returned, the error keeps its type and its kind.
     """
@@ -145,7 +145,7 @@ def _as_list(samples: list[Any]) -> list[Any]:
 
 
 class SampleLoader(DataLoader[Any]):
-    """Batches, as lists of samples, of a data set."""
+    """Yields batches of a data set, as lists of samples."""
 
     def __init__(
         self,

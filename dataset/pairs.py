@@ -42,7 +42,7 @@ class Layout:
 
     @property
     def size(self) -> Size:
-        """(height, width) of all parts together."""
+        """Return (height, width) of all parts together."""
         return sum(self.heights), sum(self.widths)
 
     def pieces(self, box: Box) -> Iterator[Piece]:
@@ -71,7 +71,7 @@ class JoinedParts:
 
     @property
     def paths(self) -> list[Path]:
-        """All parts, row by row."""
+        """Return all parts, row by row."""
         return [path for row in self.rows for path in row]
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class JoinedParts:
 
     @cached_property
     def layout(self) -> Layout:
-        """The grid, from the files' headers.
+        """Return the grid, from the files' headers.
 
         Raises InputError, naming the file, where a part cannot be read, or has another height than most of its row or
         another width than most of its column.

@@ -48,33 +48,33 @@ Scene = tuple[np.ndarray, np.ndarray]
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: float) -> np.ndarray:
-    """(size, size) float32 noise of mean 0 and deviation 1 whose bumps are about size / cells pixels wide."""
+    """Return (size, size) float32 noise of mean 0 and deviation 1 with bumps of about size / cells pixels."""
     n = max(4, round(cells) + 3)
     noise = cv2.resize(rng.standard_normal((n, n), np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     return (noise - noise.mean()) / noise.std()
 
 
 def speckle(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
-    """(size, size) float32 noise of mean 0 and deviation 1 with grains of about `sigma` pixels."""
+    """Return (size, size) float32 noise of mean 0 and deviation 1 with grains of about `sigma` pixels."""
     noise = cv2.GaussianBlur(rng.standard_normal((size, size), np.float32), (0, 0), sigma)
     return noise / noise.std()
 
 
 def rotated_axes(rng: np.random.Generator, size: int) -> Scene:
-    """Two (size, size) float32 coordinates in pixels along perpendicular axes of a random direction."""
+    """Return two (size, size) float32 coordinates in pixels along perpendicular axes of a random direction."""
     angle = rng.uniform(0, np.pi)
     y, x = np.mgrid[:size, :size].astype(np.float32)
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
 def per_cell(rng: np.random.Generator, *cells: np.ndarray) -> np.ndarray:
-    """A random number in [0, 1) for each pixel, the same throughout a cell; `cells` are integer coordinates."""
+    """Return a random number in [0, 1) for each pixel, the same in a whole cell; `cells` are integer coordinates."""
     table = rng.random(4093, np.float32)
     return table[(cells[0] * 73 + cells[1] * 1009) % len(table)]
 
 
 def draw_regions(rng: np.random.Generator, size: int, index: int) -> np.ndarray:
-    """(size, size) uint8 classes with smooth borders, unknown left out.
+    """Return (size, size) uint8 classes with smooth borders, unknown left out.
 
     Three classes, others in the next image, are sure to get a region, so that two images show all six.
     """
@@ -89,7 +89,7 @@ def draw_regions(rng: np.random.Generator, size: int, index: int) -> np.ndarray:
 
 
 def draw_line(rng: np.random.Generator, label: np.ndarray, class_id: int, width: int, wander: float) -> None:
-    """A winding line of `class_id` across `label`, `width` pixels wide, `wander` image sides off the straight."""
+    """Draw a winding line of `class_id` across `label`, `width` pixels wide, `wander` image sides off the straight."""
     size = len(label)
     along = np.linspace(-0.1, 1.1, 64)
     start, end = rng.uniform(0.1, 0.9, 2)
@@ -101,7 +101,7 @@ def draw_line(rng: np.random.Generator, label: np.ndarray, class_id: int, width:
 
 
 def draw_label(rng: np.random.Generator, size: int, index: int) -> np.ndarray:
-    """(size, size) uint8 class ids of image number `index`: regions, rivers, roads, sparsely a cloud (unknown)."""
+    """Return (size, size) uint8 class ids of image `index`: regions, rivers, roads, sparsely a cloud (unknown)."""
     label = draw_regions(rng, size, index)
     for _ in range(rng.integers(1, 3)):
         draw_line(rng, label, WATER, int(rng.integers(4, 8)), wander=0.12)
@@ -116,7 +116,7 @@ def draw_label(rng: np.random.Generator, size: int, index: int) -> np.ndarray:
 
 
 def draw_fields(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size) float32 brightness of farmland: parcels, each in its own shade, two of three in rows."""
+    """Return (size, size) float32 brightness of farmland: parcels, each in its own shade, two of three in rows."""
     u, v = rotated_axes(rng, size)
     cell_u, cell_v = (u // rng.uniform(40, 70)).astype(np.int32), (v // rng.uniform(25, 50)).astype(np.int32)
     shade = per_cell(rng, cell_u, cell_v)
@@ -126,7 +126,7 @@ def draw_fields(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_towns(rng: np.random.Generator, urban: np.ndarray) -> np.ndarray:
-    """(size, size) float32 brightness where `urban`: bright and dark roofs between streets; narrow strips are road."""
+    """Return (size, size) float32 brightness where `urban`: bright and dark roofs between streets."""
     size = len(urban)
     built = cv2.morphologyEx(urban.astype(np.uint8), cv2.MORPH_OPEN, np.ones((7, 7), np.uint8)) > 0
     u, v = rotated_axes(rng, size)
@@ -137,7 +137,7 @@ def draw_towns(rng: np.random.Generator, urban: np.ndarray) -> np.ndarray:
 
 
 def draw_image(rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
-    """(size, size, 3) uint8 RGB picture of `label`, in a season of its own."""
+    """Return a (size, size, 3) uint8 RGB picture of `label`, in a season of its own."""
     size = len(label)
     textures = {
         UNKNOWN: 8 * smooth_noise(rng, size, 8),
@@ -160,14 +160,14 @@ def draw_image(rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
 
 
 def draw_scene(seed: int, index: int, size: int) -> Scene:
-    """Image number `index` of set `seed`: (size, size, 3) uint8 RGB and (size, size) uint8 class ids."""
+    """Return image `index` of set `seed`: (size, size, 3) uint8 RGB and (size, size) uint8 class ids."""
     rng = np.random.default_rng([seed, index])
     label = draw_label(rng, size, index)
     return draw_image(rng, label), label
 
 
 def plan_files(n_image: int, prepared: bool) -> list[tuple[str, str]]:
-    """For each image where it goes in the output, image and label: paths with published ids of its split.
+    """Return for each image the paths of image and label in the output, with published ids of its split.
 
     Raises InputError for too few or too many images.
     """
@@ -210,7 +210,7 @@ def generate(output: Path, n_image: int, size: int, seed: int, prepared: bool = 
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m dataset.synthetic",
         description="Generates a land-cover set in DeepGlobe's layout, for trying things out without the real one.",
@@ -237,7 +237,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 2 after one line that says what is wrong."""
+    """Return the exit status: 0, or 2 after one line that says what is wrong."""
     options = parse(arguments)
     return exit_code(
         lambda: generate(

@@ -2,9 +2,16 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
+
+from predict import Segmenter
+
+_segmenters: dict[tuple, Segmenter] = {}
+"""The last one that `load_once` gave, by its file and options."""
 
 
 @dataclass
@@ -14,6 +21,31 @@ class Reference:
     folders: runs.Folders
     seconds: dict[int, float]
     output: dict[int, str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of whole runs as slow: those with a fixture that trains."""
+    for item in items:
+        if {"reference", "whole", "work"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def load_once(monkeypatch) -> None:
+    """Let tests that segment with the same file and options again and again load it once."""
+    plain = Segmenter.from_checkpoint
+
+    def load(path: str | Path, **options: Any) -> Segmenter:
+        if not Path(path).is_file():
+            return plain(path, **options)
+        key = (str(path), Path(path).stat().st_mtime_ns, repr(sorted(options.items())))
+        if key not in _segmenters:
+            made = plain(path, **options)
+            _segmenters.clear()
+            _segmenters[key] = made
+        return _segmenters[key]
+
+    monkeypatch.setattr(Segmenter, "from_checkpoint", load)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,9 @@ LIMIT = 240  # seconds; a run that takes longer hangs
 SIZES = ["--size_g=64", "--size_p=64", "--min_overlap=16", "--backbone=resnet18", "--backbone_weights=none"]
 SMALL = ["--batch_size=2", "--sub_batch_size=4", "--num_workers=0", "--num_epochs=2"]
 SAVE_OFTEN = "--save_every=1e-9"  # minutes: after every step, however short
-STARTS = {1: [], 2: ["--path_g=one.pth"], 3: ["--path_g=one.pth", "--path_g2l=two.pth"]}
+STARTS = {1: ["--pyramid_width=32"], 2: ["--path_g=one.pth"], 3: ["--path_g=one.pth", "--path_g2l=two.pth"]}
+"""What each stage starts from. The later ones take the narrow pyramid, which keeps files small, from the first."""
+
 NAMES = {1: "one", 2: "two", 3: "three"}
 
 

@@ -378,6 +378,7 @@ def matrices_of(experiment: Experiment, task: str, prediction: str) -> np.ndarra
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "unet_scores"])
 def test_a_baseline_is_trained_saved_and_evaluated_image_by_image(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -396,6 +397,7 @@ def test_a_baseline_is_trained_saved_and_evaluated_image_by_image(
     assert len((experiment.folder / "runs" / f"{name}_0.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_networks_of_glnet_are_evaluated_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = small_experiment(tmp_path, monkeypatch)
     (experiment.folder / "models").mkdir()

@@ -83,6 +83,7 @@ def multispectral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # from the file of a data set to the mask
 
 
+@pytest.mark.slow
 def test_four_bands_of_16_bits_go_from_their_description_to_polygons(
     monkeypatch, multispectral, tmp_path: Path
 ) -> None:

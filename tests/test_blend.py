@@ -34,7 +34,7 @@ from training.options import build_parser
 from training.setup import build_settings as build_settings_of
 from utils.canvas import UPSAMPLES, ScoreCanvas, enlarge
 from utils.errors import InputError
-from utils.selection import CoarseToFine, UncertainPatches
+from utils.selection import UncertainPatches
 from utils.tiling import BLENDS, Axis, Box, Patches, PatchGrid, PatchSubset, RegionGrids, Size, border_weights
 
 CHOICES = list(product(BLENDS, UPSAMPLES))
@@ -101,14 +101,13 @@ def random_logits(grid: Patches, seed: int = 0) -> Tensor:
 # weights
 
 
-@pytest.mark.parametrize("blend", BLENDS)
-@pytest.mark.parametrize("length", [1, 2, 37, 508])
-def test_weights_are_positive_symmetric_and_fall_from_the_middle_to_the_borders(blend: str, length: int) -> None:
-    weights = border_weights(length, blend)
-    torch.testing.assert_close(weights, torch.from_numpy(reference_window((length, 1), blend)[:, 0]).float())
-    torch.testing.assert_close(weights, weights.flip(0))
-    assert weights.min() > 0
-    assert (weights[: length // 2].diff() >= 0).all()
+def test_weights_are_positive_symmetric_and_fall_from_the_middle_to_the_borders() -> None:
+    for blend, length in product(BLENDS, (1, 2, 37, 508)):
+        weights = border_weights(length, blend)
+        torch.testing.assert_close(weights, torch.from_numpy(reference_window((length, 1), blend)[:, 0]).float())
+        torch.testing.assert_close(weights, weights.flip(0))
+        assert weights.min() > 0
+        assert (weights[: length // 2].diff() >= 0).all()
 
 
 def test_without_blending_weights_are_counts() -> None:
@@ -133,51 +132,35 @@ def test_a_patch_hardly_counts_at_a_border_inside_the_image() -> None:
 # canvases
 
 
-@pytest.mark.parametrize("means", [False, True])
-@pytest.mark.parametrize(("blend", "upsample"), CHOICES)
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_canvas_equals_the_dense_reference(name: str, blend: str, upsample: str, means: bool) -> None:
+def test_a_canvas_equals_the_dense_reference_whatever_the_sub_batches(name: str) -> None:
+    """Sums and means, the latter by any number of patches at a time bit by bit; other scores where no patch is."""
     grid = GRIDS[name]
     logits, other = random_logits(grid), torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    outside = UncertainPatches(0.5).outside(other, grid.image, upsample)
-    corners = None if upsample == "nearest" else False
-    elsewhere = F.interpolate(other, size=grid.image, mode=upsample, align_corners=corners)[0]
-    expected = dense(grid, logits, blend, upsample, means=means, outside=elsewhere)
-    found = streamed(grid, logits, 3, means=means, outside=outside, blend=blend, upsample=upsample)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    for (blend, upsample), means in product(CHOICES, (False, True)):
+        options = {"blend": blend, "upsample": upsample, "means": means}
+        outside = UncertainPatches(0.5).outside(other, grid.image, upsample)
+        corners = None if upsample == "nearest" else False
+        elsewhere = F.interpolate(other, size=grid.image, mode=upsample, align_corners=corners)[0]
+        found = streamed(grid, logits, 3, outside=outside, **options)
+        torch.testing.assert_close(
+            found.double(), dense(grid, logits, **options, outside=elsewhere), rtol=1e-4, atol=1e-5
+        )
+        if means:
+            assert torch.equal(streamed(grid, logits, 1, outside=outside, **options), found)
 
 
-@pytest.mark.parametrize(("blend", "upsample"), CHOICES)
-@pytest.mark.parametrize("name", ["odd sides", "uncertain patches", "regions"])
-def test_how_many_patches_come_at_a_time_changes_no_bit(name: str, blend: str, upsample: str) -> None:
-    grid, options = GRIDS[name], {"means": True, "blend": blend, "upsample": upsample}
-    logits = random_logits(grid)
-    whole = streamed(grid, logits, len(grid), **options)
-    assert torch.equal(streamed(grid, logits, 1, **options), whole)
-
-
-@pytest.mark.parametrize(("blend", "upsample"), CHOICES)
-@pytest.mark.parametrize("name", GRIDS)
-def test_a_constant_score_stays_constant(name: str, blend: str, upsample: str) -> None:
-    grid = GRIDS[name]
-    levels = torch.tensor([-3.0, 0.25, 7.0]).view(3, 1, 1)
-    logits = levels.expand_as(random_logits(grid))
-    outside = CoarseToFine(1).outside(torch.zeros(1, 2, 4, 4), grid.image)(0, 1)[:1].expand(3, 1, 1)
-    found = streamed(grid, logits, 2, means=True, outside=lambda *_: outside, blend=blend, upsample=upsample)
-    expected = torch.where(grid.counts(0, grid.image[0]) > 0, levels, outside)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("band", [1, 7, 512])
 @pytest.mark.parametrize(("cells", "size"), [((16, 16), (100, 131)), ((127, 127), (306, 2448)), ((31, 31), (1, 20))])
-def test_enlarging_by_bands_equals_bilinear_of_the_whole(cells: Size, size: Size, band: int) -> None:
+def test_enlarging_by_bands_equals_bilinear_of_the_whole(cells: Size, size: Size) -> None:
     logits = torch.randn(1, 2, *cells, generator=torch.Generator().manual_seed(0))
-    sink, whole = Scores(size), Scores(size)
-    enlarge(logits, size, sink, band, "bilinear")
-    enlarge(logits, size, whole, size[0], "bilinear")
-    assert torch.equal(sink.whole(), whole.whole())
     expected = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(sink.whole(), expected, rtol=1e-4, atol=1e-4)
+    whole = Scores(size)
+    enlarge(logits, size, whole, size[0], "bilinear")
+    torch.testing.assert_close(whole.whole(), expected, rtol=1e-4, atol=1e-4)
+    for band in (1, 7, 512):
+        sink = Scores(size)
+        enlarge(logits, size, sink, band, "bilinear")
+        assert torch.equal(sink.whole(), whole.whole())
 
 
 # the predictor

@@ -21,6 +21,8 @@ from training import state
 from utils.errors import InputError
 from utils.selection import BOX_MARGIN
 
+pytestmark = pytest.mark.slow
+
 FOUND = 0.01
 """The part of all cells that the global branch finds to be foreground."""
 

@@ -116,6 +116,7 @@ def write_data(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_scale_goes_from_training_to_validation_evaluation_and_prediction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:

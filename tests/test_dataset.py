@@ -375,6 +375,7 @@ def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path: Path, worke
     assert caught.value.kind == "unreadable"
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path: Path) -> None:
     code = (
         "import sys; from dataset import synthetic; from dataset.loader import SampleLoader\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import draw_network
 from scripts.write_options import OUTPUT, page, parser_of, subcommands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,8 +107,9 @@ def check_arguments(module: str, arguments: list[str]) -> None:
             assert value in map(str, actions[name].choices), f"{name} of {module} does not take {value}"
 
 
-def test_options_page_is_current():
+def test_options_page_and_drawing_are_current():
     assert OUTPUT.read_text(encoding="utf-8") == page(), "run python -m scripts.write_options"
+    assert draw_network.OUTPUT.read_text(encoding="utf-8") == draw_network.draw(), "run python -m scripts.draw_network"
 
 
 def test_commands_exist_and_have_the_options_that_the_documents_name(document):

@@ -370,21 +370,23 @@ def test_the_table_of_costs_has_a_line_for_each_encoder(monkeypatch, capsys) -> 
 # whole runs
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_three_stages_killed_and_resumed_end_with_the_same_bits(name: str, tmp_path: Path) -> None:
-    """Each stage is killed after its first step, by SIGKILL, and resumed; the last file is evaluated."""
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "resumed"), zip(TRAINED, (1, 2, 3), strict=True))
+def test_three_stages_of_which_one_is_killed_and_resumed(name: str, resumed: int, tmp_path: Path) -> None:
+    """A stage that is killed after its first step, by SIGKILL, ends with the same bits; the last file is evaluated."""
     data = runs.generate(tmp_path / "data", images=4, size=72)
-    whole, killed = runs.Folders(tmp_path / "whole", data), runs.Folders(tmp_path / "killed", data)
+    whole = runs.Folders(tmp_path / "whole", data)
     more = [f"--backbone={name}", "--num_epochs=1", runs.SAVE_OFTEN, "--resume=auto"]
     for mode in (1, 2, 3):
         ended = runs.run(whole.arguments(mode, *more), tmp_path / "whole.out", prepare=small_swin_is_known)
         assert ended.code == 0, ended.output
-        died = runs.run(killed.arguments(mode, *more), tmp_path / "killed.out", prepare=die_after_a_step)
-        assert died.code == -9, died.output
-        assert (killed.models / f"{runs.NAMES[mode]}.resume.pth").exists()
-        rest = runs.run(killed.arguments(mode, *more), tmp_path / "rest.out", prepare=small_swin_is_known)
-        assert rest.code == 0, rest.output
-        runs.assert_equal_weights(killed.weights(mode), whole.weights(mode))
+    killed = whole.beside(tmp_path / "killed")
+    died = runs.run(killed.arguments(resumed, *more), tmp_path / "killed.out", prepare=die_after_a_step)
+    assert died.code == -9, died.output
+    assert (killed.models / f"{runs.NAMES[resumed]}.resume.pth").exists()
+    rest = runs.run(killed.arguments(resumed, *more), tmp_path / "rest.out", prepare=small_swin_is_known)
+    assert rest.code == 0, rest.output
+    runs.assert_equal_weights(killed.weights(resumed), whole.weights(resumed))
     assert checkpoint.read(whole.models / "three.pth").header.backbone == name
     start, end = (whole.weights(mode)["ensemble.weight"] for mode in (2, 3))
     assert not torch.equal(start, end)

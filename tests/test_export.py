@@ -27,6 +27,8 @@ from utils.classes import Classes
 from utils.errors import InputError, RunError
 from utils.files import new_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 PARTS = ("global", "local", "refined", "ensemble")

@@ -146,7 +146,7 @@ def test_a_full_disk_gives_one_line_and_leaves_the_last_good_file(reference, tmp
     """A limit on file sizes, that a checkpoint exceeds."""
     folders = reference.folders.beside(tmp_path)
     before = folders.weights(1)
-    result = runs.run(folders.arguments(1), tmp_path / "run", prepare=limit_file_size, extra=(100 << 10,))
+    result = runs.run(folders.arguments(1), tmp_path / "run", prepare=limit_file_size, extra=(20 << 10,))
     assert result.code == 2, result.output
     assert result.output.splitlines()[-1].startswith(f"error: {folders.models}/one.pth cannot be written: ")
     runs.assert_equal_weights(folders.weights(1), before)

@@ -1,6 +1,5 @@
 """Results that cannot be written whole: a line names each, no file has its name, and the next run makes it."""
 
-import functools
 import io
 import json
 import multiprocessing
@@ -19,8 +18,9 @@ from pictures import random_image, run, save, write_checkpoint, write_raster
 import predict
 from imaging.georeference import Georeference
 from imaging.raster_writer import RasterWriter
-from prediction.segmenter import Segmenter
 from utils.errors import InputError
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("load_once")]
 
 FORMATS = {
     "png": ("a.png", [], "a_mask.png"),
@@ -37,8 +37,6 @@ FORMATS = {
 
 SIZE = (300, 400)
 
-load = functools.cache(Segmenter.from_checkpoint)
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
@@ -51,16 +49,13 @@ def inputs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def load_once(monkeypatch):
-    monkeypatch.setattr(Segmenter, "from_checkpoint", load)
-
-
-def sizes(inputs: Path, kind: str, out: Path) -> int:
-    """Make a result without limits; return its size."""
+def whole_result(inputs: Path, kind: str) -> Path:
+    """Return the result of a kind, made without limits and once."""
     image, options, result = FORMATS[kind]
-    assert run(inputs / "one.pth", inputs / image, output=out, options=options) == 0
-    return (out / result).stat().st_size
+    path = inputs / f"whole {kind}" / result
+    if not path.exists():
+        assert run(inputs / "one.pth", inputs / image, output=path.parent, options=options) == 0
+    return path
 
 
 def check_refused(kind: str, out: Path, code: int, said: str) -> None:
@@ -83,7 +78,8 @@ def test_a_limit_on_file_sizes(inputs, tmp_path, kind, part) -> None:
     image, options, result = FORMATS[kind]
     if kind == "gpkg":
         part = min(part, 0.7)  # a layer may do without some of its pages
-    limit = int(sizes(inputs, kind, tmp_path / "whole") * part) - 8
+    whole = whole_result(inputs, kind)
+    limit = int(whole.stat().st_size * part) - 8
     out = tmp_path / "out"
     command = ["--checkpoint", inputs / "one.pth", "--input", inputs / image, "--output", out, "--device", "cpu"]
     context = multiprocessing.get_context("forkserver")
@@ -94,7 +90,7 @@ def test_a_limit_on_file_sizes(inputs, tmp_path, kind, part) -> None:
     process.join()
     check_refused(kind, out, code, said)
     assert run(inputs / "one.pth", inputs / image, output=out, options=options) == 0
-    assert same_content(out / result, tmp_path / "whole" / result)
+    assert same_content(out / result, whole)
 
 
 def _limited(limit: int, arguments: list[str], result: Connection) -> None:
@@ -135,9 +131,10 @@ def small_disk(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_full_disk(inputs, tmp_path, small_disk, capfd, kind) -> None:
+def test_a_full_disk(inputs, small_disk, capfd, kind) -> None:
     image, options, result = FORMATS[kind]
-    size = sizes(inputs, kind, tmp_path / "whole")
+    whole = whole_result(inputs, kind)
+    size = whole.stat().st_size
     out = small_disk / kind
     out.mkdir()
     ballast = small_disk / "ballast"
@@ -149,7 +146,7 @@ def test_a_full_disk(inputs, tmp_path, small_disk, capfd, kind) -> None:
     ballast.unlink()
     check_refused(kind, out, code, said)
     assert run(inputs / "one.pth", inputs / image, output=out, options=options) == 0
-    assert same_content(out / result, tmp_path / "whole" / result)
+    assert same_content(out / result, whole)
     for path in out.iterdir():
         path.unlink()
 

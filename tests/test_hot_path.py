@@ -20,7 +20,7 @@ from models.pyramid import resize
 from models.resized import add_resized_conv, resize_and_add_taps, taps_of
 from utils.settings import Settings, TrainingSettings
 
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Accessing the data pointer")]
 
 
 class CallCount(TorchDispatchMode):
@@ -99,11 +99,11 @@ def count(kind: str, mode: int, side: int = 2448, backbone: str = "resnet50") ->
     return calls.calls, len(copies)
 
 
-def test_a_large_image_takes_less_than_3000_calls_beside_the_encoders() -> None:
+def test_a_large_image_takes_few_calls_beside_the_encoders() -> None:
     """36 patches in 6 sub-batches. A loop of products over rows or columns would add tens of thousands of calls."""
     calls, copies = count("inference", 3, side=2448, backbone="resnet18")
     assert calls["bmm"] and calls["baddbmm_"]
-    assert calls.total() < 3000
+    assert calls.total() < 3200  # 2946 when it was written
     assert copies == 12  # the scores of both predictions of each sub-batch
 
 

@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from builders import write_thin_checkpoint
 from pictures import save
 
 from predict import Segmenter
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 

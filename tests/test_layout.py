@@ -129,21 +129,24 @@ def state():
 
 import PIL.ImageFile
 sys.path.insert(0, sys.argv[1])
-before = state()
-__import__(sys.argv[2])
-after = state()
+changed = []
+for module in sys.argv[2:]:
+    before = state()
+    __import__(module)
+    after = state()
+    changed += [(module, key) for key in before if before[key] != after[key]]
 own = [name for name in registered if name in sys.modules and str(sys.modules[name].__file__).startswith(sys.argv[1])]
 own = [name for name in own if ".venv" not in str(sys.modules[name].__file__)]
-print(json.dumps([own, [key for key in before if before[key] != after[key]]]))
+print(json.dumps([own, changed]))
 """
 
 
-@pytest.mark.parametrize("module", ["train_deep_globe", "hubconf", "helper", "dataset.describe", "dataset.synthetic"])
-def test_importing_has_no_side_effects(module: str, tmp_path: Path) -> None:
-    """The entry points, which import everything that the project runs."""
-    done = subprocess.run(
-        [sys.executable, "-c", SIDE_EFFECTS, str(ROOT), module], cwd=tmp_path, capture_output=True, text=True
-    )
+@pytest.mark.slow
+def test_importing_has_no_side_effects(tmp_path: Path) -> None:
+    """The entry points, which import everything that the project runs, one after another."""
+    modules = ("helper", "dataset.describe", "dataset.synthetic", "train_deep_globe", "hubconf")
+    command = [sys.executable, "-c", SIDE_EFFECTS, str(ROOT), *modules]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [[], []]
     assert done.stdout.count("\n") == 1
@@ -178,6 +181,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_host_programs_own_processes_are_left_alone(tmp_path: Path) -> None:
     """Python ends a daemon process with SIGTERM, which it may handle; a process of ours that it started is killed."""
     script = tmp_path / "host.py"

@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 import runs
 
 import train_deep_globe
@@ -12,6 +13,8 @@ from dataset.deep_globe import DEEP_GLOBE
 from evaluation.report import per_cent
 from training.model_card import read_epochs
 from utils.stages import STAGES
+
+pytestmark = pytest.mark.slow
 
 
 def card_of(folders: runs.Folders, mode: int) -> str:

@@ -12,6 +12,8 @@ from experiments.baselines import build_network, padded
 
 pytest.importorskip("segmentation_models_pytorch")
 
+pytestmark = pytest.mark.slow
+
 
 def test_networks_are_counted_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["--side=72", "--size_p=64", "--rounds=1", "--device=cpu", "--precisions=bf16"]

@@ -26,6 +26,8 @@ shapely = pytest.importorskip("shapely")
 from rasterio.features import rasterize  # noqa: E402
 from rasterio.warp import transform_bounds  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("load_once")
+
 SIZE = (40, 60)
 PLACE = Georeference(
     {"crs": rasterio.CRS.from_string(PROJECTED), "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 5e6)}

@@ -30,6 +30,8 @@ from prediction.scenes import segment_scenes
 from utils.canvas import ArgmaxSink
 from utils.classes import IGNORED, Classes
 
+pytestmark = pytest.mark.usefixtures("load_once")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:

@@ -25,6 +25,8 @@ rasterio = pytest.importorskip("rasterio")
 from rasterio.warp import transform as to  # noqa: E402
 from rasterio.warp import transform_bounds  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("load_once")
+
 SIZE = (40, 60)
 RNG = np.random.default_rng(2)
 
@@ -331,27 +333,12 @@ def test_masked_pixels_of_an_array_have_no_data(segmenter) -> None:
 
 def test_a_picture_of_every_mode_of_pillow_is_segmented(segmenter) -> None:
     """La is grey that is multiplied by its transparency."""
-    modes = (
-        "1",
-        "L",
-        "LA",
-        "La",
-        "P",
-        "PA",
-        "RGB",
-        "RGBA",
-        "RGBa",
-        "RGBX",
-        "CMYK",
-        "YCbCr",
-        "LAB",
-        "HSV",
-        "I",
-        "F",
-        "I;16",
+    grey, colour = (
+        ("1", "L", "LA", "La", "I", "F", "I;16"),
+        ("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
     )
-    for mode in modes:
+    for mode in (*grey, *colour, "P", "PA"):
         assert segmenter.segment(Image.new(mode, (40, 30))).shape == (30, 40), mode
-    grey = Image.fromarray(np.arange(48 * 64).reshape(48, 64).astype(np.uint8))
-    opaque = grey.convert("LA").convert("La")
-    np.testing.assert_array_equal(segmenter.segment(opaque), segmenter.segment(grey))
+    plain = Image.fromarray(np.arange(48 * 64).reshape(48, 64).astype(np.uint8))
+    opaque = plain.convert("LA").convert("La")
+    np.testing.assert_array_equal(segmenter.segment(opaque), segmenter.segment(plain))

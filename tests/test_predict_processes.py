@@ -11,6 +11,8 @@ import pytest
 from pictures import random_image, run, save, write_checkpoint
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -314,6 +314,7 @@ print(size, grown, peak())
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_without_an_accelerator_is_the_process_s() -> None:
     """The first array is larger than all that was resident, the second is not."""
     root = Path(__file__).parents[1]

@@ -13,6 +13,8 @@ from experiments import figures, refine
 from models import checkpoint
 from utils.stages import PREDICTIONS
 
+pytestmark = pytest.mark.slow
+
 STAGE = 2
 COMMON = ["--sub_batch_size=4", "--device=cpu", "--num_workers=0"]
 

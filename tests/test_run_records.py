@@ -19,6 +19,8 @@ from utils import run_record
 from utils.stages import STAGES
 from utils.visualize import NO_CLASS, legend
 
+pytestmark = pytest.mark.slow
+
 STEPS, EPOCHS = 6, 2
 TERMS = {
     1: ("focal_global",),

@@ -20,6 +20,8 @@ from training.log import RULE
 from utils.metrics import ConfusionMatrix
 from utils.stages import PREDICTIONS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("global", "global2local", "local2global")
 SCRIPTS = (*(f"train_deep_globe_{stage}.sh" for stage in STAGES), "eval_deep_globe.sh")

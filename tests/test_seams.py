@@ -11,6 +11,8 @@ from torch import Tensor
 from utils.canvas import UPSAMPLES, ArgmaxSink, ScoreCanvas
 from utils.tiling import BLENDS, Axis, PatchGrid
 
+pytestmark = pytest.mark.slow
+
 CHOICES = list(product(BLENDS, UPSAMPLES))
 
 

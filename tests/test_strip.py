@@ -17,6 +17,8 @@ from prediction.segmenter import Segmenter
 from utils.tiling import Box
 from utils.visualize import colorize
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 5 * 60 + 6 * GAP
 """Of a strip of five columns of 60 pixels."""
 

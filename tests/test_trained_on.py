@@ -16,6 +16,8 @@ from models.header import Header, TrainedOn
 from training import options as command_line
 from training import setup
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 SIDE = 80
 

@@ -11,6 +11,8 @@ from models import checkpoint
 from training import state
 from training.options import RELEASED, build_parser
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "patches": 2,
     "turns": "mirror",

@@ -135,6 +135,7 @@ def test_a_window_too_small_to_train_on_is_refused_before_the_first_step(tmp_pat
         limits.check_images(open_windows(items, windows=Windows(32, 1)), settings)
 
 
+@pytest.mark.slow
 def test_workers_load_what_one_process_loads(tmp_path: Path) -> None:
     data = open_windows(write_items(tmp_path))
     loaded = [batch[0] for batch in SampleLoader(data, num_workers=2)]
@@ -228,12 +229,13 @@ print(epoch("huge") - first)
 """
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_huge_raster_takes_the_memory_of_its_windows(tmp_path: Path) -> None:
-    """34 megapixels are 136 MB as pixels and ids."""
+    """16 megapixels are 64 MB as pixels and ids."""
     rasterio = pytest.importorskip("rasterio")
     profile = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "crs": WHERE["crs"]}
     profile["transform"] = rasterio.Affine(*WHERE["transform"])
-    for name, (height, width) in {"small": (1200, 1200), "huge": (6184, 5450)}.items():
+    for name, (height, width) in {"small": (1200, 1200), "huge": (4096, 3900)}.items():
         for ending, bands in (("", 3), ("_label", 1)):
             shape = {"count": bands, "height": height, "width": width}
             with rasterio.open(tmp_path / f"{name}{ending}.tif", "w", **profile, **shape, compress="deflate") as file:
@@ -295,6 +297,7 @@ def killed_run(folders: runs.Folders, root: Path) -> runs.Folders:
     return other
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_windows(whole: runs.Folders, tmp_path: Path) -> None:
     folders = killed_run(whole, tmp_path)
     result = runs.run(folders.arguments(1, *VARIED, "--resume=auto"), tmp_path / "rest")
@@ -302,6 +305,7 @@ def test_a_killed_run_goes_on_with_the_same_windows(whole: runs.Folders, tmp_pat
     runs.assert_equal_weights(folders.weights(1), whole.weights(1))
 
 
+@pytest.mark.slow
 def test_other_windows_or_colours_are_another_experiment(whole: runs.Folders, tmp_path: Path, capsys) -> None:
     folders = killed_run(whole, tmp_path)
     for changed in (["--window=40"], ["--windows=2"]):
@@ -312,6 +316,7 @@ def test_other_windows_or_colours_are_another_experiment(whole: runs.Folders, tm
     assert "--augment was True, now False" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_windows_of_one(tmp_path: Path) -> None:
     """Each sample of an epoch, whatever its place, is the same and is taken once."""
     from dataset.loader import BatchPart, EpochSampler

@@ -96,7 +96,7 @@ class Stretch:
         """
         found = np.empty(planes.shape, np.uint8)
         for plane, (low, high), target in zip(planes, limits, found, strict=True):
-            with np.errstate(all="ignore"):  # numbers that nobody meant may overflow
+            with np.errstate(all="ignore"):  # values far outside the limits may overflow
                 scaled = (plane.astype(np.float32) - low) * np.float32(255 / (high - low))
             target[...] = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round()
         return found
