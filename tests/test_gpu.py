@@ -26,7 +26,7 @@ from predict import Segmenter
 from prediction.scenes import segment_scenes
 from utils.metrics import StageMetrics
 from utils.precision import autocast
-from utils.settings import Settings
+from utils.settings import TrainingSettings
 from utils.stages import STAGES
 from utils.tiling import PatchGrid
 
@@ -43,7 +43,7 @@ pytestmark = [
 ]
 
 
-def settings_of(device: torch.device, precision: str = "fp32") -> Settings:
+def settings_of(device: torch.device, precision: str = "fp32") -> TrainingSettings:
     """In fp16 with a scaler that starts low enough for its search to end in the first steps."""
     torch.backends.cudnn.allow_tf32 = False
     scaler = torch.amp.GradScaler(device.type, init_scale=256.0, enabled=precision == "fp16")
