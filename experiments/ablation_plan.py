@@ -80,7 +80,7 @@ class Recipe:
 RECIPES = {
     "pages": Recipe(
         folds=4,
-        epochs=(40, 6, 2),
+        epochs=(20, 6, 2),
         images=(8, 1, 2),
         patches=12,
         arguments=("--size_g=128", "--turns=none", "--class_weights", "0.7", "0.8", "3", "6", "5", "3"),
