@@ -22,16 +22,16 @@ case ${1:-} in
     1)
         network=(--backbone "${BACKBONE:-timm/tf_efficientnet_lite0}" --normalize half)
         network+=(--backbone_weights "${BACKBONE_WEIGHTS:-imagenet}" --size_g 128 --size_p 128 --min_overlap 16)
-        settings=("${network[@]}" --num_epochs 40 --batch_size 8 "${training[@]}")
+        settings=("${network[@]}" --num_epochs 20 --batch_size 8 "${training[@]}")
         ;;
     # the averaged weights of the stage before
     2)
-        settings=(--path_g fpn_pages_global.ema.pth --num_epochs 20 --batch_size 1 --patches 12 --sub_batch_size 12)
+        settings=(--path_g fpn_pages_global.ema.pth --num_epochs 6 --batch_size 1 --patches 12 --sub_batch_size 12)
         settings+=("${training[@]}")
         ;;
     3)
         settings=(--path_g fpn_pages_global.ema.pth --path_g2l fpn_pages_global2local.ema.pth)
-        settings+=(--num_epochs 4 --batch_size 2 --patches 12 --sub_batch_size 32 "${training[@]}")
+        settings+=(--num_epochs 2 --batch_size 2 --patches 12 --sub_batch_size 32 "${training[@]}")
         ;;
     eval) settings=(--path_l2g fpn_pages_local2global.ema.pth) ;;
     *) settings=() ;;

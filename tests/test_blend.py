@@ -31,7 +31,7 @@ from engine.patches import ImagePatches
 from imaging.sources import MemorySource
 from models.glnet import Predictions
 from training.options import build_parser
-from training.setup import build_settings as build_settings_of
+from training.setup import evaluation_settings, training_settings
 from utils.canvas import UPSAMPLES, ScoreCanvas, enlarge
 from utils.errors import InputError
 from utils.selection import UncertainPatches
@@ -215,9 +215,9 @@ def test_prediction_takes_and_records_the_options(tmp_path: Path) -> None:
 
 def test_evaluation_takes_the_options() -> None:
     options = build_parser().parse_args(["--evaluation", *ARGUMENTS])
-    settings = build_settings_of(options, build_header(2), torch.device("cpu"))
+    settings = evaluation_settings(options, build_header(2), torch.device("cpu"))
     assert {name: getattr(settings, name) for name in SMOOTH} == SMOOTH
-    default = build_settings_of(build_parser().parse_args([]), build_header(2), torch.device("cpu"))
+    default = training_settings(build_parser().parse_args([]), build_header(2), torch.device("cpu"))
     assert (default.blend, default.upsample) == ("none", "nearest")
 
 

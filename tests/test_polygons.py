@@ -173,19 +173,6 @@ def test_small_regions_are_left_out_and_the_others_stay(tmp_path, text, least) -
     assert shapely.area(kept.shapes).sum() == pytest.approx(pixels[pixels >= least].sum() * PIXEL**2)
 
 
-@pytest.mark.parametrize("text", ["3px", "1.5m"])
-def test_simplified_outlines_have_fewer_vertices_and_stay_near(tmp_path, text) -> None:
-    radius = np.hypot(*(np.indices((80, 80)) - 40))
-    ids = ((radius > 10) & (radius < 35)).astype(np.uint8)
-    write(tmp_path / "all.gpkg", ids, PolygonOptions("gpkg"), PLACE)
-    write(tmp_path / "a.gpkg", ids, PolygonOptions("gpkg", None, Quantity.parse(text, ("px", "m"))), PLACE)
-    simple, every = Layer(tmp_path / "a.gpkg"), Layer(tmp_path / "all.gpkg")
-    assert shapely.get_num_coordinates(simple.shapes).sum() < shapely.get_num_coordinates(every.shapes).sum() / 3
-    assert shapely.get_num_interior_rings(simple.shapes).tolist() == [0, 1, 1]
-    assert (shapely.hausdorff_distance(simple.shapes, every.shapes) <= 1.51).all()
-    assert simple.fields["pixels"].tolist() == every.fields["pixels"].tolist()
-
-
 @pytest.mark.parametrize("kind", ["gpkg", "geojson"])
 def test_an_image_without_data_has_an_empty_layer(checkpoint, tmp_path, kind) -> None:
     write_raster(tmp_path / "a.tif", np.zeros((3, 20, 30), np.uint16), nodata=0)
