@@ -10,9 +10,9 @@ from torch import Tensor
 
 from models.fpn import FPN, LevelConvs, SameConv
 from models.glnet import Branch, Ensemble, GLNet
-from models.pyramid import FullPyramid, Levels, Pyramid
+from models.pyramid import FullPyramid, Levels, Pyramid, fitted
 from models.regulariser import conv_and_distance, last_conv
-from models.resized import add_resized_conv, add_taps, conv, fitted, joint_conv, resize_and_add_taps, taps_of
+from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize_and_add_taps, taps_of
 from models.sharing import crop_global
 from utils.errors import required
 from utils.tiling import Patches, Size, map_size

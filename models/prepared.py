@@ -33,8 +33,8 @@ from models.efficient import ensemble_global_half, folded_kernel, interleaved
 from models.folding import Placement, fold_norms
 from models.fpn import FPN
 from models.glnet import GLNet
-from models.pyramid import Levels, OnMap, Pyramid
-from models.resized import add_resized_conv, add_taps, conv, fitted, joint_conv, taps_of
+from models.pyramid import Levels, OnMap, Pyramid, fitted
+from models.resized import add_resized_conv, add_taps, conv, joint_conv, taps_of
 from models.sharing import crop_pyramid
 from utils.stages import Stage
 from utils.tiling import Patches, map_size

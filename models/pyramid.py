@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.tiling import Size
+from utils.tiling import Size, map_size
 
 Levels = tuple[Tensor, ...]
 """Four maps, coarsest first: p5, p4, p3, p2, at 1/32, 1/16, 1/8 and 1/4 of the input."""
@@ -20,6 +20,11 @@ OnMap = Callable[[int, int, Tensor], None]
 def resize(x: Tensor, size: Size) -> Tensor:
     """Return `x` (N, C, H, W) resized bilinearly to `size`, without aligned corners or antialiasing."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def fitted(x: Tensor, size: Size) -> Tensor:
+    """Return `x` (N, C, H, W) resized to `size`; `x` itself if it fits."""
+    return x if map_size(x) == size else resize(x, size)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from models.pyramid import resize
+from models.pyramid import fitted, resize
 from utils.tiling import Size, map_size
 
 Bands = tuple[tuple[slice, slice, Tensor], ...]
@@ -42,11 +42,6 @@ TRANSIENT = 5 * 2**20
 TRANSIENT_CHANNELS = 192
 """Without gradients, transient maps may have as many elements as a map of this many channels at the result's size, if
 that is more than `TRANSIENT`. Calls are fewer then, and the peak of memory, which is elsewhere, is the same."""
-
-
-def fitted(x: Tensor, size: Size) -> Tensor:
-    """Return `x` (N, C, H, W) resized to `size`; `x` itself if it fits."""
-    return x if map_size(x) == size else resize(x, size)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.pyramid import Pyramid, resize
+from models.pyramid import Pyramid, fitted
 from utils.errors import required
 from utils.tiling import Patches, Size, map_size
 
@@ -91,7 +91,7 @@ class Mosaic:
             total = self.sums[depth][level] = _zeros(x, len(self.grids), self.sizes[level])
         boxes = grid.feature_boxes(self.sizes[level])[patches]
         size = boxes[0].height, boxes[0].width
-        for box, patch in zip(boxes, x if map_size(x) == size else resize(x, size), strict=True):
+        for box, patch in zip(boxes, fitted(x, size), strict=True):
             box.of(total)[image].add_(patch)
 
     def merged(self) -> Pyramid:
