@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> list[str]:
         "path_g_sha256": None if options.path_g is None else sha256(options.path_g),
         "mode": segmenter.header.stage,
         "tta": options.tta,
-        "precision": options.precision,
+        "precision": segmenter.predictor.settings.precision,
         "scene_size": options.scene_size,
         **{name: getattr(segmenter.header, name) for name in RECORDED},
         "coarse_to_fine": segmenter.header.coarse_to_fine and segmenter.header.stage > 1,

@@ -26,7 +26,7 @@ from utils.diagnosis import diagnose
 from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError, allow_all_names
 from utils.memory import keep_freed_memory
-from utils.precision import disable_tf32
+from utils.precision import disable_tf32, resolve_precision
 from utils.selection import CoarseToFine
 from utils.settings import TrainingSettings
 from utils.stages import STAGES
@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
     ranks = distributed.start(options.device)
     if not ranks.main:
         logging.getLogger().setLevel(logging.ERROR)
+    options.precision = resolve_precision(options.precision, ranks.device)
     keep_freed_memory()
     torch.manual_seed(options.seed)
     if options.deterministic:

@@ -17,7 +17,7 @@ if [[ ${1:-} == prepare ]]; then
 fi
 
 # pages have an up, and most of their pixels lie outside all zones
-training=(--recipe modern --turns none --class_weights 0.7 0.8 3 6 5 3 --precision bf16 --val_every 5)
+training=(--recipe modern --turns none --class_weights 0.7 0.8 3 6 5 3 --precision auto --val_every 5)
 case ${1:-} in
     1)
         network=(--backbone "${BACKBONE:-timm/tf_efficientnet_lite0}" --normalize half)

@@ -29,7 +29,7 @@ from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
 from utils.files import check_writable, write_json
 from utils.metrics import StageMetrics
-from utils.precision import PRECISIONS
+from utils.precision import PRECISION_CHOICES, resolve_precision
 from utils.settings import STATISTICS
 from utils.stages import STAGES, Stage
 
@@ -52,7 +52,7 @@ def missing_files(folder: Path, mode: int) -> list[str]:
 
 
 def evaluate(
-    options: argparse.Namespace, mode: int, normalize: str, described: registry.Description
+    options: argparse.Namespace, mode: int, normalize: str, described: registry.Description, precision: str
 ) -> dict[str, dict[str, Any]]:
     """Return the scores of each prediction of `mode` under a normalisation, as in an evaluation's JSON.
 
@@ -66,7 +66,7 @@ def evaluate(
     header = header_for(file, mode, {**given, "normalize": normalize}, released=DEEP_GLOBE)
     data = described.open(options.split, header.size_g, header.classes)
     settings = header.settings(
-        sub_batch_size=options.sub_batch_size, device=pick_device(options.device), precision=options.precision
+        sub_batch_size=options.sub_batch_size, device=pick_device(options.device), precision=precision
     )
     predictor = Predictor.prepare(restore(file, header, context), stage, settings, header.size_g)
     result = evaluate_images(
@@ -119,12 +119,13 @@ def run(options: argparse.Namespace) -> None:
     if count < images:
         print("Scores of a part of a split are not comparable with published ones.")
     print(f"mode  {'':9}{''.join(f'{name:>9}' for name in NORMALIZATIONS)}   published")
+    precision = resolve_precision(options.precision, pick_device(options.device))
     found: dict[str, dict[str, Any]] = {}
     for mode, stage in STAGES.items():
         if mode in lacking:
             print(f"{mode:4}  not evaluated: {', '.join(lacking[mode])} missing", flush=True)
             continue
-        found[str(mode)] = {name: evaluate(options, mode, name, described) for name in NORMALIZATIONS}
+        found[str(mode)] = {name: evaluate(options, mode, name, described, precision) for name in NORMALIZATIONS}
         print(row(stage, found[str(mode)]), flush=True)
     if options.json:
         write_json(options.json, {"split": options.split, "images": count, "modes": found})
@@ -145,7 +146,12 @@ def build_parser() -> Parser:
     add = parser.group("network and computing")
     add_geometry(add)
     add("--backbone", choices=BACKBONES, help="(default: resnet50, as released)")
-    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default: %(default)s)")
+    add(
+        "--precision",
+        choices=PRECISION_CHOICES,
+        default="fp32",
+        help="auto: bf16 where the device has instructions for it, else fp32 (default: %(default)s)",
+    )
     add("--device", help="(default: cuda where there is one, else cpu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores to FILE, too")
     return parser

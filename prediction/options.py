@@ -18,7 +18,7 @@ from utils.arguments import (
     whole,
 )
 from utils.errors import InputError
-from utils.precision import PRECISIONS
+from utils.precision import PRECISION_CHOICES
 from utils.turns import TURNS
 
 SMALLEST_SCENE = 2 * OVERLAPS_PER_SCENE
@@ -106,5 +106,10 @@ def _add_network(parser: Parser) -> None:
     )
     add("--backbone", choices=BACKBONES, help="of a released file (default: resnet50)")
     add_normalize(add)
-    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default: %(default)s)")
+    add(
+        "--precision",
+        choices=PRECISION_CHOICES,
+        default="fp32",
+        help="auto: bf16 where the device has instructions for it, else fp32 (default: %(default)s)",
+    )
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")

@@ -23,6 +23,7 @@ from prediction.scenes import SCENE_SIZE, Rows, segment_scenes
 from utils import distributed
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
+from utils.precision import resolve_precision
 from utils.settings import RECORDED, check_sizes
 from utils.stages import STAGES
 from utils.stretch import Stretch, bands_of, fit_bands, spell_bands
@@ -78,7 +79,7 @@ class Segmenter:
             device: `cpu`, `cuda`, `cuda:1`, ...; by default CUDA if there is any, else the CPU.
             path_g: stage 1's file, which a released file of stage 3 needs beside it.
             mode: 1 global, 2 global to local, 3 local to global; by default the file's stage. A released file needs it.
-            precision: `fp32`, `bf16` or `fp16`.
+            precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 where the device has instructions for it, else fp32.
             tta: `none`, `flip` or `d4`: average over mirrored, or all turned, images.
             sub_batch_size: patches that are computed at a time.
             scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side.
@@ -108,7 +109,7 @@ class Segmenter:
             upsample=upsample,
             sub_batch_size=sub_batch_size,
             device=place,
-            precision=precision,
+            precision=resolve_precision(precision, place),
         )
         predictor = Predictor.prepare(
             model, STAGES[header.stage], settings, header.size_g, TURNS[tta], header.context()

@@ -25,7 +25,7 @@ from utils.arguments import (
 )
 from utils.errors import InputError
 from utils.loss import GAMMA, LOSSES
-from utils.precision import PRECISIONS
+from utils.precision import PRECISION_CHOICES
 from utils.settings import MOST_CLASSES, SHARES, SMALLEST_SIDE, TRAINED_SHARES
 from utils.stages import STAGES
 from utils.turns import TURNS
@@ -417,9 +417,10 @@ def _add_computing(parser: Parser) -> None:
     add = parser.group("computing")
     add(
         "--precision",
-        choices=tuple(PRECISIONS),
+        choices=PRECISION_CHOICES,
         default="fp32",
-        help="of convolutions and their maps; fp32 as released (default: %(default)s)",
+        help="of convolutions and their maps; fp32 as released; auto: bf16 where the device has instructions for it,\n"
+        "else fp32 (default: %(default)s)",
     )
     add(
         "--checkpoint_activations",

@@ -1,5 +1,7 @@
 """Precision, memory layout and a switch of CUDA."""
 
+import logging
+import os
 from contextlib import AbstractContextManager
 
 import torch
@@ -7,6 +9,42 @@ from torch import Tensor
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The type that convolutions compute in, by `--precision`."""
+
+AUTO = "auto"
+"""The value of `--precision` for bf16 where the device has instructions for it, else fp32."""
+
+PRECISION_CHOICES = (*PRECISIONS, AUTO)
+"""The values of `--precision`."""
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return the precision that one of `PRECISION_CHOICES` means on `device`, a key of `PRECISIONS`.
+
+    Warns of bf16 on a CPU that only emulates it, in the first of several processes alone.
+    """
+    if precision == AUTO:
+        return "bf16" if computes_bf16(device) else "fp32"
+    emulated = precision == "bf16" and device.type == "cpu" and not computes_bf16(device)
+    if emulated and os.environ.get("RANK", "0") == "0":
+        logging.warning(
+            "--precision bf16: this CPU has no bf16 instructions, and emulating them takes several times as long as "
+            "fp32; give --precision auto"
+        )
+    return precision
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bf16; False where torch does not say."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    # torch.ops.mkldnn._is_mkldnn_bf16_supported() also accepts AVX512 without bf16, where oneDNN emulates
+    if hasattr(torch.cpu, "get_capabilities"):
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: of ARM
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # torch before 2.12
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
