@@ -21,7 +21,7 @@ case ${1:-} in
         settings=(--path_g fpn_dubai_global.ema.pth --path_g2l fpn_dubai_global2local.ema.pth)
         settings+=(--num_epochs 6 --batch_size 2 --patches 8 --sub_batch_size 8 "${training[@]}")
         ;;
-    eval) settings=(--size_g 256 --path_l2g fpn_dubai_local2global.ema.pth) ;;
+    eval) settings=(--size_g 256 --upsample bilinear --path_l2g fpn_dubai_local2global.ema.pth) ;;
     *) settings=() ;;
 esac
 glnet dubai "${1:-}" ${settings[@]+"${settings[@]}"} "${@:2}"

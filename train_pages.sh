@@ -21,7 +21,7 @@ training=(--recipe modern --turns none --class_weights 0.7 0.8 3 6 5 3 --precisi
 case ${1:-} in
     1)
         network=(--backbone "${BACKBONE:-timm/tf_efficientnet_lite0}" --normalize half)
-        network+=(--backbone_weights "${BACKBONE_WEIGHTS:-imagenet}" --size_g 128 --size_p 128 --min_overlap 16)
+        network+=(--backbone_weights "${BACKBONE_WEIGHTS:-imagenet}" --size_g 256 --size_p 128 --min_overlap 16)
         settings=("${network[@]}" --num_epochs 20 --batch_size 8 "${training[@]}")
         ;;
     # the averaged weights of the stage before
@@ -33,7 +33,7 @@ case ${1:-} in
         settings=(--path_g fpn_pages_global.ema.pth --path_g2l fpn_pages_global2local.ema.pth)
         settings+=(--num_epochs 2 --batch_size 2 --patches 12 --sub_batch_size 32 "${training[@]}")
         ;;
-    eval) settings=(--path_l2g fpn_pages_local2global.ema.pth) ;;
+    eval) settings=(--path_l2g fpn_pages_local2global.ema.pth --upsample bilinear) ;;
     *) settings=() ;;
 esac
 glnet folder "${1:-}" ${settings[@]+"${settings[@]}"} "${@:2}"

@@ -167,7 +167,7 @@ class Experiment:
         if run.mode:
             file = f"--{STAGES[run.mode].reads}={self.checkpoint(run, fold)}"
             program = [sys.executable, "-m", "experiments.scores", f"--mode={run.mode}", file]
-            return [*program, *where, "--precision=bf16", *more]
+            return [*program, *where, "--upsample=bilinear", *more]
         known = [one for one in (*COMMON, *self.changed(run)) if one.split("=")[0] in NOT_RECORDED]
         file = f"--path_g={self.checkpoint(run, fold)}"
         program = [sys.executable, "-m", "experiments.baselines", file, *self.starts(run, fold)]

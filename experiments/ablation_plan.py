@@ -16,7 +16,6 @@ COMMON = (
     "--loss=ce",
     "--loss_size=full",
     "--ema=0.98",
-    "--precision=bf16",
 )
 """Arguments of every training, of GLNet and of the others: one encoder, optimizer, schedule, augmentation and loss."""
 
@@ -83,7 +82,7 @@ RECIPES = {
         epochs=(20, 6, 2),
         images=(8, 1, 2),
         patches=12,
-        arguments=("--size_g=128", "--turns=none", "--class_weights", "0.7", "0.8", "3", "6", "5", "3"),
+        arguments=("--size_g=256", "--turns=none", "--class_weights", "0.7", "0.8", "3", "6", "5", "3"),
         sides=(64, 256, 512),
         context=("title", "margin", "head"),
         own_look=("ornament",),
