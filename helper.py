@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from dataset.base import Sample
@@ -38,16 +37,11 @@ SHOWN_EVERY = 10
 
 @dataclass
 class EpochState:
-    """The progress of an epoch. All but `metrics` is the same in all processes.
+    """The progress of an epoch, of which all but the training metric of this process is the same in all processes.
 
-    Attributes:
-        metrics: this process's part of the training metric.
-        batches: steps so far, skipped ones included.
-        skipped: steps whose loss or gradient was not finite.
-        images: images so far.
-        loss: mean over the steps that were not skipped.
-        seconds: time of the steps, the wait for images included.
-        save_requested: whether any process requested a save in the last step.
+    `batches` counts skipped steps, too, whose loss or gradient was not finite; `loss` is the mean over the others.
+    `seconds` is the time of the steps, the wait for images included. `save_requested` says whether any process
+    requested a save in the last step.
     """
 
     metrics: StageMetrics
@@ -67,44 +61,6 @@ def _batch_share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
     return sum(weights) / (float(total) or 1)
 
 
-def _gradients(
-    model: GLNet, stage: Stage, batch: list[Sample], settings: TrainingSettings, metrics: StageMetrics, ranks: Ranks
-) -> dict[str, Tensor]:
-    """Add the gradients of this process's part of a batch.
-
-    Args:
-        model: the network.
-        stage: the stage that is trained.
-        batch: this process's samples; may be empty.
-        settings: see `train_one_epoch`.
-        metrics: counts the predictions.
-        ranks: the processes that share the batch.
-
-    Returns:
-        The terms of the loss; empty if the samples hold nothing to learn from.
-    """
-    if ranks.world > 1 and "global" in stage.supervised:
-        settings = replace(settings, share=_batch_share(batch, settings.loss, ranks))
-    recomputed = recomputed_activations(model, settings.checkpoint_activations)
-    with autocast(settings.device, settings.precision), recomputed:
-        return TRAINING_STEPS[stage.number](model, batch, settings, metrics) if batch else {}
-
-
-@dataclass(frozen=True)
-class _Step:
-    """The result of one step of all processes.
-
-    Attributes:
-        values: loss terms, their sum and the gradient's norm, by their tags in the logs.
-        active: whether any process had anything to learn from.
-        mean_iou: the training metric of the main process, in every `SHOWN_EVERY`-th step; else None.
-    """
-
-    values: dict[str, float]
-    active: bool
-    mean_iou: float | None
-
-
 def _joint_step(
     model: GLNet,
     stage: Stage,
@@ -115,24 +71,23 @@ def _joint_step(
     *,
     ranks: Ranks,
     save: bool,
-) -> _Step:
+) -> tuple[dict[str, float], bool, float | None]:
     """Compute the gradients of one step of all processes, and count its images in `epoch`.
 
-    All values that the host needs are copied from the device in one transfer.
+    All values that the host needs are copied from the device in one transfer. `save` says whether this process requests
+    a save. The batch is this process's part, and may be empty.
 
-    Args:
-        model: the network.
-        stage: the stage that is trained.
-        batch: this process's samples.
-        settings: see `train_one_epoch`.
-        optimizer: its gradients are unscaled.
-        epoch: images and `save_requested` are updated.
-        ranks: the processes that train together.
-        save: whether this process requests a save.
+    Returns:
+        Loss terms, their sum and the gradient's norm, by their tags in the logs; whether any process had anything to
+        learn from; and in the main process, in every `SHOWN_EVERY`-th step, the training metric, else None.
     """
     learned = [p for p in model.parameters() if p.requires_grad]
     names = (*map(settings.loss.term, stage.supervised), *stage.other_terms)
-    terms = _gradients(model, stage, batch, settings, epoch.metrics, ranks)
+    if ranks.world > 1 and "global" in stage.supervised:
+        settings = replace(settings, share=_batch_share(batch, settings.loss, ranks))
+    recomputed = recomputed_activations(model, settings.checkpoint_activations)
+    with autocast(settings.device, settings.precision), recomputed:
+        terms = TRAINING_STEPS[stage.number](model, batch, settings, epoch.metrics) if batch else {}
     counts = torch.tensor([len(batch), save, bool(terms)], dtype=torch.float32)
     losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in names]
     numbers = torch.cat([torch.stack(losses), counts.to(settings.device)])
@@ -147,7 +102,7 @@ def _joint_step(
     epoch.save_requested = saves > 0
     tagged = {f"loss/{name}": value for name, value in zip(names, losses_now, strict=True)}
     tagged |= {"loss/total": sum(losses_now), "gradient_norm": norm_now}
-    return _Step(tagged, active > 0, mean_iou[0] if mean_iou else None)
+    return tagged, active > 0, mean_iou[0] if mean_iou else None
 
 
 def train_one_epoch(
@@ -198,16 +153,16 @@ def train_one_epoch(
     for batch in bar:
         optimizer.zero_grad(set_to_none=True)
         before = [tensor.clone() for tensor in (*statistics, *epoch.metrics.sums())]
-        step = _joint_step(model, stage, batch, settings, optimizer, epoch, ranks=ranks, save=save_due())
-        # the last group's is the base rate
-        values = {**step.values, "learning_rate": float(scheduler.get_last_lr()[-1])}
+        found = _joint_step(model, stage, batch, settings, optimizer, epoch, ranks=ranks, save=save_due())
+        values, active, shown = found
+        values["learning_rate"] = float(scheduler.get_last_lr()[-1])  # the last group's is the base rate
         epoch.batches += 1
         finite = all(map(math.isfinite, values.values()))
         if finite:
             epoch.loss += (values["loss/total"] - epoch.loss) / (epoch.batches - epoch.skipped)
         else:
             epoch.skipped += 1
-        if finite and step.active:
+        if finite and active:
             settings.scaler.step(optimizer)
         else:  # if there was nothing to learn from, the metric still counts
             moved = statistics if finite else [*statistics, *epoch.metrics.sums()]
@@ -215,7 +170,7 @@ def train_one_epoch(
                 tensor.copy_(old)
         settings.scaler.update()
         scheduler.step()
-        mean_iou = mean_iou if step.mean_iou is None else step.mean_iou
+        mean_iou = mean_iou if shown is None else shown
         bar.set_postfix(loss=f"{epoch.loss:.3f}", mIoU=f"{100 * mean_iou:.1f}")
         epoch.seconds += time.perf_counter() - clock
         on_step(values)

@@ -25,9 +25,6 @@ from utils.settings import RECORDED
 
 __all__ = ["Segmenter", "main"]
 
-MEMORY_OPTIONS = ("sub_batch_size", "scene_size", "size_p")
-"""Options that lower the memory of segmenting, the most useful first."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code.
@@ -36,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     allow_all_names()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = None
+    options = argparse.Namespace()
     try:
         options = command_line.build_parser().parse_args(arguments)
         failures = run(options)
@@ -45,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on", 130)
     except (RuntimeError, MemoryError) as error:
-        message = diagnose(error, options, distributed.world_size(), MEMORY_OPTIONS)
+        lower = ("sub_batch_size", "scene_size", "size_p")  # the most useful first
+        message = diagnose(error, vars(options), distributed.world_size(), lower)
         if message is None:
             raise
         return complain(message, 1)

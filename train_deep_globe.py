@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -15,21 +15,18 @@ from dataset.registry import Description, describe
 from evaluation.run import run_evaluation
 from imaging.image_file import View
 from models.header import Header
-from training import limits, setup
+from training import limits
 from training import options as command_line
 from training.recipe import parse
-from training.run import TrainingPlan, TrainingRun
-from training.setup import prepare_evaluation
-from training.state import resume_source
+from training.run import TrainingRun
+from training.setup import plan_evaluation, plan_training, resolve
 from utils import distributed
 from utils.diagnosis import diagnose
-from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError, allow_all_names
 from utils.memory import keep_freed_memory
-from utils.precision import disable_tf32, resolve_precision
+from utils.precision import disable_tf32
 from utils.selection import CoarseToFine
 from utils.settings import TrainingSettings
-from utils.stages import STAGES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,11 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     """
     allow_all_names()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = None
+    known: dict[str, Any] = {}
     try:
         options = parse(command_line.build_parser(), arguments)
         command_line.check(options)
-        run(options)
+        known |= vars(options)
+        run(options, known)
     except InputError as error:
         return complain(error, 2)
     except RunError as error:
@@ -55,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except (RuntimeError, MemoryError) as error:
-        message = diagnose(error, options, distributed.world_size())
+        message = diagnose(error, known, distributed.world_size())
         if message is None:
             raise
         return complain(message, 1)
@@ -69,8 +67,11 @@ def complain(message: object, code: int) -> int:
     return code
 
 
-def run(options: argparse.Namespace) -> None:
-    """Check the data, evaluate or train, according to the options. Raises InputError, RunError and Interrupted."""
+def run(options: argparse.Namespace, known: dict[str, Any]) -> None:
+    """Check the data, evaluate or train, according to the options. For what it raises see `main`.
+
+    `known` gets the values of options that were not given, as soon as they are known, for messages.
+    """
     choice = SplitChoice(options.split_lists, options.hold_out)
     described = describe(options.dataset, options.data_path, choice)
     if options.check_data:
@@ -79,13 +80,19 @@ def run(options: argparse.Namespace) -> None:
     ranks = distributed.start(options.device)
     if not ranks.main:
         logging.getLogger().setLevel(logging.ERROR)
-    options.precision = resolve_precision(options.precision, ranks.device)
     keep_freed_memory()
     torch.manual_seed(options.seed)
     if options.deterministic:
         be_deterministic()
     disable_tf32()
-    (evaluate if options.evaluation else train)(options, described, ranks)
+    if options.evaluation:
+        evaluation = plan_evaluation(options, described, ranks.device)
+        known |= evaluation.record
+        run_evaluation(evaluation, ranks)
+    else:
+        training = plan_training(options, described, ranks)
+        known |= training.record
+        TrainingRun(training).run()
     distributed.stop()
 
 
@@ -98,7 +105,7 @@ def be_deterministic() -> None:
 
 def check_data(options: argparse.Namespace, described: Description) -> None:
     """Read every file of every split once and print the report. Raises InputError if anything is wrong."""
-    header = setup.resolve(options, {}, described)
+    options, header = resolve(options, {}, described)
     opened, problems = {}, []
     for split in described.splits:
         try:
@@ -134,54 +141,6 @@ def size_problems(options: argparse.Namespace, header: Header, data: Segmentatio
     except InputError as error:
         problems.append(Problem(TRAIN, "too small", str(error)))
     return problems
-
-
-def evaluate(options: argparse.Namespace, described: Description, ranks: Ranks) -> None:
-    """Evaluate one split with the checkpoint that the options name."""
-    predictor, header, data = prepare_evaluation(options, described, ranks.device)
-    run_evaluation(options, predictor, header, data, options.split not in described.unlabelled, ranks)
-
-
-def train(options: argparse.Namespace, described: Description, ranks: Ranks) -> None:
-    """Train one stage, from its start or from a resume file."""
-    stage = STAGES[options.mode]
-    resumed = resume_source(options) is not None
-    files = setup.read_checkpoints(options)
-    described = setup.take_over_split(options, files, described)
-    header = setup.resolve(options, files, described)
-    settings = setup.training_settings(options, header, ranks.device)
-    train_data = setup.open_data(options, described, TRAIN, header, training=True)
-    train_data.whole = stage.number > 1  # stage 1 learns from shrunk images
-    val_data = setup.open_data(options, described, described.validation, header)
-    val_data.keep_shrunk = True
-    limits.check_images(train_data, settings if stage.number == 2 else None)
-    if stage.number != 2:
-        limits.check_batches(
-            len(train_data), options.batch_size, header.size_g, world=ranks.world, joint=options.sync_bn
-        )
-    header = setup.record_images(options, setup.add_statistics(options, header, train_data, ranks), train_data)
-    if (context := header.context()) is not None:
-        logging.info(f"Validation: {context}")
-    settings = replace(settings, statistics=header.normalization())
-    model = setup.build_training_model(options, header, files, resumed=resumed)
-    children = setup.saved_children(stage, files)
-    files.clear()
-    setup.place(model, stage, ranks.device)
-    if options.sync_bn:
-        setup.synchronize_norms(model, stage, ranks)
-    plan = TrainingPlan(
-        options=options,
-        stage=stage,
-        model=model,
-        header=header,
-        settings=settings,
-        train_data=train_data,
-        val_data=val_data,
-        validation=described.validation,
-        children=children,
-        ranks=ranks,
-    )
-    TrainingRun(plan).run()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -21,11 +20,6 @@ def outside_autocast(settings: Settings) -> AbstractContextManager:
     Within it, what a forward pass computes in float32 would get its gradient in the lower precision.
     """
     return torch.autocast(settings.device.type, enabled=False)
-
-
-def total_loss(terms: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of `terms`, of which there is at least one."""
-    return reduce(torch.add, terms.values())
 
 
 def add_terms(total: Terms, terms: Mapping[str, Tensor]) -> None:

@@ -11,10 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dataset import registry
-from dataset.base import SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.loader import SampleLoader
 from engine.predictor import Predictor
@@ -24,12 +21,12 @@ from evaluation.run import evaluate_images
 from models import checkpoint
 from models.backbone import BACKBONES
 from models.restore import header_for, restore
-from utils.arguments import Parser, add_geometry, whole
+from utils.arguments import Parser, add_geometry, add_precision, whole
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
 from utils.files import check_writable, write_json
 from utils.metrics import StageMetrics
-from utils.precision import PRECISION_CHOICES, resolve_precision
+from utils.precision import resolve_precision
 from utils.settings import STATISTICS
 from utils.stages import STAGES, Stage
 
@@ -46,13 +43,8 @@ NEEDED = {1: (1,), 2: (2,), 3: (3, 1)}
 NORMALIZATIONS = tuple(STATISTICS)
 
 
-def missing_files(folder: Path, mode: int) -> list[str]:
-    """Return the names of the files that `mode` needs and `folder` lacks."""
-    return [FILES[one] for one in NEEDED[mode] if not (folder / FILES[one]).is_file()]
-
-
 def evaluate(
-    options: argparse.Namespace, mode: int, normalize: str, described: registry.Description, precision: str
+    options: argparse.Namespace, mode: int, normalize: str, described: registry.Description, split: str, precision: str
 ) -> dict[str, dict[str, Any]]:
     """Return the scores of each prediction of `mode` under a normalisation, as in an evaluation's JSON.
 
@@ -64,33 +56,23 @@ def evaluate(
     names = ("backbone", "size_g", "size_p", "min_overlap")
     given = {name: getattr(options, name) for name in names}
     header = header_for(file, mode, {**given, "normalize": normalize}, released=DEEP_GLOBE)
-    data = described.open(options.split, header.size_g, header.classes)
+    data = described.open(split, header.size_g, header.classes)
     settings = header.settings(
         sub_batch_size=options.sub_batch_size, device=pick_device(options.device), precision=precision
     )
     predictor = Predictor.prepare(restore(file, header, context), stage, settings, header.size_g)
+    count = min(len(data), options.limit or len(data))
     result = evaluate_images(
         predictor,
-        _loader(options, data, settings.device),
+        SampleLoader(data, sampler=range(count), num_workers=options.num_workers, pin=settings.device.type == "cuda"),
         StageMetrics(stage, header.classes),
         title=f"mode {mode}, {normalize}",
     )
     return scores(header.classes, result.metrics.matrices)
 
 
-def _loader(options: argparse.Namespace, data: SegmentationDataset, device: torch.device) -> SampleLoader:
-    """Return a loader of the images that count: all, or the first ones."""
-    count = min(len(data), options.limit or len(data))
-    return SampleLoader(data, sampler=range(count), num_workers=options.num_workers, pin=device.type == "cuda")
-
-
 def row(stage: Stage, found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a mode's line of the table.
-
-    Args:
-        stage: the mode.
-        found: what `evaluate` returned, by normalisation.
-    """
+    """Return a mode's line of the table, from what `evaluate` returned, by normalisation."""
     values = [f"{100 * found[name][stage.headline]['mIoU']:9.2f}" for name in NORMALIZATIONS]
     published = ", ".join(
         f"{one.score} ({one.split}, {'a user' if one.source == USER else 'paper'})"
@@ -105,17 +87,21 @@ def run(options: argparse.Namespace) -> None:
     Raises InputError if the folder has no file that a mode could be evaluated with.
     """
     described = registry.describe("deep_globe", options.data_path)
-    options.split = options.split or described.validation
-    if options.split in described.unlabelled:
-        raise InputError(f"--split {options.split} has no labels, and so no mIoU; take another")
-    lacking = {mode: names for mode in STAGES if (names := missing_files(options.folder, mode))}
+    split = options.split or described.validation
+    if split in described.unlabelled:
+        raise InputError(f"--split {split} has no labels, and so no mIoU; take another")
+    lacking = {
+        mode: names
+        for mode, needed in NEEDED.items()
+        if (names := [FILES[one] for one in needed if not (options.folder / FILES[one]).is_file()])
+    }
     if len(lacking) == len(STAGES):
         raise InputError(f"{options.folder} has none of the released files {', '.join(FILES.values())}")
     if options.json:
         check_writable(options.json.parent)
-    images = len(described.find(options.split))
+    images = len(described.find(split))
     count = min(images, options.limit or images)
-    print(f"mIoU in per cent of the main prediction, class 0 left out; {count} of {images} images of {options.split}")
+    print(f"mIoU in per cent of the main prediction, class 0 left out; {count} of {images} images of {split}")
     if count < images:
         print("Scores of a part of a split are not comparable with published ones.")
     print(f"mode  {'':9}{''.join(f'{name:>9}' for name in NORMALIZATIONS)}   published")
@@ -125,10 +111,10 @@ def run(options: argparse.Namespace) -> None:
         if mode in lacking:
             print(f"{mode:4}  not evaluated: {', '.join(lacking[mode])} missing", flush=True)
             continue
-        found[str(mode)] = {name: evaluate(options, mode, name, described, precision) for name in NORMALIZATIONS}
+        found[str(mode)] = {name: evaluate(options, mode, name, described, split, precision) for name in NORMALIZATIONS}
         print(row(stage, found[str(mode)]), flush=True)
     if options.json:
-        write_json(options.json, {"split": options.split, "images": count, "modes": found})
+        write_json(options.json, {"split": split, "images": count, "modes": found})
 
 
 def build_parser() -> Parser:
@@ -146,12 +132,7 @@ def build_parser() -> Parser:
     add = parser.group("network and computing")
     add_geometry(add)
     add("--backbone", choices=BACKBONES, help="(default: resnet50, as released)")
-    add(
-        "--precision",
-        choices=PRECISION_CHOICES,
-        default="fp32",
-        help="auto: bf16 where the device has instructions for it, else fp32 (default: %(default)s)",
-    )
+    add_precision(add)
     add("--device", help="(default: cuda where there is one, else cpu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores to FILE, too")
     return parser

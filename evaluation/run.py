@@ -1,6 +1,5 @@
 """`--evaluation`: segmenting one split of a data set, and reporting the scores."""
 
-import argparse
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +27,7 @@ from utils.files import check_writable, write_json
 from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
 from utils.precision import not_finite
-from utils.run_record import now, options_record, run_record
+from utils.run_record import now, run_record
 from utils.selection import Coverage
 from utils.settings import Settings
 from utils.stages import Stage
@@ -39,14 +38,9 @@ from utils.visualize import save_colors
 class Evaluation:
     """The result of an evaluation, of all images of all processes; each process has the same.
 
-    Attributes:
-        metrics: the scores of each prediction.
-        images: how many images were segmented.
-        seconds_per_image: mean time to segment and count one image, without decoding.
-        process_seconds_per_image: mean processor time of the same, of all threads of a process together.
-        coverage: the part of the images that was computed at full resolution.
-        complete: False if the evaluation was stopped before its end.
-        not_finite: ids of the images whose scores were not finite numbers.
+    Times are means over images, without decoding; that of the process is of all its threads together. `complete` is
+    False if the evaluation was stopped before its end; `not_finite` are ids of the images whose scores were not finite
+    numbers.
     """
 
     metrics: StageMetrics
@@ -58,18 +52,33 @@ class Evaluation:
     not_finite: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """All that an evaluation of one split needs.
+
+    Without labels (`labelled`) only predictions and the report's pictures are written. `record` has all options as
+    plain values; the others are options of these names.
+    """
+
+    predictor: Predictor
+    header: Header
+    data: SegmentationDataset
+    labelled: bool
+    num_workers: int
+    log_path: Path
+    save_predictions: Path | None
+    report: Path | None
+    record: Mapping[str, Any]
+
+
 class SegmentsImages(Protocol):
-    """What an evaluation needs of a network; `Predictor` has it."""
+    """What an evaluation needs of a network; see `Predictor`, which has it."""
 
     @property
-    def stage(self) -> Stage:
-        """Names the predictions."""
-        ...
+    def stage(self) -> Stage: ...
 
     @property
-    def settings(self) -> Settings:
-        """The device."""
-        ...
+    def settings(self) -> Settings: ...
 
     def segment(
         self,
@@ -79,9 +88,7 @@ class SegmentsImages(Protocol):
         global_image: Tensor | None = None,
         shared: Tensor | None = None,
         check: FiniteScores | None = None,
-    ) -> Coverage:
-        """Segment one image; see `Predictor.segment`."""
-        ...
+    ) -> Coverage: ...
 
 
 def evaluate_images(
@@ -155,50 +162,35 @@ def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
         raise InputError(f"--save_predictions {folder} would overwrite the labels there; name another folder")
 
 
-def run_evaluation(
-    options: argparse.Namespace,
-    predictor: Predictor,
-    header: Header,
-    data: SegmentationDataset,
-    labelled: bool,
-    ranks: Ranks,
-) -> None:
+def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
     """Evaluate one split: print the scores, write them as JSON; write predictions and a report if they are requested.
 
-    Args:
-        options: resolved.
-        predictor: segments the images.
-        header: of the network.
-        data: the split.
-        labelled: whether the split has labels; without any only predictions and the report's pictures are written.
-        ranks: the processes. Each writes the predictions of its images; the main one writes everything else.
-
-    Raises:
-        InputError: scores are not finite numbers, or a file cannot be written.
+    Each process writes the predictions of its images, the main one everything else. Raises InputError if scores are not
+    finite numbers, or a file cannot be written.
     """
-    stage, settings, started = predictor.stage, predictor.settings, now()
-    images = ReportImages(header.classes, stage.headline, labelled, len(data), ranks) if options.report else None
+    predictor, header, data, started = plan.predictor, plan.header, plan.data, now()
+    stage, settings, split = predictor.stage, predictor.settings, plan.record["split"]
+    images = ReportImages(header.classes, stage.headline, plan.labelled, len(data), ranks) if plan.report else None
 
     def save(sample: Sample, found: dict[str, Tensor]) -> None:
-        if options.save_predictions:
+        if plan.save_predictions:
             ids: np.ndarray = found[stage.headline].cpu().numpy()
-            save_colors(options.save_predictions / f"{sample.id}_mask.png", ids, header.classes.palette)
+            save_colors(plan.save_predictions / f"{sample.id}_mask.png", ids, header.classes.palette)
         if images is not None:
             images.add(sample, found)
 
     seen = None if header.trained_on is None else header.trained_on.count(data.hashes())
     if seen:
         logging.warning(f"{seen} of {len(data)} images were trained on: their scores say nothing of other images")
-    check_writable(options.log_path)
-    if options.save_predictions:
-        refuse_data_folder(options.save_predictions, data)
-    if options.report and ranks.main:
-        check_writable(options.report)
+    check_writable(plan.log_path)
+    if plan.save_predictions:
+        refuse_data_folder(plan.save_predictions, data)
+    if plan.report and ranks.main:
+        check_writable(plan.report)
     own = range(ranks.rank, len(data), ranks.world)
-    loader = SampleLoader(data, sampler=own, num_workers=options.num_workers, pin=settings.device.type == "cuda")
+    loader = SampleLoader(data, sampler=own, num_workers=plan.num_workers, pin=settings.device.type == "cuda")
     metrics = StageMetrics(stage, header.classes)
-    title = f"evaluate {options.split}"
-    result = evaluate_images(predictor, loader, metrics, on_image=save, title=title, ranks=ranks)
+    result = evaluate_images(predictor, loader, metrics, on_image=save, title=f"evaluate {split}", ranks=ranks)
     if result.not_finite:
         raise InputError(
             f"the network's scores of {len(result.not_finite)} of {result.images} images ("
@@ -208,64 +200,67 @@ def run_evaluation(
         images.gather(ranks)
     if not ranks.main:
         return
-    if labelled and not result.metrics.has_labels():
-        logging.warning(f"no pixel of split {options.split} has a class: there are no scores, and none are written")
-        labelled = False
-    if options.save_predictions:
-        logging.info(f"Predictions: {options.save_predictions}")
-    record = {
-        "dataset": options.dataset,
-        "split": options.split,
-        "checkpoint": str(getattr(options, stage.reads)),
-        "device": settings.device.type,
+    scored = plan.labelled and metrics.has_labels()
+    if plan.labelled and not scored:
+        logging.warning(f"no pixel of split {split} has a class: there are no scores, and none are written")
+    if plan.save_predictions:
+        logging.info(f"Predictions: {plan.save_predictions}")
+    record = result_record(plan, result, seen)
+    if scored:
+        target = plan.log_path / f"{plan.record['task_name']}.json"
+        print(evaluation_table(record))
+        write_json(target, record)
+        logging.info(f"The same as JSON: {target}")
+    if images is not None and plan.report is not None:
+        report = Report(
+            title=plan.record["task_name"],
+            data=f"{plan.record['dataset']}, split {split}",
+            stage=stage,
+            classes=header.classes,
+            record=record,
+            counts=metrics.matrices[stage.headline].counts.cpu().numpy() if scored else None,
+            images=images,
+            run=run_table(plan, ranks, started),
+        )
+        logging.info(f"Report: {write_report(plan.report, report)}")
+
+
+def result_record(plan: EvaluationPlan, result: Evaluation, seen: int | None) -> dict[str, Any]:
+    """Return the JSON of an evaluation; `seen` is the number of its images that were trained on, None if unknown."""
+    predictor, header = plan.predictor, plan.header
+    return {
+        "dataset": plan.record["dataset"],
+        "split": plan.record["split"],
+        "checkpoint": plan.record[predictor.stage.reads],
+        "device": predictor.settings.device.type,
         **{name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize", "scale")},
         "images_trained_on": seen,
         "shared_maps": header.share,
-        **{name: getattr(options, name) for name in ("precision", "tta", "refine_share", "blend", "upsample")},
+        **{name: plan.record[name] for name in ("precision", "tta", "refine_share", "blend", "upsample")},
         **evaluation_record(
-            stage.number,
+            predictor.stage.number,
             header.classes,
             result.metrics.matrices,
             images=result.images,
             seconds_per_image=result.seconds_per_image,
-            peak_memory_mb=peak_memory_mb(settings.device),
+            peak_memory_mb=peak_memory_mb(predictor.settings.device),
             coverage=result.coverage if predictor.selects_patches else None,
         ),
     }
-    if labelled:
-        target = options.log_path / f"{options.task_name}.json"
-        print(evaluation_table(record))
-        write_json(target, record)
-        logging.info(f"The same as JSON: {target}")
-    if images is not None:
-        report = Report(
-            title=options.task_name,
-            data=f"{options.dataset}, split {options.split}",
-            stage=stage,
-            classes=header.classes,
-            record=record,
-            counts=result.metrics.matrices[stage.headline].counts.cpu().numpy() if labelled else None,
-            images=images,
-            run=evaluation_run(options, stage, header, settings.device, ranks, started),
-        )
-        logging.info(f"Report: {write_report(options.report, report)}")
 
 
-def evaluation_run(
-    options: argparse.Namespace, stage: Stage, header: Header, device: torch.device, ranks: Ranks, started: str
-) -> Mapping[str, Any]:
+def run_table(plan: EvaluationPlan, ranks: Ranks, started: str) -> Mapping[str, Any]:
     """Return what a report says of the run, in plain values: the checkpoint, the network, options, versions."""
-    run = run_record(options_record(options), device, ranks.world, started, [])
-    network = {
-        name: value for name, value in vars(header).items() if name not in ("stage", "classes") and value is not None
-    }
+    record, others = plan.record, ("stage", "classes")
+    run = run_record(record, plan.predictor.settings.device, ranks.world, started, [])
+    network = {name: value for name, value in vars(plan.header).items() if name not in others and value is not None}
     return {
-        "checkpoint": str(options.model_path / getattr(options, stage.reads)),
+        "checkpoint": str(Path(record["model_path"]) / record[plan.predictor.stage.reads]),
         "network": ", ".join(f"{name} {value}" for name, value in network.items()),
-        "precision": options.precision,
-        "test-time augmentation": options.tta,
-        "blend": options.blend,
-        "upsample": options.upsample,
+        "precision": record["precision"],
+        "test-time augmentation": record["tta"],
+        "blend": record["blend"],
+        "upsample": record["upsample"],
         **{name: run[name] for name in ("started", "device", "processes", "system", "git_commit", "command")},
         "options": run["options"],
         "versions": run["versions"],

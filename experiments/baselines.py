@@ -233,7 +233,7 @@ def train(
 def work(options: Namespace) -> None:
     """Train and save a network, or with `--evaluation` evaluate it."""
     described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists))
-    header = setup.resolve(options, {}, described)
+    options, header = setup.resolve(options, {}, described)
     device = pick_device(options.device)
     keep_freed_memory()
     torch.manual_seed(options.seed)
@@ -242,7 +242,7 @@ def work(options: Namespace) -> None:
     scores_of = GlobalScores(options.model_path / options.scores_of, settings) if options.scores_of else None
     weights = "none" if options.evaluation else options.backbone_weights
     network = build_network(options.model, header.backbone, n_class, weights, n_class if scores_of else 0).to(device)
-    if options.precision != "fp32":
+    if settings.precision != "fp32":
         network = network.to(memory_format=torch.channels_last)
     if not options.evaluation:
         average = train(

@@ -25,15 +25,15 @@ from evaluation.report import evaluation_record
 from evaluation.run import Evaluation, evaluate_images
 from experiments.records import RESULTS, command_of, write_results
 from training import options as command_line
-from training.setup import evaluation_settings, prepare_evaluation
-from utils.arguments import Parser, add_geometry, number, whole
+from training.setup import plan_evaluation
+from utils.arguments import Parser, add_geometry, add_precision, number, whole
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
 from utils.files import check_writable
 from utils.memory import keep_freed_memory, peak_memory_mb
 from utils.metrics import StageMetrics
-from utils.precision import PRECISIONS
 from utils.run_record import device_name, git_commit, now
+from utils.selection import UncertainPatches
 from utils.stages import PREDICTIONS, STAGES
 
 SHARES = tuple(k / 10 for k in range(11))
@@ -70,12 +70,13 @@ def measure(
         InputError: the checkpoint cannot be used, or is coarse to fine.
     """
     own = evaluation_options(options, checkpoint)
-    predictor, header, data = prepare_evaluation(own, described, device)
+    plan = plan_evaluation(own, described, device)
+    predictor, header, data = plan.predictor, plan.header, plan.data
     if header.coarse_to_fine:
         raise InputError(f"{checkpoint} is coarse to fine, which selects patches already: give one that is not")
 
     def evaluate(share: float, images: int) -> Evaluation:
-        settings = evaluation_settings(argparse.Namespace(**{**vars(own), "refine_share": share}), header, device)
+        settings = replace(predictor.settings, selection=UncertainPatches(share) if share < 1 else None)
         loader = SampleLoader(data, sampler=range(images), num_workers=options.num_workers, pin=device.type == "cuda")
         metrics = StageMetrics(predictor.stage, header.classes)
         return evaluate_images(
@@ -193,7 +194,7 @@ def build_parser() -> Parser:
     add = parser.group("evaluation")
     add("--split", help="(default: the data set's validation: crossvali, else val)")
     add_geometry(add, "inria 536, others ")
-    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default: %(default)s)")
+    add_precision(add)
     add("--device", help="(default: cuda where there is one, else cpu)")
     add(
         "--num_workers",

@@ -23,7 +23,7 @@ from evaluation.report import evaluation_record, evaluation_table
 from evaluation.run import SegmentsImages, evaluate_images
 from imaging.sources import Source
 from training import options as command_line
-from training.setup import prepare_evaluation
+from training.setup import plan_evaluation
 from utils.arguments import Parser
 from utils.canvas import RESULT_ROWS, Sink
 from utils.classes import Classes
@@ -134,9 +134,9 @@ def work(options: Namespace) -> None:
     keep_freed_memory()
     choice = SplitChoice(options.split_lists, options.hold_out)
     described = describe(options.dataset, options.data_path, choice)
-    predictor, header, data = prepare_evaluation(options, described, pick_device(options.device))
-    chosen = LateFusion(predictor) if options.late_fusion else predictor
-    write_json(options.log_path / f"{options.task_name}.json", score_images(chosen, data, header.classes))
+    plan = plan_evaluation(options, described, pick_device(options.device))
+    chosen = LateFusion(plan.predictor) if options.late_fusion else plan.predictor
+    write_json(options.log_path / f"{options.task_name}.json", score_images(chosen, plan.data, plan.header.classes))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,19 +6,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from models.backbone import NAME, side_multiple
-from models.fpn import MOST_WIDTH, NORMS, WIDTH
+from models.fpn import MOST_WIDTH, NORMS
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.metrics import MEASURES
-from utils.selection import BOX_MARGIN, MOST_MARGIN, CoarseToFine, UncertainPatches
+from utils.selection import MOST_MARGIN, CoarseToFine, UncertainPatches
 from utils.settings import (
     DATA,
     LONGEST_SIDE,
     MOST_CLASSES,
     NORMALIZATIONS,
+    RECORDED,
     STATISTICS,
     TRAINED_SHARES,
     ContextScale,
+    Recorded,
     Settings,
     Statistics,
     TrainingSettings,
@@ -76,15 +78,13 @@ class TrainedOn:
         return found
 
 
-@dataclass(frozen=True)
-class Header:
-    """The record of a network that its evaluation needs. Entries with a default are missing in older files.
+@dataclass(frozen=True, kw_only=True)
+class Header(Recorded):
+    """The record of a network that its evaluation needs, its recorded options among it.
 
     Attributes:
         stage: that trained it last, 1, 2 or 3; or, in an evaluation, the mode.
         classes: of its predictions.
-        backbone, size_g, size_p, min_overlap, normalize, coarse_to_fine, box_margin, share, pyramid_width,
-            pyramid_norm, bands, stretch: the options of these names; see `utils.settings.RECORDED`.
         backbone_weights: what the backbones start from, the option of this name; stage 2 starts `local` from it.
         statistics: of the training images, with `--normalize data`; else None.
         trained_on: the training images.
@@ -93,19 +93,7 @@ class Header:
     """
 
     stage: int
-    backbone: str
     classes: Classes
-    size_g: int
-    size_p: int
-    min_overlap: int
-    normalize: str
-    coarse_to_fine: bool = False
-    box_margin: float = BOX_MARGIN
-    share: str = "own"
-    pyramid_width: int = WIDTH
-    pyramid_norm: str = "none"
-    bands: str | None = None
-    stretch: str = "2%,98%"
     backbone_weights: str = "imagenet"
     statistics: Statistics | None = None
     trained_on: TrainedOn | None = None
@@ -140,17 +128,10 @@ class Header:
         return None if self.normalize == "none" else STATISTICS[self.normalize]
 
     def settings(self, *, refine_share: float = 1.0, blend: str = "none", **more: Any) -> Settings:
-        """Return the settings of inference with this network.
+        """Return the settings of inference with this network; `more` are those that a file does not record.
 
-        Args:
-            refine_share: see `UncertainPatches`.
-            blend: the weights of a patch's scores.
-            more: the settings that a file does not record.
-
-        Raises:
-            InputError: the network is coarse to fine, but its classes are not two, one of them foreground; or patches
-                would be selected twice; or selected or blended in mode 1, which has none; or `normalization` cannot be
-                used.
+        Raises InputError, see `training_settings`; or if patches would be selected twice, by `refine_share` and coarse
+        to fine, or selected or blended in mode 1, which has none.
         """
         if blend != "none" and self.stage == 1:
             raise InputError(f"--blend {blend} cannot be used: mode 1 has no patches; leave it out")
@@ -163,14 +144,10 @@ class Header:
         return Settings(**recorded, blend=blend, **more)
 
     def training_settings(self, **more: Any) -> TrainingSettings:
-        """Return the settings of training this network.
+        """Return the settings of training this network; `more` are those that a file does not record.
 
-        Args:
-            more: the settings that a file does not record.
-
-        Raises:
-            InputError: the network is coarse to fine, but its classes are not two, one of them foreground; or
-                `normalization` cannot be used.
+        Raises InputError if the network is coarse to fine, but its classes are not two, one of them foreground, or
+        `normalization` cannot be used.
         """
         return TrainingSettings(**self._recorded_settings(), **more)
 
@@ -194,28 +171,31 @@ class Header:
         values = {**record, "classes": Classes.from_record(record["classes"])}
         if "share_maps" in values:  # of older files
             values["share"] = {True: "own", False: "none"}.get(values.pop("share_maps"))
+        if missing := {"stage", "size_g", "size_p", "min_overlap", "backbone", "normalize"} - values.keys():
+            raise ValueError(f"no {', '.join(sorted(missing))}")
         header = cls(**values)
+        for name, default in RECORDED.items():
+            if default is not None and not isinstance(getattr(header, name), type(default)):
+                raise ValueError(f"{name} {getattr(header, name)}")
+        known_values = {"stage": STAGES, "normalize": NORMALIZATIONS, "share": TRAINED_SHARES, "pyramid_norm": NORMS}
+        for name, known in known_values.items():
+            if getattr(header, name) not in known:
+                raise ValueError(f"{name} {getattr(header, name)}")
+        bounds: dict[str, tuple[float, float]] = dict.fromkeys(("size_g", "size_p", "min_overlap"), (0, LONGEST_SIDE))
+        bounds |= {"box_margin": (0, MOST_MARGIN), "pyramid_width": (2, MOST_WIDTH)}
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(header, name) <= high:
+                raise ValueError(f"{name} {getattr(header, name)}")
         if header.statistics is not None:
             header = replace(header, statistics=Statistics.from_record(header.statistics, header.n_bands))
+        elif header.normalize == DATA:
+            raise ValueError(f"normalize {DATA} without statistics")
         if header.trained_on is not None:
             header = replace(header, trained_on=TrainedOn.from_record(header.trained_on))
         if header.scale is not None and not 0 < header.scale <= LONGEST_SIDE:
             raise ValueError(f"scale {header.scale}")
-        if header.stage not in STAGES or not NAME.fullmatch(header.backbone) or header.normalize not in NORMALIZATIONS:
-            raise ValueError(f"stage {header.stage}, backbone {header.backbone}, normalize {header.normalize}")
-        if header.normalize == DATA and header.statistics is None:
-            raise ValueError(f"normalize {DATA} without statistics")
-        for name in ("size_g", "size_p", "min_overlap"):
-            if not (isinstance(getattr(header, name), int) and 0 <= getattr(header, name) <= LONGEST_SIDE):
-                raise ValueError(f"{name} {getattr(header, name)}")
-        if not isinstance(header.coarse_to_fine, bool) or not 0 <= header.box_margin <= MOST_MARGIN:
-            raise ValueError(f"coarse_to_fine {header.coarse_to_fine}, box_margin {header.box_margin}")
-        if header.share not in TRAINED_SHARES or header.pyramid_norm not in NORMS:
-            raise ValueError(f"share {header.share}, pyramid_norm {header.pyramid_norm}")
-        if not isinstance(header.pyramid_width, int) or not 2 <= header.pyramid_width <= MOST_WIDTH:
-            raise ValueError(f"pyramid_width {header.pyramid_width}")
-        if not isinstance(header.backbone_weights, str):
-            raise ValueError(f"backbone_weights {header.backbone_weights}")
+        if not NAME.fullmatch(header.backbone) or not isinstance(header.backbone_weights, str):
+            raise ValueError(f"backbone {header.backbone}, backbone_weights {header.backbone_weights}")
         count_bands(header.bands)
         Stretch.parse(header.stretch)
         _check_classes(header.classes)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError
+from utils.errors import InputError, reason_of
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
@@ -20,39 +20,28 @@ def read_weights(source: str) -> dict[str, Tensor]:
         raise InputError(f"--backbone_weights {source}: no such file (or one of: imagenet, none)")
     safe = path.suffix == ".safetensors"
     try:
-        state = _read_safetensors(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
+        if safe:
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise InputError(
+            f"--backbone_weights {path} needs the package safetensors, which is not installed: pip install safetensors"
+        ) from error
     except Exception as error:  # both libraries raise many kinds; each means that the file cannot be used
         kind = "safetensors" if safe else "torch weight"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"--backbone_weights {source} is not a {kind} file: {reason}") from error
+        raise InputError(f"--backbone_weights {source} is not a {kind} file: {reason_of(error)}") from error
     if not isinstance(state, dict):
         raise InputError(f"--backbone_weights {source} holds a {type(state).__name__}, not a state dict")
     return only_tensors(path, state)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a `.safetensors` file. Raises InputError if the package safetensors is missing."""
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise InputError(
-            f"--backbone_weights {path} needs the package safetensors, which is not installed: pip install safetensors"
-        ) from error
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors
-
-
 def only_tensors(path: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """Return `tensors` if each is a plain tensor under a name.
+    """Return `tensors` of the file at `path` if each is a plain tensor under a name.
 
-    Args:
-        path: the file that they come from, for messages.
-        tensors: by name.
-
-    Raises:
-        InputError: a name is not a string, or a value is not a dense tensor of real numbers.
+    Raises InputError if a name is not a string, or a value is not a dense tensor of real numbers.
     """
     for name, value in tensors.items():
         if not isinstance(name, str):
@@ -76,18 +65,10 @@ def state_of(model: nn.Module, children: Iterable[str]) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Iterable[str]) -> None:
-    """Copy some tensors into a network, strictly.
+    """Copy those tensors of the file at `path` whose names begin with one of `parts` into a network, strictly.
 
-    A missing `num_batches_tracked` (files of torch 0.4) is read as 0.
-
-    Args:
-        model: the network.
-        tensors: by the names of its state dict.
-        path: the file that they come from, for messages.
-        parts: prefixes, such as `local.`, of the names that are copied.
-
-    Raises:
-        InputError: a tensor is missing, unexpected or of another shape.
+    A missing `num_batches_tracked` (files of torch 0.4) is read as 0. Raises InputError if a tensor is missing,
+    unexpected or of another shape.
     """
     parts = tuple(parts)
     state = model.state_dict()
@@ -97,7 +78,8 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Ite
     missing = sorted(n for n in set(expected) - set(given) if not n.endswith("num_batches_tracked"))
     for kind, names in (("misses", missing), ("has the unexpected", unexpected)):
         if names:
-            raise InputError(f"{path} {kind} {_count(names)}; was it made with another --backbone?")
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(f"{path} {kind} tensor {names[0]}{more}; was it made with another --backbone?")
     for name, tensor in given.items():
         if tensor.shape != expected[name].shape:
             raise InputError(
@@ -107,9 +89,3 @@ def load(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, parts: Ite
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(given[name]) if name in given else tensor.zero_()
-
-
-def _count(names: list[str]) -> str:
-    """Return a phrase for tensors: the first one's name, and the number of the others."""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"tensor {names[0]}{more}"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.pyramid import Levels
-from utils.errors import InputError
+from utils.errors import InputError, reason_of
 from utils.stretch import RGB
 from utils.tiling import map_size
 
@@ -52,11 +52,7 @@ class TimmBackbone(nn.Module):
     """A network of timm without classifier; its parameters have timm's names, those of `features_only=True`.
 
     Images whose sides are no multiples of `Layout.multiple` are padded with zeros below and on the right, and the maps
-    are cropped to the cells of the image.
-
-    Attributes:
-        channels: of c5, c4, c3, c2, coarsest first as in `Pyramid`.
-        n_bands: of the images.
+    are cropped to the cells of the image. `channels` are as those of `Backbone`.
     """
 
     def __init__(self, name: str) -> None:
@@ -106,14 +102,10 @@ def cells(side: int, stride: int) -> int:
 
 @lru_cache
 def layout_of(name: str) -> Layout:
-    """Find out how a network is built and read, without its weights, on torch's meta device.
+    """Find out how `timm/NAME`, with or without the tag of its weights, is built and read, on torch's meta device.
 
-    Args:
-        name: `timm/NAME`, NAME being one of `timm.list_models()`, with or without the tag of its weights.
-
-    Raises:
-        InputError: timm is not installed, has no such network, or the network lacks maps at 1/4, 1/8, 1/16 and 1/32,
-            or takes images of one size only.
+    Raises InputError if timm is not installed, has no such network, or the network lacks maps at 1/4, 1/8, 1/16 and
+    1/32, or takes images of one size only.
     """
     timm = import_timm(name)
     own = name.removeprefix(PREFIX)
@@ -177,13 +169,10 @@ def create(name: str, layout: Layout, **more: Any) -> nn.Module:
 
 
 def check_sides(name: str, size_g: int, size_p: int) -> None:
-    """Check a network and the sides of its images, in pixels.
+    """Raise InputError if a network cannot be used, see `layout_of`, or its windows do not fit the sides, in pixels.
 
     Multiples of 32 are not asked for: other sides are padded by less than that. A network that computes windows of a
     fixed number of cells would be padded by up to a whole window.
-
-    Raises:
-        InputError: the network cannot be used, see `layout_of`, or its windows do not fit the sides.
     """
     multiple = layout_of(name).multiple
     for option, side in (("size_g", size_g), ("size_p", size_p)):
@@ -220,11 +209,6 @@ def _refusal(name: str, reason: str) -> InputError:
         f"--backbone {name}: {reason}, and GLNet needs maps at 1/4, 1/8, 1/16 and 1/32 of images of several sizes; "
         f"take {_any_of(EXAMPLES)}"
     )
-
-
-def reason_of(error: Exception) -> str:
-    """Return the first line of an error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _any_of(names: tuple[str, ...] | list[str]) -> str:

@@ -7,24 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from models.tensors import read_weights
-from models.timm_backbone import PREFIX, Layout, create, import_timm, layout_of, reason_of
-from utils.errors import InputError
+from models.timm_backbone import PREFIX, Layout, create, import_timm, layout_of
+from utils.errors import InputError, reason_of
 
 
 def timm_weights(name: str, source: str) -> dict[str, Tensor]:
-    """Return weights of a network of timm.
+    """Return weights of a network of timm as a state dict for `TimmBackbone(name)`.
 
-    Args:
-        name: of the network; see `layout_of`.
-        source: `imagenet`, timm's pretrained weights, which it downloads once; or a file, `.safetensors` or of
-            `torch.save`, with timm's names of the whole network. Its tensors that the backbone does not have, the
-            classifier's among them, are left out.
-
-    Returns:
-        A state dict for `TimmBackbone(name)`. It also has the names of a file that fit nothing; loading refuses them.
-
-    Raises:
-        InputError: the weights cannot be downloaded or read.
+    The source is `imagenet`, timm's pretrained weights, which it downloads once; or a file, `.safetensors` or of
+    `torch.save`, with timm's names of the whole network. Its tensors that the backbone does not have, the classifier's
+    among them, are left out; names that fit nothing stay, and loading refuses them. Raises InputError if the weights
+    cannot be downloaded or read.
     """
     layout = layout_of(name)
     state = _pretrained(name, layout) if source == "imagenet" else _from_file(name, layout, source)
@@ -67,17 +60,10 @@ def _from_file(name: str, layout: Layout, source: str) -> Mapping[str, Tensor]:
 
 
 def _fit(given: Mapping[str, Tensor], net: nn.Module, whole: nn.Module) -> dict[str, Tensor]:
-    """Rename the tensors of a whole network to those of the network that gives its maps.
+    """Rename the tensors of a `whole` network, with its classifier, to those of `net`, with `features_only=True`.
 
-    The names of the two differ in dots and underscores (`stages.0`, `stages_0`) and in a module around all.
-
-    Args:
-        given: by name.
-        net: with `features_only=True`.
-        whole: with its classifier.
-
-    Returns:
-        The tensors that `net` has, under its names; and those that not even `whole` has, under their own.
+    The names of the two differ in dots and underscores (`stages.0`, `stages_0`) and in a module around all. Return the
+    tensors that `net` has, under its names; and those that not even `whole` has, under their own.
     """
     names = {_plain(name): name for name in net.state_dict()}
     others = {_plain(name) for name in whole.state_dict()} - names.keys()

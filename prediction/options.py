@@ -12,13 +12,13 @@ from utils.arguments import (
     add_coarse_to_fine,
     add_geometry,
     add_normalize,
+    add_precision,
     add_refine_share,
     add_smoothing,
     add_view,
     whole,
 )
 from utils.errors import InputError
-from utils.precision import PRECISION_CHOICES
 from utils.turns import TURNS
 
 SMALLEST_SCENE = 2 * OVERLAPS_PER_SCENE
@@ -106,10 +106,5 @@ def _add_network(parser: Parser) -> None:
     )
     add("--backbone", choices=BACKBONES, help="of a released file (default: resnet50)")
     add_normalize(add)
-    add(
-        "--precision",
-        choices=PRECISION_CHOICES,
-        default="fp32",
-        help="auto: bf16 where the device has instructions for it, else fp32 (default: %(default)s)",
-    )
+    add_precision(add)
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")

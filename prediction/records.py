@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prediction.areas import Areas
+from utils.arguments import REMOVED
 from utils.errors import InputError
 from utils.files import write_json
 
@@ -74,16 +75,12 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-GONE = ("simplify",)
-"""Options of earlier versions. Files that were made without them are as files of now."""
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return in words what differs between what made a file and what would make it now."""
     found: dict[str, None] = {}
     for name in [*now, *(before.keys() - now.keys())]:
         old, new = before.get(name), now.get(name)
-        if old == new and (name in GONE or (name in before and name in now)):
+        if old == new and (name in REMOVED or (name in before and name in now)):
             continue
         if name in ("image_size", "image_time", "georeference"):
             found["the image was changed" if before.get("image") == now.get("image") else "another image"] = None

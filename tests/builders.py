@@ -139,7 +139,7 @@ def build_header(stage: int, n_class: int = N_CLASS, **changes) -> Header:
         "min_overlap": MIN_OVERLAP,
         "normalize": "none",
     }
-    return Header(stage, **{**values, **changes})
+    return Header(stage=stage, **{**values, **changes})
 
 
 def write_thin_checkpoint(path: Path, stage: int, n_class: int = N_CLASS, **changes) -> GLNet:

@@ -131,7 +131,7 @@ def test_the_command_line_overrides_the_file_and_the_checkpoint_both(multispectr
     def resolved(*arguments: str, **files: Header) -> Header:
         options = command_line.build_parser().parse_args(["--dataset=folder", f"--backbone={BACKBONE}", *arguments])
         read = {name: checkpoint.Checkpoint(Path(f"{name}.pth"), header, {}) for name, header in files.items()}
-        return setup.resolve(options, read, described)
+        return setup.resolve(options, read, described)[1]
 
     described = describe("folder", multispectral)
     assert (described.bands, described.stretch) == ("1,2,3,4", "2%,98%")
@@ -348,14 +348,13 @@ def test_missing_pixels_are_left_out_of_labels(multispectral: Path) -> None:
 def test_a_resumed_run_takes_the_statistics_of_its_resume_file(monkeypatch, tmp_path: Path) -> None:
     statistics = Statistics((0.25,) * 4, (0.125,) * 4)
     saved = {"statistics": json.dumps(asdict(statistics))}
-    monkeypatch.setattr(setup, "resume_source", lambda options: tmp_path / "a.resume.pth")
-    monkeypatch.setattr(setup.state, "read", lambda path: type("Saved", (), {"options": saved}))
+    resume = tmp_path / "a.resume.pth"
+    monkeypatch.setattr(setup.state, "read", lambda path: {"options": saved})
     header = build_header(1, bands="1,2,3,4", normalize="data")
-    found = setup.add_statistics(command_line.build_parser().parse_args([]), header, None, None)
-    assert found == replace(header, statistics=statistics)
+    assert setup.find_statistics(header, None, None, resume, 0) == statistics
     saved["statistics"] = "[]"
     with pytest.raises(InputError, match=r"a\.resume\.pth is damaged"):
-        setup.add_statistics(command_line.build_parser().parse_args([]), header, None, None)
+        setup.find_statistics(header, None, None, resume, 0)
 
 
 def test_statistics_that_stage_1_has_still_to_measure_are_refused_elsewhere() -> None:

@@ -32,7 +32,6 @@ from models.checkpoint import FORMAT, VERSION
 from models.glnet import GLNet
 from models.tensors import children_of
 from training import setup
-from training.options import build_parser
 from utils.errors import InputError
 from utils.stages import STAGES
 
@@ -66,10 +65,6 @@ def assert_equal(found: State, expected: State, but: tuple[str, ...] = ()) -> No
     for name, tensor in found.items():
         assert tensor.dtype == expected[name].dtype, name
         assert (name.startswith(but) if but else False) or torch.equal(tensor, expected[name]), name
-
-
-def setup_options(mode: int, *arguments: str) -> argparse.Namespace:
-    return build_parser().parse_args([f"--mode={mode}", *arguments])
 
 
 def change_file(path: Path, change: Callable[[dict], object], **how) -> None:
@@ -114,12 +109,10 @@ def test_later_stages_start_as_from_files_that_hold_all(tmp_path: Path, source: 
     weights = "none" if source == "none" else str(tmp_path / "backbone.pth")
     if source == "file":
         write_backbone(tmp_path / "backbone.pth", BACKBONE)
-    started = [f"--model_path={tmp_path}", f"--backbone={BACKBONE}", f"--backbone_weights={weights}", "--n_class=5"]
-    options = setup_options(1, *started)
     header = replace(build_header(1), backbone_weights=weights)
     for name, children in (("new", None), ("older", STAGES[3].uses)):
         torch.manual_seed(0)
-        model = setup.build_training_model(options, header, {}, resumed=False)
+        model = setup.build_training_model(header, {})
         if children and source == "file":  # as stage 1 started the local branch, too
             model.local.backbone.load_state_dict(model.global_.backbone.state_dict())
         model.global_.head.bias.data.fill_(1)  # trained
@@ -128,10 +121,9 @@ def test_later_stages_start_as_from_files_that_hold_all(tmp_path: Path, source: 
         states = []
         for name in ("new", "older"):
             path = tmp_path / f"{name}.pth"
-            options = setup_options(stage, *started, f"--{STAGES[stage].starts_from[0]}={path.name}")
             torch.manual_seed(0)
             files = {STAGES[stage].starts_from[0]: checkpoint.read(path)}
-            model = setup.build_training_model(options, replace(header, stage=stage), files, resumed=False)
+            model = setup.build_training_model(replace(header, stage=stage), files)
             states.append({**model.state_dict(), "random": torch.get_rng_state()})
             checkpoint.save(path, model, replace(header, stage=stage), None if name == "new" else STAGES[3].uses)
         assert_equal(*states)
@@ -184,7 +176,7 @@ def test_last_is_the_last_epoch_best_the_best_and_a_new_run_renames_both(tmp_pat
     synthetic.generate(tmp_path / "data", 3, 64, seed=0)
     numbers, scores = iter([1, 2, 3, 4, 5]), iter([0.2, 0.6, 0.4, 0.3, 0.1])
 
-    def stub_build(options, header, files, *, resumed) -> GLNet:
+    def stub_build(header, files, **more) -> GLNet:
         model = build_thin_model(len(header.classes))
         model.learn(STAGES[header.stage].trains)
         return model

@@ -16,7 +16,6 @@ import train_deep_globe
 from dataset.describe import main as describe_main
 from dataset.registry import describe
 from models import checkpoint
-from models.glnet import GLNet
 from training import setup, state
 from training.options import build_parser
 from utils.classes import Classes
@@ -171,11 +170,11 @@ def parse(*arguments: str) -> argparse.Namespace:
 @pytest.mark.parametrize(("name", "size_p", "batch_size"), [("inria", 536, 4), ("isic", 508, 6)])
 def test_the_sets_settings_are_the_defaults(tmp_path: Path, name: str, size_p: int, batch_size: int) -> None:
     described, options = describe(name, tmp_path), parse(f"--backbone={BACKBONE}")
-    header = setup.resolve(options, {}, described)
+    options, header = setup.resolve(options, {}, described)
     assert (header.size_p, options.batch_size, options.split) == (size_p, batch_size, "val")
     assert header.classes == described.classes
     given = parse(f"--backbone={BACKBONE}", "--size_p=100", "--batch_size=3", "--split=test")
-    header = setup.resolve(given, {}, described)
+    given, header = setup.resolve(given, {}, described)
     assert (header.size_p, given.batch_size, given.split) == (100, 3, "test")
     with pytest.raises(InputError, match=r"--n_class 4: .* has 2 classes"):
         setup.resolve(parse("--n_class=4"), {}, described)
@@ -184,7 +183,7 @@ def test_the_sets_settings_are_the_defaults(tmp_path: Path, name: str, size_p: i
 def test_what_the_checkpoint_records_goes_before_the_sets_settings(tmp_path: Path) -> None:
     described, header = describe("inria", tmp_path), build_header(1, classes=describe("inria", tmp_path).classes)
     files = {"path_g": checkpoint.Checkpoint(tmp_path / "g.pth", header, {})}
-    assert setup.resolve(parse("--mode=2"), files, described).size_p == SIDE
+    assert setup.resolve(parse("--mode=2"), files, described)[1].size_p == SIDE
 
 
 def test_changed_losses_and_sets_make_another_experiment() -> None:
@@ -199,10 +198,11 @@ def test_changed_losses_and_sets_make_another_experiment() -> None:
 
 def test_class_weights_are_one_for_each_class(tmp_path: Path) -> None:
     classes = describe("isic", tmp_path).classes
-    loss = setup._chosen_loss(parse("--class_weights", "1", "3"), classes, torch.device("cpu"))
-    assert loss.class_weights.tolist() == [1, 3]
+    header = build_header(1, classes=classes)
+    settings = setup.training_settings(parse("--class_weights", "1", "3"), header, torch.device("cpu"))
+    assert settings.loss.class_weights.tolist() == [1, 3]
     with pytest.raises(InputError, match="--class_weights gives 3 numbers for 2 classes; give one each: skin, lesion"):
-        setup._chosen_loss(parse("--class_weights", "1", "3", "1"), classes, torch.device("cpu"))
+        setup.training_settings(parse("--class_weights", "1", "3", "1"), header, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -223,10 +223,13 @@ def test_stage_1_keeps_all_but_heads_and_ensemble_of_other_classes(tmp_path: Pat
         source = build_thin_model(prefix=made).state_dict()
         checkpoint.save(path, build_thin_model(prefix=made), build_header(stage))
     classes = Classes.generic(N_CLASS + 1)
-    model, header = GLNet(len(classes), BACKBONE), build_header(1, classes=classes)
+    header = build_header(1, classes=classes, backbone_weights="none")
+    torch.manual_seed(0)
+    model = setup.build_training_model(header, {})
     new = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     held = STAGES[3].uses if made.startswith("released") else STAGES[stage].uses
-    setup._load_initial_weights(model, header, {"init_from": checkpoint.read(path)})
+    torch.manual_seed(0)
+    model = setup.build_training_model(header, {"init_from": checkpoint.read(path)})
     for name, tensor in model.state_dict().items():
         kept = name.split(".")[0] in held and ".head." not in name and not name.startswith("ensemble.")
         expected = source if kept else new
@@ -239,6 +242,6 @@ def test_stage_1_keeps_all_but_heads_and_ensemble_of_other_classes(tmp_path: Pat
 def test_only_backbone_and_normalisation_come_from_the_file_that_stage_1_starts_from(tmp_path: Path) -> None:
     files = {"init_from": checkpoint.Checkpoint(tmp_path / "a.pth", build_header(3, normalize="half"), {})}
     described = describe("inria", tmp_path)
-    header = setup.resolve(parse(), files, described)
+    _, header = setup.resolve(parse(), files, described)
     assert (header.backbone, header.normalize, header.size_p) == (BACKBONE, "half", 536)
     assert header.classes == described.classes

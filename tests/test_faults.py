@@ -1,6 +1,5 @@
 """What goes wrong in training is told in one line, and leaves what is good."""
 
-import argparse
 import errno
 import math
 import os
@@ -194,14 +193,14 @@ def test_a_read_only_file_system_is_told_by_its_reason(tmp_path: Path, monkeypat
     ],
 )
 def test_known_failures_say_what_helps(error: Exception, told: str | None) -> None:
-    options = argparse.Namespace(mode=2, sub_batch_size=6, size_p=508)
+    options = {"mode": 2, "evaluation": False, "sub_batch_size": 6, "size_p": 508}
     line = diagnose(error, options, processes=2)
     assert (line is None) if told is None else (told in line and "\n" not in line)
 
 
 def test_a_failure_before_options_are_parsed_is_diagnosed_without_them() -> None:
-    assert diagnose(MemoryError(), None, processes=1) == "out of memory (MemoryError)"
-    assert diagnose(RuntimeError("expected scalar type Float"), None, processes=1) is None
+    assert diagnose(MemoryError(), {}, processes=1) == "out of memory (MemoryError)"
+    assert diagnose(RuntimeError("expected scalar type Float"), {}, processes=1) is None
 
 
 # checking a data set

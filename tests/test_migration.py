@@ -71,7 +71,7 @@ def test_an_older_resume_file_goes_on(tmp_path: Path) -> None:
 
 
 def test_options_that_an_older_resume_file_lacks_count_as_their_defaults(tmp_path: Path) -> None:
-    saved = dict(state.read(unpack(tmp_path, "resume_v2.pth")).options)
+    saved = dict(state.read(unpack(tmp_path, "resume_v2.pth"))["options"])
     options = build_parser().parse_args([])
     now = {**state.options_record(options), **saved}
     assert state.changed_options(saved, now, anyway=False) == {}

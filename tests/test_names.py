@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import build_header
 from pictures import run, save, write_checkpoint
 
 from evaluation import html_report
-from training.model_card import write_card
+from training import model_card
+from training.state import RunFiles, RunState
+from utils.stages import STAGES
 
 ODD = [
     "-a",
@@ -99,6 +102,10 @@ def test_reports_hold_names_that_are_no_text(tmp_path, monkeypatch) -> None:
     name = os.fsdecode(b"no\xff")
     monkeypatch.setattr(html_report, "report_page", lambda report: report)
     html_report.write_report(tmp_path, f"the worst is {name}")
-    write_card(tmp_path / "card.md", f"trained on {name}")
+    options = {"ema": 0, "dataset": name, "num_epochs": 1, "log_path": "runs", "task_name": "card"}
+    options |= dict.fromkeys(("split_lists", "hold_out", "init_from")) | {"backbone_weights": "none"}
+    images = [("train", 1), ("val", 1)]
+    files, stage = RunFiles.of(tmp_path, "card"), STAGES[1]
+    model_card.write_card(files, stage, build_header(1), RunState("", epoch=1), options, images=images, epochs={})
     for path in (tmp_path / html_report.NAME, tmp_path / "card.md"):
         assert r"no\udcff" in path.read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
 """Optimizer and schedule, the average of the weights, and when a run validates."""
 
-import argparse
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -120,8 +119,8 @@ def test_a_skipped_step_does_not_move_the_average() -> None:
 def test_early_stopping_waits_for_a_validation(every, patience, epochs, validated, last) -> None:
     """The first validation is the best one."""
     run, found = object.__new__(TrainingRun), []
-    given = argparse.Namespace(val_every=every, early_stopping=patience, num_epochs=epochs)
-    run.plan, run.state = SimpleNamespace(options=given), SimpleNamespace(run=RunState("now"))
+    run.plan = SimpleNamespace(val_every=every, early_stopping=patience, num_epochs=epochs)
+    run.state = SimpleNamespace(run=RunState("now"))
     state = run.state.run
     while state.epoch < epochs and not run._stalled():
         due = run._validation_due()

@@ -10,10 +10,10 @@ from runs import Folders, generate
 
 from models.restore import build_network
 from train_deep_globe import main
-from training.options import RELEASED, build_parser
-from training.recipe import OF_NETWORK, RECIPES, parse, reach, reach_line
+from training.options import build_parser
+from training.recipe import RECIPES, parse, reach, reach_line
 from utils.errors import InputError
-from utils.settings import RECORDED
+from utils.settings import OF_WEIGHTS, RECORDED
 from utils.stages import STAGES
 
 MODERN = RECIPES["modern"]
@@ -30,7 +30,7 @@ def test_a_recipe_sets_what_is_not_given_and_the_default_is_released() -> None:
         options = vars(given(f"--mode={mode}", "--recipe=modern"))
         for name, value in MODERN.items():
             expected = value[mode] if isinstance(value, dict) else value
-            assert options[name] == (released[name] if mode > 1 and name in OF_NETWORK else expected)
+            assert options[name] == (released[name] if mode > 1 and name in OF_WEIGHTS else expected)
     assert given("--recipe=modern", "--lr=0.5", "--loss=focal").lr == 0.5
     assert given("--recipe=modern", "--loss=focal").loss == "focal"
     assert vars(given("--recipe=modern", "--evaluation"))["loss"] == released["loss"]
@@ -42,7 +42,7 @@ def test_every_entry_of_a_recipe_is_an_option_with_a_valid_value() -> None:
         for one in value.values() if isinstance(value, dict) else (value,):
             parsed = getattr(parser.parse_args([f"--{name}={one}"]), name)
             assert parsed == one and type(parsed) is type(one), name
-    assert set(OF_NETWORK) <= set(RECORDED)
+    assert set(OF_WEIGHTS) <= set(RECORDED)
 
 
 def test_the_released_run_of_stage_2_reaches_four_deviations() -> None:
@@ -53,8 +53,7 @@ def test_the_released_run_of_stage_2_reaches_four_deviations() -> None:
 def test_a_run_that_can_hardly_move_a_weight_is_warned_of(lr: float, warns: bool) -> None:
     model = build_network(build_header(2))
     model.learn(STAGES[2].trains)
-    options = argparse.Namespace(**{**RELEASED, "lr": lr})
-    line, found = reach_line(options, model, STAGES[2], 50 * 76)
+    line, found = reach_line(lr, model, STAGES[2], 50 * 76)
     assert found == warns == ("train longer" in line)
     assert "released run of mode 2: 4.0" in line
     if not warns:

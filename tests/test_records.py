@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_log_has_the_released_lines(tmp_path: Path) -> None:
-    with RunLog(tmp_path, "task", CLASSES) as log:
+    with closing(RunLog(tmp_path, "task", CLASSES)) as log:
         shown = log.epoch(
             1,
             120,
@@ -71,7 +72,7 @@ def test_log_has_the_released_lines(tmp_path: Path) -> None:
 
 
 def test_log_of_mode_1_shows_the_global_branch_first_and_an_empty_local_one(tmp_path: Path) -> None:
-    with RunLog(tmp_path, "task", CLASSES) as log:
+    with closing(RunLog(tmp_path, "task", CLASSES)) as log:
         log.epoch(0, 1, train={"global": RIGHT}, val={"global": HALF})
     assert (tmp_path / "task.log").read_text() == (
         "epoch [1/1] IoU: train = 1.0000, val = 0.5000\n"
@@ -89,7 +90,7 @@ def test_log_of_mode_1_shows_the_global_branch_first_and_an_empty_local_one(tmp_
 
 def test_log_is_complete_after_each_epoch_and_a_later_run_appends(tmp_path: Path) -> None:
     for count in (1, 2):
-        with RunLog(tmp_path, "task", CLASSES) as log:
+        with closing(RunLog(tmp_path, "task", CLASSES)) as log:
             log.epoch(0, 1, train={"global": RIGHT}, val={"global": HALF})
             assert (tmp_path / "task.log").read_text().count("=" * 32 + "\n") == count
 
@@ -98,7 +99,7 @@ def test_log_keeps_many_classes_on_one_line(tmp_path: Path) -> None:
     many = Classes.generic(40)
     full = Scores(many)
     full.update(torch.arange(40), torch.arange(40))
-    with RunLog(tmp_path, "task", many) as log:
+    with closing(RunLog(tmp_path, "task", many)) as log:
         assert len(log.epoch(0, 1, train={"global": full}, val={"global": full}).splitlines()) == 10
 
 
@@ -109,7 +110,7 @@ def test_headline_is_the_ensemble_where_there_is_one() -> None:
 
 def test_every_scalar_tag_reads_back(tmp_path: Path) -> None:
     matrices = {"global": RIGHT, "local": HALF, "ensemble": LAST_MISSING}
-    with RunLog(tmp_path, "task", CLASSES) as log:
+    with closing(RunLog(tmp_path, "task", CLASSES)) as log:
         log.scalars(7, {"loss/focal_local": 0.25, "learning_rate": 2e-5})
         for epoch in (0, 1):
             log.epoch(epoch, 2, train=matrices, val={**matrices, "ensemble": HALF})
@@ -138,7 +139,7 @@ def test_every_scalar_tag_reads_back(tmp_path: Path) -> None:
 
 
 def test_scalars_of_mode_1_are_the_global_branch_s(tmp_path: Path) -> None:
-    with RunLog(tmp_path, "task", CLASSES) as log:
+    with closing(RunLog(tmp_path, "task", CLASSES)) as log:
         log.epoch(0, 1, train={"global": HALF}, val={"global": RIGHT})
     assert scalars(tmp_path / "task" / "IoU" / "train iou") == {"IoU": [(0, 0.5)]}
     assert scalars(tmp_path / "task" / "IoU" / "validation iou") == {"IoU": [(0, 1.0)]}
@@ -151,7 +152,7 @@ def test_pictures_read_back_in_their_colors(tmp_path: Path) -> None:
     photo = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     colored = colorize(ids, CLASSES.palette)
     kinds = ("mask", "prediction", "prediction_local", "prediction_global")
-    with RunLog(tmp_path, "task", CLASSES) as log:
+    with closing(RunLog(tmp_path, "task", CLASSES)) as log:
         log.images(3, {"image": photo, **dict.fromkeys(kinds, colored)})
     found = events(tmp_path / "task")
     assert set(found.Tags()["images"]) == {"image", *kinds}
@@ -164,7 +165,7 @@ def test_pictures_read_back_in_their_colors(tmp_path: Path) -> None:
 
 def test_large_pictures_shrink_and_class_colors_do_not_mix(tmp_path: Path) -> None:
     stripes = colorize(np.indices((4, 2 * LONGEST_PICTURE))[1].astype(np.uint8) % 3, CLASSES.palette)
-    with RunLog(tmp_path, "task", CLASSES) as log:
+    with closing(RunLog(tmp_path, "task", CLASSES)) as log:
         log.images(0, {"image": stripes, "mask": stripes})
     found = events(tmp_path / "task")
     decoded = {
@@ -192,7 +193,7 @@ def test_log_that_cannot_be_written_names_the_path(tmp_path: Path, in_the_way: s
     else:
         obstacle.touch()
     named = tmp_path / ("runs/task.log" if in_the_way.endswith(".log") else "runs/task")
-    with pytest.raises(InputError) as refused, RunLog(tmp_path / "runs", "task", CLASSES) as log:
+    with pytest.raises(InputError) as refused, closing(RunLog(tmp_path / "runs", "task", CLASSES)) as log:
         log.epoch(0, 1, train={"global": RIGHT}, val={"global": HALF})
     assert str(refused.value).startswith(f"{named} cannot be written: ")
 

@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_deep_globe
 from models import checkpoint
 from training import state
-from training.options import build_parser
 from training.state import RunFiles
 from utils.errors import InputError
 
@@ -227,9 +226,9 @@ def test_overwrite_starts_over(unfinished: runs.Folders, reference, tmp_path: Pa
 
 
 def test_resume_auto_starts_where_there_is_nothing(reference) -> None:
-    options = build_parser().parse_args(["--resume=auto", f"--model_path={reference.folders.models}"])
-    assert state.resume_source(options) is None
-    assert not RunFiles.of(options).resume.exists()
+    files = RunFiles.of(reference.folders.models, "glnet")
+    assert state.resume_source(files, "auto", overwrite=False) is None
+    assert not files.resume.exists()
 
 
 DAMAGES = {
@@ -267,13 +266,14 @@ def test_a_state_survives_its_file(tmp_path: Path) -> None:
     """Numbers, random states and all; what is no resume file is named."""
     torch.manual_seed(3)
     random.seed(3)
-    snapshot = state.Snapshot({}, {}, {}, None, {}, {}, [torch.ones(2)], {"seed": 1}, {"a.log": 3}, {})
-    snapshot.random = state._random_states()
+    entries = ("model", "optimizer", "scheduler", "standing", "progress")
+    snapshot = {**{name: {} for name in entries}, "sums": [torch.ones(2)], "random": state._random_states()}
+    snapshot |= {"options": {"seed": 1}, "logs": {"a.log": 3}}
     expected = torch.rand(3), random.random()
     state.write(tmp_path / "a.resume.pth", snapshot)
     found = state.read(tmp_path / "a.resume.pth")
-    state._set_random_states(found.random)
-    assert (found.options, found.logs, found.scaler) == ({"seed": 1}, {"a.log": 3}, None)
+    state._set_random_states(found["random"])
+    assert (found["options"], found["logs"], found["model"]) == ({"seed": 1}, {"a.log": 3}, {})
     assert torch.equal(torch.rand(3), expected[0])
     assert random.random() == expected[1]
     with pytest.raises(InputError, match=r"none\.pth: no such resume file"):

@@ -136,7 +136,8 @@ def test_the_choice_of_a_split_is_taken_over(monkeypatch: pytest.MonkeyPatch, tm
     def take_over(record: TrainedOn | None, *given: str, **more: None) -> object:
         options = command_line.build_parser().parse_args(["--dataset=dubai", "--data_path=data", *given])
         files = {"path_g": checkpoint.Checkpoint(Path("one.pth"), build_header(1, trained_on=record), {})}
-        return setup.take_over_split(options, files | more, "as given"), options.hold_out
+        options, described = setup.take_over_split(options, files | more, "as given")
+        return described, options.hold_out
 
     held_out = TrainedOn("dubai", hold_out="tile3")
     assert take_over(held_out) == ("another split", "tile3")

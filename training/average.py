@@ -15,16 +15,10 @@ def learned_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 class WeightAverage:
-    """The average of what learns, weights and statistics of norm layers; updated after each step of an optimizer.
+    """The average of what learns in `network`, weights and norm statistics; updated after each optimizer step.
 
     The decay of update t, counted from 0, is min(decay, (1 + t) / (10 + t)), so that the average soon leaves the start.
-    Steps that are skipped do not count.
-
-    Attributes:
-        network: whose children learn.
-        decay: 0..1, of the average in each update.
-        updates: how many there were.
-        values: the average by name, on the network's device.
+    Steps that are skipped do not count. `values` are on the network's device.
     """
 
     def __init__(self, network: nn.Module, decay: float, optimizer: torch.optim.Optimizer) -> None:

@@ -20,15 +20,8 @@ STRIDE = 32
 def check_batches(images: int, batch_size: int, size_g: int, *, world: int = 1, joint: bool = False) -> None:
     """Check that no process trains the global branch, modes 1 and 3, on a single value in each channel.
 
-    Args:
-        images: in an epoch.
-        batch_size: images in a step, all processes together.
-        size_g: side of the shrunk images, in pixels.
-        world: number of processes.
-        joint: whether norm layers take their statistics over all processes.
-
-    Raises:
-        InputError: a part of a batch is one image of a single cell.
+    `joint` says whether norm layers take their statistics over all `world` processes. Raises InputError if a part of a
+    batch is one image of a single cell.
     """
     if size_g > STRIDE:
         return
@@ -73,14 +66,10 @@ def headers(data: SegmentationDataset) -> Iterator[tuple[Item, Size, list[FileIn
 
 
 def check_images(data: SegmentationDataset, settings: TrainingSettings | None) -> None:
-    """Log in one line each what is done to images beyond decoding, and refuse what cannot be read or trained on.
+    """Log in one line each what is done to images beyond decoding.
 
-    Args:
-        data: a split.
-        settings: those of training in mode 2; None where no size is refused.
-
-    Raises:
-        InputError: an image is too small, or lacks a band; the first is named.
+    With the `settings` of training in mode 2, images that are too small are refused. Raises InputError for the first
+    such image, and for the first that lacks a band.
     """
     stretched = turned = 0
     for item, size, files in headers(data):

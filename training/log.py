@@ -4,10 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,17 +15,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from utils.classes import Classes
-from utils.errors import InputError
-from utils.files import write_json
+from utils.files import write_json, writing
 from utils.metrics import ConfusionMatrix, Scores
 from utils.stages import PREDICTIONS, STAGES
 from utils.visualize import legend, shrink_for_display
 
 LONGEST_PICTURE = 1024
 """The most pixels of a picture's longer side in TensorBoard, so that event files stay small."""
-
-FLUSH_SECONDS = 30
-"""The longest time before an event is written to the disk."""
 
 RULE = "=" * 32
 
@@ -46,18 +40,10 @@ def _one_line(iou: np.ndarray) -> str:
 
 
 def epoch_lines(epoch: int, num_epochs: int, train: Matrices, val: Matrices, classes: Classes) -> str:
-    """Return the released log of one epoch.
+    """Return the released log of one epoch, counted from 0 and printed from 1: nine lines and a rule.
 
-    Args:
-        epoch: counted from 0; printed from 1.
-        num_epochs: of the run.
-        train: training scores.
-        val: validation scores; empty if the epoch was not validated.
-        classes: of the scores.
-
-    Returns:
-        Nine lines and a rule, each with its newline. A prediction that the mode does not have gets the scores of an
-        empty matrix: 0 on the whole, NaN per class. Without a validation all its values are NaN.
+    A prediction that the mode does not have gets the scores of an empty matrix: 0 on the whole, NaN per class. If `val`
+    is empty, as without a validation, all its values are NaN.
     """
     nothing = ConfusionMatrix(len(classes))
     # the headline comes first, without a name
@@ -74,15 +60,6 @@ def epoch_lines(epoch: int, num_epochs: int, train: Matrices, val: Matrices, cla
     return "\n".join([*means, *arrays, RULE, ""])
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn an OSError into an InputError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
 class _Events:
     """One event file of TensorBoard.
 
@@ -91,12 +68,7 @@ class _Events:
     """
 
     def __init__(self, folder: Path, anew: bool) -> None:
-        """Make the file.
-
-        Args:
-            folder: of the file.
-            anew: whether TensorBoard shall hide the earlier events in the folder.
-        """
+        """Make the file in `folder`; `anew` makes TensorBoard hide the earlier events there."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
         self._flushed = time.monotonic()
@@ -105,7 +77,7 @@ class _Events:
 
     def add(self, what: Summary, step: int) -> None:
         self._file.write_event(Event(summary=what, step=step, wall_time=time.time()))
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+        if time.monotonic() - self._flushed > 30:  # seconds
             self.flush()
 
     def flush(self) -> None:
@@ -129,12 +101,8 @@ class RunLog:
     ) -> None:
         """Open the logs.
 
-        Args:
-            log_path: their folder.
-            task_name: of the run.
-            classes: names, colours and measures.
-            sizes: of a resumed run, the lengths of the files at the point where it continues, as `sizes` returned
-                them; all that was written later is cut off.
+        `sizes` are, for a resumed run, the lengths of the files at the point where it continues, as `sizes()` returned
+        them; all that was written later is cut off.
         """
         self.text = Path(log_path) / f"{task_name}.log"
         self.lines = Path(log_path) / f"{task_name}.jsonl"
@@ -144,12 +112,12 @@ class RunLog:
         if sizes is not None:
             self._rewind(sizes)
         # a folder that cannot be written to is reported now, not after the first epoch
-        with _writing(self.folder):
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.text, self.lines):
-            with _writing(path):
+            with writing(path):
                 path.open("a").close()
-        with _writing(self.folder):
+        with writing(self.folder):
             self._events = _Events(self.folder, self._anew)
         self._curves: dict[str, _Events] = {}
 
@@ -158,7 +126,7 @@ class RunLog:
 
     def sizes(self) -> dict[str, int]:
         """Write all records to the disk, and return the length of each file in bytes, by its path below `log_path`."""
-        with _writing(self.folder):
+        with writing(self.folder):
             for events in (self._events, *self._curves.values()):
                 events.flush()
         return {str(path.relative_to(self.text.parent)): path.stat().st_size for path in self._files()}
@@ -167,35 +135,22 @@ class RunLog:
         """Cut the files to `sizes`, and remove files that are not in it."""
         for path in self._files():
             size = sizes.get(str(path.relative_to(self.text.parent)))
-            with _writing(path):
+            with writing(path):
                 if size is None:
                     path.unlink()
                 elif size < path.stat().st_size:
                     os.truncate(path, size)
 
-    def __enter__(self) -> "RunLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Write all records to the disk and close the event files."""
-        with _writing(self.folder):
+        with writing(self.folder):
             for events in (self._events, *self._curves.values()):
                 events.close()
 
     def start(self, record: Mapping[str, Any], description: str) -> None:
-        """Record the run.
-
-        Args:
-            record: for `run.json`.
-            description: Markdown, for TensorBoard, which also gets the legend.
-        """
+        """Record the run in `run.json`, and its `description`, Markdown, and the legend in TensorBoard."""
         write_json(self.folder / "run.json", record)
-        with _writing(self.folder):
+        with writing(self.folder):
             self._events.add(summary.text("run", description), 0)
             picture = legend(self._classes.names, self._classes.palette)
             self._events.add(summary.image("legend", picture, dataformats="HWC"), 0)
@@ -203,7 +158,7 @@ class RunLog:
 
     def line(self, record: Mapping[str, Any]) -> None:
         """Append `record` to the lines of JSON."""
-        with _writing(self.lines), self.lines.open("a", encoding="utf-8", errors="backslashreplace") as lines:
+        with writing(self.lines), self.lines.open("a", encoding="utf-8", errors="backslashreplace") as lines:
             lines.write(json.dumps(record, allow_nan=False) + "\n")
 
     def epoch(self, epoch: int, num_epochs: int, train: Matrices, val: Matrices) -> str:
@@ -215,9 +170,9 @@ class RunLog:
         classes that have no union. An epoch without a validation has no validation's values there.
         """
         lines = epoch_lines(epoch, num_epochs, train, val, self._classes)
-        with _writing(self.text), self.text.open("a", encoding="utf-8", errors="backslashreplace") as log:
+        with writing(self.text), self.text.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(lines)
-        with _writing(self.folder):
+        with writing(self.folder):
             chosen = headline(train)
             for curve, scores in (("train iou", train), ("validation iou", val)):
                 if not scores:
@@ -251,18 +206,16 @@ class RunLog:
 
         TensorBoard replaces all characters of a tag but letters, digits and `-_./` by `_`.
         """
-        with _writing(self.folder):
+        with writing(self.folder):
             for tag, value in values.items():
                 self._events.add(summary.scalar(tag, value), step)
 
     def images(self, epoch: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Record pictures, shrunk to `LONGEST_PICTURE`.
+        """Record pictures, (H, W, 3) uint8 RGB by tag, shrunk to `LONGEST_PICTURE`.
 
-        Args:
-            epoch: counted from 0.
-            pictures: (H, W, 3) uint8 RGB by tag. All but `image` are in the classes' colours, which are not mixed.
+        All but `image` are in the classes' colours, which are not mixed.
         """
-        with _writing(self.folder):
+        with writing(self.folder):
             for tag, picture in pictures.items():
                 small = shrink_for_display(picture, LONGEST_PICTURE, smooth=tag == "image")
                 self._events.add(summary.image(tag, small, dataformats="HWC"), epoch)

@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-WEIGHT_DECAY = 5e-4
-
 
 def poly(step: int, total: int, power: float = 0.9) -> float:
     """Return the factor of the base learning rate at schedule step `step` of `total`: (1 - t/T)^0.9, 0 past the end."""
@@ -13,7 +11,7 @@ def poly(step: int, total: int, power: float = 0.9) -> float:
 
 def build_optimizer(network: nn.Module, lr: float) -> torch.optim.Optimizer:
     """Return Adam with the base learning rate `lr`, of the parameters of `network` that learn."""
-    return torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=WEIGHT_DECAY)
+    return torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=lr, weight_decay=5e-4)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:

@@ -16,6 +16,7 @@ from utils.arguments import (
     add_coarse_to_fine,
     add_geometry,
     add_normalize,
+    add_precision,
     add_refine_share,
     add_smoothing,
     add_view,
@@ -25,13 +26,9 @@ from utils.arguments import (
 )
 from utils.errors import InputError
 from utils.loss import GAMMA, LOSSES
-from utils.precision import PRECISION_CHOICES
 from utils.settings import MOST_CLASSES, SHARES, SMALLEST_SIDE, TRAINED_SHARES
 from utils.stages import STAGES
 from utils.turns import TURNS
-
-STARTS = ("released", "previous")
-"""The values of `--start`."""
 
 RELEASED: dict[str, Any] = {
     "ema": 0.0,
@@ -41,21 +38,6 @@ RELEASED: dict[str, Any] = {
     "val_every": 1,
 }
 """Options of training whose parser default is None, and their values where nothing else sets them, as released."""
-
-REMOVED: dict[str, Any] = {
-    "optimizer": "adam",
-    "weight_decay": 5e-4,
-    "backbone_lr": 1.0,
-    "warmup": 0,
-    "clip_grad": 0.0,
-    "box_recall": 0.9,
-    "split_seed": None,
-    "tf32": False,
-}
-"""Options of training that earlier versions had, and the values with which a run is the same without them."""
-
-LOSS_SIZES = ("quarter", "full")
-"""Where logits and labels meet, by `--loss_size`."""
 
 
 def released(name: str) -> str:
@@ -70,27 +52,6 @@ def build_parser() -> Parser:
         prog="train_deep_globe.py",
         description="Train or evaluate GLNet.\nModes: 1 global, 2 global to local, 3 local to global.",
     )
-    _add_run(parser)
-    add_data(parser)
-    _add_files(parser)
-    _add_network(parser)
-    _add_coarse_to_fine(parser)
-    _add_training(parser)
-    _add_variation(parser)
-    _add_computing(parser)
-    _add_safety(parser)
-    _add_evaluation(parser)
-    return parser
-
-
-def task_name(text: str) -> str:
-    """Parse `--task_name`: a name that files and folders can have."""
-    if "/" in text or not text.strip("."):
-        raise argparse.ArgumentTypeError(f"{text!r} must be usable as a file name")
-    return text
-
-
-def _add_run(parser: Parser) -> None:
     add = parser.group("run")
     add(
         "--mode",
@@ -140,40 +101,8 @@ def _add_run(parser: Parser) -> None:
         help="only operations that repeat bit by bit, where torch has them; slower on GPUs",
     )
 
+    add_data(parser)
 
-def add_data(parser: Parser) -> None:
-    """Add the options that name a data set, its splits and how its files become pixels."""
-    add = parser.group("data")
-    add(
-        "--dataset",
-        choices=NAMES,
-        default="deep_globe",
-        help="what --data_path holds; folder: images of your own, described by a JSON file that\n"
-        "`python -m dataset.describe` writes (default: %(default)s)",
-    )
-    add(
-        "--data_path",
-        type=Path,
-        default=Path("data"),
-        on_resume=LOGGED,
-        help="the data set's folder; of folder the JSON file, or the folder that holds it (default: data)",
-    )
-    add(
-        "--split_lists",
-        type=Path,
-        metavar="DIR",
-        on_resume=LOGGED,
-        help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
-    )
-    add(
-        "--hold_out",
-        metavar="ID",
-        help="dubai: validate on this scene alone, such as tile3, and train on all others",
-    )
-    add_view(add)
-
-
-def _add_files(parser: Parser) -> None:
     add = parser.group("files")
     add(
         "--model_path",
@@ -193,8 +122,6 @@ def _add_files(parser: Parser) -> None:
             help=f"checkpoint of mode {stage.number} ({stage.name}), a file inside --model_path{starts[stage.number]}",
         )
 
-
-def _add_network(parser: Parser) -> None:
     add = parser.group("network and geometry")
     add(
         "--n_class",
@@ -233,8 +160,8 @@ def _add_network(parser: Parser) -> None:
     )
     add(
         "--start",
-        choices=STARTS,
-        default=STARTS[0],
+        choices=("released", "previous"),
+        default="released",
         help="how the new parts of modes 2 and 3 start: at random, as released, or so that the ensemble of mode 2\n"
         "is the global head, and the refined branch of mode 3 the global branch (default: %(default)s)",
     )
@@ -246,13 +173,8 @@ def _add_network(parser: Parser) -> None:
         f"{recorded_default('share')}",
     )
 
+    add_coarse_to_fine(parser.group("coarse to fine"))
 
-def _add_coarse_to_fine(parser: Parser) -> None:
-    add = parser.group("coarse to fine")
-    add_coarse_to_fine(add)
-
-
-def _add_training(parser: Parser) -> None:
     add = parser.group("training")
     add(
         "--recipe",
@@ -301,7 +223,7 @@ def _add_training(parser: Parser) -> None:
     )
     add(
         "--loss_size",
-        choices=LOSS_SIZES,
+        choices=("quarter", "full"),
         help="quarter: labels are shrunk to the logits, a quarter of the input's side; full: logits are enlarged\n"
         f"bilinearly to the labels of the input's size {released('loss_size')}",
     )
@@ -319,8 +241,6 @@ def _add_training(parser: Parser) -> None:
         help="weight of the feature-map regulariser in mode 2, lambda in the paper (default: %(default)s)",
     )
 
-
-def _add_variation(parser: Parser) -> None:
     add = parser.group("what training varies")
     add(
         "--window",
@@ -358,8 +278,16 @@ def _add_variation(parser: Parser) -> None:
         "alone\nvaries them, as released",
     )
 
+    add = parser.group("computing")
+    add_precision(add)
+    add(
+        "--checkpoint_activations",
+        action="store_true",
+        on_resume=LOGGED,
+        help="in training, keep of encoders only the inputs of their stages, and compute the rest again in the\n"
+        "backward pass: less memory, more time, the same result",
+    )
 
-def _add_safety(parser: Parser) -> None:
     add = parser.group("long runs, several processes")
     add(
         "--resume",
@@ -412,26 +340,6 @@ def _add_safety(parser: Parser) -> None:
         "gradients differ from one process's. Mode 2 normalises each sub-batch alone in any case",
     )
 
-
-def _add_computing(parser: Parser) -> None:
-    add = parser.group("computing")
-    add(
-        "--precision",
-        choices=PRECISION_CHOICES,
-        default="fp32",
-        help="of convolutions and their maps; fp32 as released; auto: bf16 where the device has instructions for it,\n"
-        "else fp32 (default: %(default)s)",
-    )
-    add(
-        "--checkpoint_activations",
-        action="store_true",
-        on_resume=LOGGED,
-        help="in training, keep of encoders only the inputs of their stages, and compute the rest again in the\n"
-        "backward pass: less memory, more time, the same result",
-    )
-
-
-def _add_evaluation(parser: Parser) -> None:
     add = parser.group("evaluation")
     add(
         "--split",
@@ -456,6 +364,47 @@ def _add_evaluation(parser: Parser) -> None:
     )
     add("--report", type=Path, metavar="DIR", on_resume=SILENT, help="write scores and pictures to DIR/report.html")
 
+    return parser
+
+
+def task_name(text: str) -> str:
+    """Parse `--task_name`: a name that files and folders can have."""
+    if "/" in text or not text.strip("."):
+        raise argparse.ArgumentTypeError(f"{text!r} must be usable as a file name")
+    return text
+
+
+def add_data(parser: Parser) -> None:
+    """Add the options that name a data set, its splits and how its files become pixels."""
+    add = parser.group("data")
+    add(
+        "--dataset",
+        choices=NAMES,
+        default="deep_globe",
+        help="what --data_path holds; folder: images of your own, described by a JSON file that\n"
+        "`python -m dataset.describe` writes (default: %(default)s)",
+    )
+    add(
+        "--data_path",
+        type=Path,
+        default=Path("data"),
+        on_resume=LOGGED,
+        help="the data set's folder; of folder the JSON file, or the folder that holds it (default: data)",
+    )
+    add(
+        "--split_lists",
+        type=Path,
+        metavar="DIR",
+        on_resume=LOGGED,
+        help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
+    )
+    add(
+        "--hold_out",
+        metavar="ID",
+        help="dubai: validate on this scene alone, such as tile3, and train on all others",
+    )
+    add_view(add)
+
 
 def check(options: argparse.Namespace) -> None:
     """Raise InputError for combinations of options that cannot work, before anything is read."""
@@ -470,27 +419,22 @@ def check(options: argparse.Namespace) -> None:
                 f"{does} in mode {stage.number} needs --{name} FILE, the checkpoint of "
                 f"{'that mode' if options.evaluation else f'mode {stage.number - 1}'}, inside --model_path"
             )
-    for name, default in (("tta", "none"), ("blend", "none"), ("upsample", "nearest")):
-        if getattr(options, name) != default and not options.evaluation:
+    of_evaluation = {"tta": "none", "blend": "none", "upsample": "nearest", "refine_share": 1.0}
+    for name, default in {**of_evaluation, "save_predictions": None, "report": None}.items():
+        if not options.evaluation and getattr(options, name) != default:
             raise InputError(f"--{name} {getattr(options, name)} goes with --evaluation")
-    if options.init_from and (options.evaluation or stage.number > 1):
-        other = "evaluation" if options.evaluation else f"mode {stage.number}"
-        raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
-    if options.refine_share < 1 and not options.evaluation:
-        raise InputError(f"--refine_share {options.refine_share:g} goes with --evaluation")
+    if options.share not in (None, *TRAINED_SHARES) and not options.evaluation:
+        raise InputError(f"--share {options.share} goes with --evaluation; training has {' and '.join(TRAINED_SHARES)}")
     for name in ("window", "augment", "patches"):
         if options.evaluation and getattr(options, name):
             raise InputError(f"--{name} goes with training; --evaluation takes images whole, as they are")
     if (options.window is None) != (options.windows is None):
         raise InputError("--window SIZE and --windows N go together: give both, or none")
-    if options.share not in (None, *TRAINED_SHARES) and not options.evaluation:
-        raise InputError(f"--share {options.share} goes with --evaluation; training has {' and '.join(TRAINED_SHARES)}")
+    if options.init_from and (options.evaluation or stage.number > 1):
+        other = "evaluation" if options.evaluation else f"mode {stage.number}"
+        raise InputError(f"--init_from {options.init_from} starts training in mode 1 and does nothing in {other}")
     if options.pyramid_width is not None and options.pyramid_width % 2:
         raise InputError(f"--pyramid_width {options.pyramid_width} must be even: ps2 has half as many channels")
-    if options.save_predictions and not options.evaluation:
-        raise InputError("--save_predictions goes with --evaluation")
-    if options.report and not options.evaluation:
-        raise InputError("--report goes with --evaluation")
     if options.resume != "off" and (options.evaluation or options.overwrite):
         other = "--evaluation" if options.evaluation else "--overwrite"
         raise InputError(f"--resume {options.resume} goes with training, and not with {other}: leave one of them out")

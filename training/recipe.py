@@ -7,6 +7,7 @@ from models.fpn import INITIAL_STD, SameConv
 from models.glnet import GLNet
 from training.optimizer import poly
 from utils.arguments import Parser
+from utils.settings import OF_WEIGHTS
 from utils.stages import Stage
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -24,12 +25,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """By `--recipe`, the values of options; a dictionary gives one for each mode. Found by trials (docs/experiments.md)."""
 
-OF_NETWORK = ("pyramid_norm", "pyramid_width")
-"""Options that describe the network: mode 1 sets them, and later modes take them from its file."""
-
-RELEASED_STEPS = 76
-"""Steps of a released epoch: 454 images of DeepGlobe, 6 in a step."""
-
 LEAST_REACH = 3.0
 """Below so many standard deviations of its initial weights a pyramid hardly learns (docs/experiments.md)."""
 
@@ -45,9 +40,9 @@ def parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _values(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the entries of the recipe that the mode reads."""
+    """Return the entries of the recipe that the mode reads; later modes take the network from the file of mode 1."""
     recipe = RECIPES[options.recipe]
-    return {name: value for name, value in recipe.items() if options.mode == 1 or name not in OF_NETWORK}
+    return {name: value for name, value in recipe.items() if options.mode == 1 or name not in OF_WEIGHTS}
 
 
 def reach(lr: float, steps: int) -> float:
@@ -55,27 +50,17 @@ def reach(lr: float, steps: int) -> float:
     return lr * sum(poly(t, steps) for t in range(steps))
 
 
-def reach_line(options: argparse.Namespace, model: GLNet, stage: Stage, steps: int) -> tuple[str, bool]:
-    """Describe how far a run can move a weight, beside the released run of its stage.
-
-    Args:
-        options: resolved.
-        model: the network; what learns is set.
-        stage: that is trained.
-        steps: of the whole run.
-
-    Returns:
-        The line, and whether it warns.
-    """
+def reach_line(lr: float, model: GLNet, stage: Stage, steps: int) -> tuple[str, bool]:
+    """Describe how far a run of so many steps can move a weight, beside the released run; say whether it warns."""
     children = (getattr(model, name) for name in stage.trains)
     deviations = sorted(m.initial_std for child in children for m in child.modules() if isinstance(m, SameConv))
     deviation = deviations[len(deviations) // 2]
-    own = reach(options.lr, steps)
-    released = reach(stage.lr, stage.epochs * RELEASED_STEPS) / INITIAL_STD
+    own = reach(lr, steps)
+    released = reach(stage.lr, stage.epochs * 76) / INITIAL_STD  # 454 images of DeepGlobe, 6 in a step
     line = (
         f"Reach: {steps} steps can move a weight by {own:.3g}, {own / deviation:.1f} standard deviations of the "
         f"pyramid's initial weights; the released run of mode {stage.number}: {released:.1f}"
     )
     warns = own / deviation < LEAST_REACH
-    advice = f". Below {LEAST_REACH:g} a pyramid hardly learns: train longer, or raise --lr {options.lr:g}"
+    advice = f". Below {LEAST_REACH:g} a pyramid hardly learns: train longer, or raise --lr {lr:g}"
     return line + advice if warns else line, warns

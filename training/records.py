@@ -36,16 +36,10 @@ def as_markdown(record: Mapping[str, Any]) -> str:
 def picture_collector(
     collected: Pictures, classes: Classes, epoch: int, images: int, ranks: Ranks
 ) -> Callable[[Sample, dict[str, Tensor]], None]:
-    """Return a callback for a validation that keeps pictures of some of this process's images.
+    """Return a callback for a validation that adds pictures of some of this process's images to `collected`.
 
-    The images are the fixed ones and, as released, another one in each epoch.
-
-    Args:
-        collected: gets the pictures.
-        classes: their colours.
-        epoch: counted from 0.
-        images: of the validation, over all processes.
-        ranks: the processes; image i is that of process i modulo their number.
+    The images are the fixed ones and, as released, another one in each epoch, counted from 0. Of the `images` of the
+    validation number i is that of process i modulo the number of processes.
     """
     wanted = {*range(FIXED), epoch % images}
     indices = iter(range(ranks.rank, images, ranks.world))
@@ -69,17 +63,10 @@ def record_epoch(
     num_epochs: int,
     peak_memory_mb: float,
 ) -> None:
-    """Record the last epoch: text, a line of JSON, scalars and pictures.
+    """Record the last epoch, which `state` counts already: text, a line of JSON, scalars and pictures.
 
-    Args:
-        log: the logs.
-        classes: names and measures.
-        state: of the run, in which the epoch is counted already.
-        trained: the training metric of all processes.
-        validated: the validation's result; None if the epoch was not validated.
-        collected: the pictures of the validation, by image.
-        num_epochs: of the whole run.
-        peak_memory_mb: so far.
+    `trained` is the training metric of all processes, `validated` None if the epoch was not validated, `collected` the
+    pictures of the validation by image.
     """
     epoch = state.run.epoch - 1  # in TensorBoard counted from 0
     seconds = state.epoch.seconds

@@ -1,11 +1,10 @@
 """A training run: its epochs, and when it saves, stops and records."""
 
-import argparse
-import json
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import helper
@@ -21,19 +20,19 @@ from models.header import Header
 from training import records, state
 from training.average import WeightAverage
 from training.log import RunLog
-from training.model_card import keep_previous_card, model_card, read_epochs, write_card
+from training.model_card import read_epochs, write_card
 from training.optimizer import build_optimizer, build_schedule
 from training.recipe import reach_line
 from training.records import Pictures, picture_collector, record_epoch
 from training.signals import StopSignals
-from training.state import RunFiles, RunState, Snapshot, TrainerState, resume_source
+from training.state import RunFiles, RunState, Snapshot, TrainerState
 from utils.distributed import Ranks
 from utils.errors import InputError, Interrupted, RunError, shortened
 from utils.files import check_writable, remove_leftovers
 from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
 from utils.precision import not_finite
-from utils.run_record import now, options_record, run_record
+from utils.run_record import now, run_record
 from utils.settings import TrainingSettings
 from utils.stages import Stage
 
@@ -46,22 +45,14 @@ LEAST_SCALE = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """The network, the images and the processes of a run.
+    """All that a run needs: the network as it starts, on the settings' device, images, processes, files, and options.
 
-    Attributes:
-        options: resolved.
-        stage: that is trained.
-        model: the network as it starts, on the settings' device.
-        header: of the network.
-        settings: of the training.
-        train_data: training images, augmented.
-        val_data: validation images.
-        validation: their split.
-        children: of the network that the run's files hold; a resume file may name more.
-        ranks: the processes that train together.
+    `validation` is the split of `val_data`; `children` are those of the network that the run's files hold, a resume
+    file may name more; `resume` is the resume file that the run continues from, None if it starts from the beginning;
+    `record` has the options and all else that identifies the experiment, as plain values. The attributes after it are
+    the options of these names.
     """
 
-    options: argparse.Namespace
     stage: Stage
     model: GLNet
     header: Header
@@ -71,24 +62,28 @@ class TrainingPlan:
     validation: str
     children: tuple[str, ...]
     ranks: Ranks
-
-    def record(self) -> dict[str, Any]:
-        """Return the options and all else that identifies the experiment, as plain values."""
-        statistics = self.header.statistics
-        return options_record(
-            self.options,
-            processes=self.ranks.world,
-            training_images=self.train_data.fingerprint(),
-            **({} if statistics is None else {"statistics": json.dumps(asdict(statistics))}),
-        )
+    files: RunFiles
+    resume: Path | None
+    record: dict[str, Any]
+    task_name: str
+    log_path: Path
+    resume_anyway: bool
+    seed: int
+    batch_size: int
+    num_workers: int
+    num_epochs: int
+    lr: float
+    ema: float
+    save_every: float
+    val_every: int
+    early_stopping: int
+    sync_bn: bool
 
 
 class TrainingRun:
-    """A run of `plan`, new or continued from the resume file that its options name.
+    """A run of `plan`, new or continued.
 
     Attributes:
-        plan: see `TrainingPlan`.
-        files: of the run.
         signals: received so far.
         log: of the main process, while the run goes on; else None.
         state: everything that changes.
@@ -97,32 +92,32 @@ class TrainingRun:
 
     def __init__(self, plan: TrainingPlan) -> None:
         """Open the data and start the optimizer; nothing is written."""
-        options, ranks = plan.options, plan.ranks
+        ranks = plan.ranks
         self.plan = plan
-        self.files = RunFiles.of(options)
         self.signals = StopSignals()
-        self.log: RunLog | None = None  # of the main process, while the run goes on
-        self.parts = BatchPart(
-            EpochSampler(len(plan.train_data), options.seed), options.batch_size, ranks.rank, ranks.world
-        )
-        pin = plan.settings.device.type == "cuda"
-        self.loader = SampleLoader(
-            plan.train_data, sampler=self.parts, num_workers=options.num_workers, persistent=True, pin=pin
-        )
+        self.log: RunLog | None = None
+        self.parts = BatchPart(EpochSampler(len(plan.train_data), plan.seed), plan.batch_size, ranks.rank, ranks.world)
         own = range(ranks.rank, len(plan.val_data), ranks.world)
-        self.val_loader = SampleLoader(
-            plan.val_data, sampler=own, num_workers=options.num_workers, persistent=True, pin=pin
+        self.loader, self.val_loader = (
+            SampleLoader(
+                data,
+                sampler=sampler,
+                num_workers=plan.num_workers,
+                persistent=True,
+                pin=plan.settings.device.type == "cuda",
+            )
+            for data, sampler in ((plan.train_data, self.parts), (plan.val_data, own))
         )
-        optimizer = build_optimizer(plan.model, options.lr)
+        optimizer = build_optimizer(plan.model, plan.lr)
         self.state = TrainerState(
             model=plan.model,
             optimizer=optimizer,
-            scheduler=build_schedule(optimizer, self.parts.batches * options.num_epochs),
+            scheduler=build_schedule(optimizer, self.parts.batches * plan.num_epochs),
             scaler=plan.settings.scaler,
             run=RunState(now()),
             epoch=self._new_epoch(),
             children=plan.children,
-            average=WeightAverage(plan.model, options.ema, optimizer) if options.ema else None,
+            average=WeightAverage(plan.model, plan.ema, optimizer) if plan.ema else None,
         )
         self.saved_at = time.monotonic()
         self.shared = 0 if plan.header.trained_on is None else plan.header.trained_on.count(plan.val_data.hashes())
@@ -135,35 +130,29 @@ class TrainingRun:
 
     def run(self) -> None:
         """Train the epochs that are left, validate after those that are due, keep the last and the best checkpoint."""
-        options, ranks = self.plan.options, self.plan.ranks
-        snapshot = self._resume()
+        plan, ranks = self.plan, self.plan.ranks
+        snapshot = None if plan.resume is None else self._resume(plan.resume)
         self._check_processes()
         with self.signals:
             try:
                 if ranks.main:
                     self._open_logs(snapshot)
-                while self.state.run.epoch < options.num_epochs and not self._stalled():
+                while self.state.run.epoch < plan.num_epochs and not self._stalled():
                     self._run_epoch()
             finally:
                 self.loader.close()
                 self.val_loader.close()
                 if self.log is not None:
                     self.log.close()
-        if ranks.main:
-            self._write_card()
-            self.files.resume.unlink(missing_ok=True)
-            self._log_end()
+        if self.log is not None:
+            self._end(self.log)
 
     # starting
 
-    def _resume(self) -> Snapshot | None:
-        """Continue from the resume file that the options name, if any, and return its content."""
-        options = self.plan.options
-        path = resume_source(options)
-        if path is None:
-            return None
+    def _resume(self, path: Path) -> Snapshot:
+        """Continue from the resume file at `path`, and return its content."""
         snapshot = state.read(path)
-        changed = state.changed_options(snapshot.options, self.plan.record(), options.resume_anyway)
+        changed = state.changed_options(snapshot["options"], self.plan.record, self.plan.resume_anyway)
         anew = not state.RATE_OPTIONS.isdisjoint(changed)
         self.state.restore(snapshot, path, self.plan.ranks, anew=anew)
         self.state.run.resumed.append(now())
@@ -180,15 +169,15 @@ class TrainingRun:
 
         Raises InputError if the run is past the end that the options now give it.
         """
-        options, run = self.plan.options, self.state.run
+        run, num_epochs = self.state.run, self.plan.num_epochs
         lines = []
         if changed.intersection(state.EPOCH_OPTIONS) and self.state.epoch.batches:
             self.state.epoch = self._new_epoch()
             lines.append(f"epoch {run.epoch + 1} starts over: its steps hold other images now")
         done = run.epoch + (self.state.epoch.batches > 0)
-        if done > options.num_epochs:
+        if done > num_epochs:
             raise InputError(
-                f"--num_epochs {options.num_epochs} is less than the {done} epochs that the unfinished run has begun: "
+                f"--num_epochs {num_epochs} is less than the {done} epochs that the unfinished run has begun: "
                 "raise it, or give --overwrite to start over"
             )
         if not state.RATE_OPTIONS.isdisjoint(changed):
@@ -197,17 +186,17 @@ class TrainingRun:
 
     def _check_processes(self) -> None:
         """Raise InputError unless all processes have the same options and state, and an image each in every batch."""
-        options, ranks = self.plan.options, self.plan.ranks
-        left = len(self.plan.train_data) % options.batch_size
-        if options.batch_size < ranks.world:
-            raise InputError(f"--batch_size {options.batch_size} is for all {ranks.world} processes together: raise it")
-        if options.sync_bn and 0 < left < ranks.world:
+        plan, ranks = self.plan, self.plan.ranks
+        left = len(plan.train_data) % plan.batch_size
+        if plan.batch_size < ranks.world:
+            raise InputError(f"--batch_size {plan.batch_size} is for all {ranks.world} processes together: raise it")
+        if plan.sync_bn and 0 < left < ranks.world:
             raise InputError(
                 f"--sync_bn needs an image for each of the {ranks.world} processes in every batch, but --batch_size "
-                f"{options.batch_size} leaves {left} for an epoch's last one; choose another"
+                f"{plan.batch_size} leaves {left} for an epoch's last one; choose another"
             )
         # the device may differ between processes
-        own = (self.state.run.epoch, self.state.epoch.batches, {**self.plan.record(), "device": None})
+        own = (self.state.run.epoch, self.state.epoch.batches, {**plan.record, "device": None})
         if any(other != own for other in ranks.gather(own)):
             raise InputError(
                 "the processes do not agree on what they are to do; give all the same options, and folders "
@@ -216,29 +205,30 @@ class TrainingRun:
 
     def _open_logs(self, snapshot: Snapshot | None) -> None:
         """Open the logs and record options and versions; keep or remove the files of an earlier run of the name."""
-        plan, options = self.plan, self.plan.options
-        own = snapshot is not None and resume_source(options) == self.files.resume
-        check_writable(options.model_path)
-        self.log = RunLog(
-            options.log_path, options.task_name, plan.header.classes, snapshot.logs if snapshot and own else None
-        )
-        record = self._run_record()
+        plan, files = self.plan, self.plan.files
+        own = plan.resume == files.resume
+        check_writable(files.last.parent)
+        sizes = snapshot["logs"] if snapshot is not None and own else None
+        self.log = RunLog(plan.log_path, plan.task_name, plan.header.classes, sizes)
+        run = self.state.run
+        record = run_record(plan.record, plan.settings.device, plan.ranks.world, run.started, run.resumed)
         self.log.start(record, records.as_markdown(record))
-        for path in vars(self.files).values():
+        for path in vars(files).values():
             remove_leftovers(path)
         if not own:
-            for path in (self.files.last, self.files.best, self.files.average):
+            for path in (files.last, files.best, files.average):
                 checkpoint.keep_previous(path)
-            self.files.average.unlink(missing_ok=True)  # the new run may have none
-            keep_previous_card(self.files.card)
-            self.files.resume.unlink(missing_ok=True)
+            files.average.unlink(missing_ok=True)  # the new run may have none
+            if files.card.exists():  # the new checkpoints are not what it describes
+                files.card.replace(files.card.with_suffix(".previous.md"))
+            files.resume.unlink(missing_ok=True)
         more = f" and {plan.ranks.world - 1} more" if plan.ranks.world > 1 else ""
         logging.info(
             f"Stage {plan.stage.number} ({plan.stage.name}): {plan.train_data.describe('training images')} and "
-            f"{len(plan.val_data)} validation images, {options.num_epochs} epochs on {plan.settings.device}{more}, "
+            f"{len(plan.val_data)} validation images, {plan.num_epochs} epochs on {plan.settings.device}{more}, "
             f"training {' and '.join(plan.stage.trains)}"
         )
-        line, warns = reach_line(options, plan.model, plan.stage, self.parts.batches * options.num_epochs)
+        line, warns = reach_line(plan.lr, plan.model, plan.stage, self.parts.batches * plan.num_epochs)
         logging.log(logging.WARNING if warns else logging.INFO, line)
         if self.shared:
             logging.warning(
@@ -246,20 +236,15 @@ class TrainingRun:
                 "choice of the best epoch, say nothing of other images"
             )
 
-    def _run_record(self) -> dict[str, Any]:
-        """Return everything that it takes to repeat the run."""
-        plan, run = self.plan, self.state.run
-        return run_record(plan.record(), plan.settings.device, plan.ranks.world, run.started, run.resumed)
-
     def _stalled(self) -> bool:
         """Return whether early stopping ends the run, which it does after a validation only."""
         run = self.state.run
-        return run.unvalidated == 0 and 0 < self.plan.options.early_stopping <= run.epoch - run.best_epoch
+        return run.unvalidated == 0 and 0 < self.plan.early_stopping <= run.epoch - run.best_epoch
 
     def _validation_due(self) -> bool:
         """Return whether the epoch that has been trained is to be validated."""
-        options, done = self.plan.options, self.state.run.epoch + 1
-        return done % options.val_every == 0 or done == options.num_epochs
+        done = self.state.run.epoch + 1
+        return done % self.plan.val_every == 0 or done == self.plan.num_epochs
 
     # an epoch
 
@@ -269,7 +254,7 @@ class TrainingRun:
         The resume file is written last: a run that dies before repeats the end of the epoch, with the same results.
         """
         plan, run = self.plan, self.state.run
-        title = f"epoch {run.epoch + 1}/{plan.options.num_epochs}"
+        title = f"epoch {run.epoch + 1}/{plan.num_epochs}"
         trained = self._train(title)
         collected: Pictures = {}
         validated = self._validate(collected) if self._validation_due() else None
@@ -287,12 +272,12 @@ class TrainingRun:
             run.best_score, run.best_epoch = score, run.epoch
         parts = plan.ranks.gather(collected)
         if self.log is not None:
-            checkpoint.save(self.files.last, plan.model, plan.header, self.state.children)
+            checkpoint.save(plan.files.last, plan.model, plan.header, self.state.children)
             with self.state.averaged():
                 if self.state.average is not None:
-                    checkpoint.save(self.files.average, plan.model, plan.header, self.state.children)
+                    checkpoint.save(plan.files.average, plan.model, plan.header, self.state.children)
                 if best:
-                    checkpoint.save(self.files.best, plan.model, plan.header, self.state.children)
+                    checkpoint.save(plan.files.best, plan.model, plan.header, self.state.children)
             record_epoch(
                 self.log,
                 plan.header.classes,
@@ -300,7 +285,7 @@ class TrainingRun:
                 trained.matrices,
                 validated,
                 {index: kinds for part in parts for index, kinds in part.items()},
-                num_epochs=plan.options.num_epochs,
+                num_epochs=plan.num_epochs,
                 peak_memory_mb=peak_memory_mb(plan.settings.device),
             )
             validation = "no" if score is None else f"{100 * score:.2f}"
@@ -348,11 +333,10 @@ class TrainingRun:
 
     def _validate(self, collected: Pictures) -> Evaluation:
         """Evaluate the validation images with the averaged weights, if any; collect pictures of some of them."""
-        plan = self.plan
-        predictor = Predictor.prepare
+        plan, header = self.plan, self.plan.header
         with self.state.averaged():
             found = evaluate_images(
-                predictor(plan.model, plan.stage, plan.settings, plan.header.size_g, context=plan.header.context()),
+                Predictor.prepare(plan.model, plan.stage, plan.settings, header.size_g, context=header.context()),
                 self.val_loader,
                 self._new_metrics(),
                 on_image=picture_collector(
@@ -374,7 +358,7 @@ class TrainingRun:
 
     def _save_due(self) -> bool:
         """Return whether a signal arrived, or, in the main process, it is time to save again."""
-        minutes = self.plan.options.save_every
+        minutes = self.plan.save_every
         due = self.plan.ranks.main and minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
         return due or self._should_stop()
 
@@ -422,9 +406,9 @@ class TrainingRun:
         """Write the resume file; all processes take part."""
         ranks = self.plan.ranks
         logs = self.log.sizes() if self.log is not None else {}
-        snapshot = self.state.capture(ranks, self.plan.record(), logs)
+        snapshot = self.state.capture(ranks, self.plan.record, logs)
         if ranks.main:
-            state.write(self.files.resume, snapshot)
+            state.write(self.plan.files.resume, snapshot)
         self.saved_at = time.monotonic()
         ranks.barrier()  # no process ends while the file is being written
 
@@ -433,38 +417,23 @@ class TrainingRun:
         number = self.plan.ranks.max(self.signals.received or 0)
         raise Interrupted(
             f"interrupted in epoch {self.state.run.epoch + 1} after step {self.state.epoch.batches}; saved "
-            f"{self.files.resume}, go on with --resume auto",
+            f"{self.plan.files.resume}, go on with --resume auto",
             number,
         )
 
-    def _write_card(self) -> None:
-        """Write the model card beside the checkpoints; its scores come from the log."""
-        plan, run = self.plan, self.state.run
-        assert self.log is not None
-        text = model_card(
-            files=self.files,
-            stage=plan.stage,
-            header=plan.header,
-            run=run,
-            record=self._run_record(),
-            data={
-                "training": (TRAIN, len(plan.train_data)),
-                "validation": (plan.validation, len(plan.val_data)),
-            },
-            epochs=read_epochs(self.log.lines, run.started),
-        )
-        write_card(self.files.card, text)
-
-    def _log_end(self) -> None:
-        """Log how the run went and where its files are."""
-        run, log = self.state.run, self.log
-        if run.epoch < self.plan.options.num_epochs:
+    def _end(self, log: RunLog) -> None:
+        """Write the model card, whose scores come from the log; tell how the run went and where its files are."""
+        plan, run, files = self.plan, self.state.run, self.plan.files
+        images = [(TRAIN, len(plan.train_data)), (plan.validation, len(plan.val_data))]
+        epochs = read_epochs(log.lines, run.started)
+        write_card(files, plan.stage, plan.header, run, plan.record, images=images, epochs=epochs)
+        files.resume.unlink(missing_ok=True)
+        if run.epoch < plan.num_epochs:
             logging.info(f"Stopped after epoch {run.epoch}: no better score since {run.best_epoch}")
-        if log is not None:
-            logging.info(
-                f"Best validation mIoU {100 * run.best_score:.2f} in epoch {run.best_epoch}"
-                f"{' (on training images)' if self.shared else ''}: {self.files.best}\nLast: {self.files.last}\n"
-                f"Model card: {self.files.card}\nLog: {log.text}\n"
-                f"Lines of JSON: {log.lines}\n"
-                f"Options and versions: {log.folder / 'run.json'}\nTensorBoard: tensorboard --logdir {log.folder}"
-            )
+        logging.info(
+            f"Best validation mIoU {100 * run.best_score:.2f} in epoch {run.best_epoch}"
+            f"{' (on training images)' if self.shared else ''}: {files.best}\nLast: {files.last}\n"
+            f"Model card: {files.card}\nLog: {log.text}\n"
+            f"Lines of JSON: {log.lines}\n"
+            f"Options and versions: {log.folder / 'run.json'}\nTensorBoard: tensorboard --logdir {log.folder}"
+        )

@@ -1,10 +1,13 @@
-"""From options to a network: the files that are read, the network's header, and its initial weights."""
+"""From the options of `train_deep_globe.py` to a plan: files, header, initial weights, and all that a run needs.
 
-import argparse
+The parsed options are read here alone. What is not given is filled into a copy.
+"""
+
 import json
 import logging
+from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,11 @@ from torch import nn
 
 from dataset.augmentation import Windows
 from dataset.base import SegmentationDataset
-from dataset.layout import SplitChoice
+from dataset.layout import TRAIN, SplitChoice
 from dataset.registry import Description, describe
 from dataset.statistics import count_values, statistics_of
 from engine.predictor import Predictor
+from evaluation.run import EvaluationPlan
 from imaging.image_file import View
 from imaging.planes import MAX_PIXELS
 from models import checkpoint
@@ -28,16 +32,17 @@ from models.header import Header, TrainedOn
 from models.restore import build_network, check_serves, restore
 from models.tensors import children_of
 from models.timm_backbone import TimmBackbone, convert_sync_batchnorm
-from training import state
-from training.limits import check_images
+from training import limits, state
 from training.options import RELEASED
-from training.state import resume_source
+from training.run import TrainingPlan
+from training.state import RunFiles, resume_source
 from utils.classes import Classes
 from utils.distributed import Ranks
 from utils.errors import InputError, shortened
-from utils.loss import Loss, build_loss, check_class_weights
-from utils.precision import gradient_scaler
-from utils.settings import DATA, RECORDED, Settings, Statistics, TrainingSettings, check_sizes
+from utils.loss import build_loss, check_class_weights
+from utils.precision import gradient_scaler, resolve_precision
+from utils.run_record import options_record
+from utils.settings import DATA, OF_WEIGHTS, RECORDED, Settings, Statistics, TrainingSettings, check_sizes
 from utils.stages import STAGES, Stage
 from utils.stretch import fit_bands, parse_bands, spell_bands
 from utils.turns import TURNS
@@ -45,8 +50,104 @@ from utils.turns import TURNS
 Files = Mapping[str, Checkpoint]
 """The checkpoints of a run, by the option that names them."""
 
+OF_RUN = (
+    *("task_name", "log_path", "resume_anyway", "seed", "batch_size", "num_workers", "num_epochs", "lr", "ema"),
+    *("save_every", "val_every", "early_stopping", "sync_bn"),
+)
+"""The options that `TrainingPlan` has under their own names."""
 
-def read_checkpoints(options: argparse.Namespace) -> dict[str, Checkpoint]:
+SPLIT_OPTIONS = ("split_lists", "hold_out")
+
+
+def plan_training(options: Namespace, described: Description, ranks: Ranks) -> TrainingPlan:
+    """Read the files that one stage starts from, and build its network on the device.
+
+    Raises InputError if a file cannot be used, options do not fit it, or images are too small to learn from.
+    """
+    stage = STAGES[options.mode]
+    run_files = RunFiles.of(options.model_path, options.task_name)
+    resume = resume_source(run_files, options.resume, options.overwrite)
+    files = read_checkpoints(options)
+    options, described = take_over_split(options, files, described)
+    options, header = resolve(options, files, described)
+    settings = training_settings(options, header, ranks.device)
+    train_data = open_data(options, described, TRAIN, header, training=True)
+    train_data.whole = stage.number > 1  # stage 1 learns from shrunk images
+    val_data = open_data(options, described, described.validation, header)
+    val_data.keep_shrunk = True
+    limits.check_images(train_data, settings if stage.number == 2 else None)
+    if stage.number != 2:
+        limits.check_batches(
+            len(train_data), options.batch_size, header.size_g, world=ranks.world, joint=options.sync_bn
+        )
+    if _awaits_statistics(header):
+        header = replace(header, statistics=find_statistics(header, train_data, ranks, resume, options.num_workers))
+    header = record_images(options, header, train_data)
+    if (context := header.context()) is not None:
+        logging.info(f"Validation: {context}")
+    model = build_training_model(header, files, start=options.start, resumed=resume is not None)
+    for name in stage.uses:  # the other branches stay on the host
+        getattr(model, name).to(ranks.device)
+    if options.sync_bn:
+        synchronize_norms(model, stage, ranks)
+    statistics = {} if header.statistics is None else {"statistics": json.dumps(asdict(header.statistics))}
+    return TrainingPlan(
+        stage=stage,
+        model=model,
+        header=header,
+        settings=replace(settings, statistics=header.normalization()),
+        train_data=train_data,
+        val_data=val_data,
+        validation=described.validation,
+        children=saved_children(stage, files),
+        ranks=ranks,
+        files=run_files,
+        resume=resume,
+        record=options_record(
+            options,
+            precision=settings.precision,
+            processes=ranks.world,
+            training_images=train_data.fingerprint(),
+            **statistics,
+        ),
+        **{name: getattr(options, name) for name in OF_RUN},
+    )
+
+
+def plan_evaluation(options: Namespace, described: Description, device: torch.device) -> EvaluationPlan:
+    """Prepare the network of the checkpoint that the options name, and open the images of one split.
+
+    Raises InputError if a file cannot be used, or options do not fit it.
+    """
+    stage = STAGES[options.mode]
+    files = read_checkpoints(options)
+    options, described = take_over_split(options, files, described)
+    options, header = resolve(options, files, described)
+    settings = evaluation_settings(options, header, device)
+    data = open_data(options, described, options.split, header)
+    data.share = header.share
+    limits.check_images(data, None)
+    # the prepared network is a copy; the files' tensors and the plain network are freed
+    file = files.pop(stage.reads)
+    model = restore(file, header, files.pop("path_g", None))
+    del file
+    context = header.context()
+    if context is not None:
+        logging.info(f"{options.model_path / getattr(options, stage.reads)}: {context}")
+    return EvaluationPlan(
+        predictor=Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta], context),
+        header=header,
+        data=data,
+        labelled=options.split not in described.unlabelled,
+        num_workers=options.num_workers,
+        log_path=options.log_path,
+        save_predictions=options.save_predictions,
+        report=options.report,
+        record=options_record(options, precision=settings.precision),
+    )
+
+
+def read_checkpoints(options: Namespace) -> dict[str, Checkpoint]:
     """Return the files that a run evaluates or starts from, and stage 1's file if it is needed, by option.
 
     Raises InputError if a file cannot be used, or the run would overwrite it.
@@ -64,47 +165,43 @@ def read_checkpoints(options: argparse.Namespace) -> dict[str, Checkpoint]:
         context = checkpoint.read(path_g) if stage.number == 3 and path_g else None
     if context is not None:
         files["path_g"] = context
-    outputs = [options.model_path / f"{options.task_name}{ending}" for ending in (".pth", ".best.pth", ".ema.pth")]
-    for output in () if options.evaluation else outputs:
+    written = RunFiles.of(options.model_path, options.task_name)
+    for output in () if options.evaluation else (written.last, written.best, written.average):
         if any(file.path.resolve() == output.resolve() for file in files.values()):
             raise InputError(f"--task_name {options.task_name} would overwrite {output}, which this run starts from")
     return files
 
 
-def resolve(options: argparse.Namespace, files: Files, described: Description) -> Header:
-    """Fill in all options that were not given, and return the header of the run's network.
+def resolve(options: Namespace, files: Files, described: Description) -> tuple[Namespace, Header]:
+    """Return the options with all that were not given filled in, and the header of the run's network.
 
-    An option takes the given value, else the checkpoint's, else the default of the data set or the mode.
-    From the file of `--init_from` only backbone, pyramid and normalisation are taken. The header has no statistics yet
-    where stage 1 will measure them.
+    An option takes the given value, else that of the first of the checkpoints, else the default of the data set or the
+    mode. From the file of `--init_from` only backbone, pyramid and normalisation are taken. The header has no
+    statistics yet where stage 1 will measure them.
 
-    Args:
-        options: changed in place.
-        files: by `read_checkpoints`; the header of the first one is used.
-        described: the data set.
-
-    Raises:
-        InputError: a given option contradicts the checkpoint's network, sizes do not fit together, or the data set has
-            other classes than the checkpoint.
+    Raises InputError if a given option contradicts the checkpoint's network, sizes do not fit together, or the data set
+    has other classes than the checkpoint.
     """
-    stage = STAGES[options.mode]
+    options, stage = Namespace(**vars(options)), STAGES[options.mode]
     first = next(iter(files.values()), None)
+    trained = None if first is None else first.header
     size_g_given = options.size_g is not None
-    recorded = {} if first is None or first.header is None else vars(first.header)
-    if recorded and "init_from" in files:
-        names = ("backbone", "backbone_weights", "normalize", "pyramid_width", "pyramid_norm")
-        recorded = {name: recorded[name] for name in names}
-    elif recorded:
-        recorded = {**recorded, "n_class": len(recorded["classes"])}
-    defaults = {**RECORDED, "n_class": len(described.classes), "size_p": described.size_p, **view_options(described)}
+    own = {"bands": described.bands, "stretch": described.stretch}  # those of the data set's file
+    defaults = {**RECORDED, "n_class": len(described.classes), "size_p": described.size_p}
+    defaults |= {name: value for name, value in own.items() if value is not None}
+    recorded: dict[str, Any] = {}
+    if trained is not None and "init_from" in files:
+        recorded = {name: getattr(trained, name) for name in (*OF_WEIGHTS, "backbone_weights", "normalize")}
+    elif trained is not None:
+        recorded = {**vars(trained), "n_class": len(trained.classes)}
     if first is not None and "init_from" not in files:
-        _fit_bands(options, first, defaults)
+        options.bands = _fitting_bands(options.bands, first, defaults["bands"])
     for name, default in defaults.items():
         given = getattr(options, name)
         if given is None:
             setattr(options, name, recorded.get(name, default))
         elif first is not None and name in recorded and given != recorded[name]:
-            if name in ("backbone", "n_class", "pyramid_width", "pyramid_norm"):
+            if name in (*OF_WEIGHTS, "n_class"):
                 raise InputError(f"--{name} {given}: {first.path} was made with {recorded[name]}")
             logging.info(f"note: --{name} {given}; {first.path} was made with {recorded[name]}")
     others = {
@@ -122,131 +219,54 @@ def resolve(options: argparse.Namespace, files: Files, described: Description) -
     check_backbone(options.backbone, options.size_g, options.size_p)
     if first is not None and "classes" in recorded:
         _compare_classes(recorded["classes"], first.path, described)
-    values = {name: getattr(options, name) for name in RECORDED}
-    statistics = recorded.get("statistics") if options.normalize == DATA else None
-    return Header(
+    header = Header(
         stage=stage.number,
         classes=described.classes_for(options.n_class),
-        statistics=statistics,
-        trained_on=None if first is None or first.header is None else first.header.trained_on,
+        statistics=recorded.get("statistics") if options.normalize == DATA else None,
+        trained_on=None if trained is None else trained.trained_on,
         scale=_scale(options, first, size_g_given),
         backbone_weights=options.backbone_weights,
-        **values,
+        **{name: getattr(options, name) for name in RECORDED},
     )
+    return options, header
 
 
-def _scale(options: argparse.Namespace, first: Checkpoint | None, size_g_given: bool) -> float | None:
+def _scale(options: Namespace, first: Checkpoint | None, size_g_given: bool) -> float | None:
     """Return how far images are shrunk, see `Header.scale`: as in training, unless an evaluation names `--size_g`."""
     recorded = None if first is None or first.header is None else first.header.scale
     if options.evaluation:
         return None if size_g_given else recorded
-    if options.window is None:
-        if recorded is not None and first is not None and not options.init_from:
-            logging.info(
-                f"note: {first.path} was trained on windows that were shrunk {recorded:.3g} times; without --window "
-                f"whole images are shrunk to {options.size_g} x {options.size_g} here"
-            )
-        return None
-    return float(options.window / options.size_g)
-
-
-def take_over_split(options: argparse.Namespace, files: Files, described: Description) -> Description:
-    """Return the data set, split as it was when the checkpoint that a run starts from, or evaluates, was trained.
-
-    Args:
-        options: those that choose the split are changed in place, if none of them is given.
-        files: by `read_checkpoints`; the first one counts.
-        described: the data set, split as the options say.
-
-    Raises:
-        InputError: the recorded split cannot be made here.
-    """
-    first = next(iter(files.values()), None)
-    record = None if first is None or first.header is None or "init_from" in files else first.header.trained_on
-    if first is None or record is None or record.dataset != options.dataset:
-        return described
-    # a split by the seed 0 is that of no seed
-    given, wanted = ({name: str(x) for name, x in y.items() if x} for y in (split_options(options), record.choice))
-    if given == wanted:
-        return described
-    trained = " ".join(f"--{name} {value}" for name, value in wanted.items()) or "no such option"
-    if given:
-        chosen = " ".join(f"--{name} {value}" for name, value in given.items())
-        logging.info(f"note: {chosen}; {first.path} was trained with {trained}")
-        return described
-    if record.split_lists is not None and not Path(record.split_lists).is_dir():
-        logging.warning(f"{first.path} was trained with {trained}, a folder that is not here; give --split_lists")
-        return described
-    if record.split_seed:
-        logging.warning(f"{first.path} was trained with {trained}, which there is no longer; give --split_lists")
-        return described
-    logging.info(f"note: {first.path} was trained with {trained}, which is taken over")
-    lists = None if record.split_lists is None else Path(record.split_lists)
-    choice = SplitChoice(lists, record.hold_out)
-    options.split_lists, options.hold_out = choice.lists, choice.hold_out
-    return describe(options.dataset, options.data_path, choice)
-
-
-def split_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that choose a split, by name."""
-    return {name: getattr(options, name) for name in ("split_lists", "hold_out")}
-
-
-def record_images(options: argparse.Namespace, header: Header, data: SegmentationDataset) -> Header:
-    """Return the header with what the network is trained on: these images, and those of earlier stages.
-
-    Args:
-        options: resolved.
-        header: of the network.
-        data: the training images.
-    """
-    before = set() if header.trained_on is None else header.trained_on.hashes()
-    choice = split_options(options)
-    if choice["split_lists"] is not None:
-        choice["split_lists"] = str(choice["split_lists"])
-    images = "".join(sorted(before | set(data.hashes())))
-    return replace(header, trained_on=TrainedOn(options.dataset, images=images, **choice))
-
-
-def view_options(described: Description) -> dict[str, Any]:
-    """Return the defaults of `--bands` and `--stretch` for a data set: those of its own file, if it names any."""
-    own = {"bands": described.bands, "stretch": described.stretch}
-    return {name: RECORDED[name] if value is None else value for name, value in own.items()}
-
-
-def _fit_bands(options: argparse.Namespace, first: Checkpoint, defaults: Mapping[str, Any]) -> None:
-    """Fit given bands to the network of a checkpoint.
-
-    Args:
-        options: `bands` is changed in place.
-        first: the checkpoint.
-        defaults: the data set's bands, which a released file has to read.
-
-    Raises:
-        InputError: the network reads another number of bands.
-    """
-    given = options.bands
-    if given is None and first.header is None:
-        given = defaults["bands"]
-    if given is not None:
-        options.bands = spell_bands(fit_bands(parse_bands(given), first.n_bands, first.path))
-    elif first.header is not None and defaults["bands"] not in (None, first.header.bands):
+    if options.window is not None:
+        return float(options.window / options.size_g)
+    if recorded is not None and first is not None and not options.init_from:
         logging.info(
-            f"note: the data set's file names the bands {defaults['bands']}; {first.path} was made with "
+            f"note: {first.path} was trained on windows that were shrunk {recorded:.3g} times; without --window "
+            f"whole images are shrunk to {options.size_g} x {options.size_g} here"
+        )
+    return None
+
+
+def _fitting_bands(given: str | None, first: Checkpoint, of_data_set: str | None) -> str | None:
+    """Return the given bands, fitted to the network of a checkpoint; a released file reads those of the data set.
+
+    Raises InputError if the network reads another number of bands.
+    """
+    if given is None and first.header is None:
+        given = of_data_set
+    if given is not None:
+        return spell_bands(fit_bands(parse_bands(given), first.n_bands, first.path))
+    if first.header is not None and of_data_set not in (None, first.header.bands):
+        logging.info(
+            f"note: the data set's file names the bands {of_data_set}; {first.path} was made with "
             f"{first.header.bands or 'RGB'}, which is taken"
         )
+    return None
 
 
 def _compare_classes(recorded: Classes, path: Path, described: Description) -> None:
-    """Compare the classes of a checkpoint with those of the data set. Other names are logged; the data set's are used.
+    """Compare the classes of the checkpoint at `path` with those of the data set, which are used.
 
-    Args:
-        recorded: of the checkpoint.
-        path: of the checkpoint.
-        described: the data set.
-
-    Raises:
-        InputError: their numbers differ, unless `--n_class` numbered the checkpoint's classes.
+    Other names are logged. Raises InputError if their numbers differ, unless `--n_class` numbered the checkpoint's.
     """
     own = described.classes
     if len(recorded) == len(own):
@@ -262,109 +282,110 @@ def _compare_classes(recorded: Classes, path: Path, described: Description) -> N
         )
 
 
+def take_over_split(options: Namespace, files: Files, described: Description) -> tuple[Namespace, Description]:
+    """Return options and data set, split as for the first checkpoint's training if no option chooses a split.
+
+    Raises InputError if the recorded split cannot be made here.
+    """
+    first = next(iter(files.values()), None)
+    record = None if first is None or first.header is None or "init_from" in files else first.header.trained_on
+    if first is None or record is None or record.dataset != options.dataset:
+        return options, described
+    own = {name: getattr(options, name) for name in SPLIT_OPTIONS}
+    # a split by the seed 0 is that of no seed
+    given, wanted = ({name: str(x) for name, x in y.items() if x} for y in (own, record.choice))
+    if given == wanted:
+        return options, described
+    trained = " ".join(f"--{name} {value}" for name, value in wanted.items()) or "no such option"
+    if given:
+        chosen = " ".join(f"--{name} {value}" for name, value in given.items())
+        logging.info(f"note: {chosen}; {first.path} was trained with {trained}")
+    elif record.split_lists is not None and not Path(record.split_lists).is_dir():
+        logging.warning(f"{first.path} was trained with {trained}, a folder that is not here; give --split_lists")
+    elif record.split_seed:
+        logging.warning(f"{first.path} was trained with {trained}, which there is no longer; give --split_lists")
+    else:
+        logging.info(f"note: {first.path} was trained with {trained}, which is taken over")
+        choice = SplitChoice(None if record.split_lists is None else Path(record.split_lists), record.hold_out)
+        options = Namespace(**{**vars(options), "split_lists": choice.lists, "hold_out": choice.hold_out})
+        described = describe(options.dataset, options.data_path, choice)
+    return options, described
+
+
+def record_images(options: Namespace, header: Header, data: SegmentationDataset) -> Header:
+    """Return the header with what the network is trained on: the images of `data`, and those of earlier stages."""
+    before = set() if header.trained_on is None else header.trained_on.hashes()
+    images = "".join(sorted(before | set(data.hashes())))
+    lists = None if options.split_lists is None else str(options.split_lists)
+    return replace(header, trained_on=TrainedOn(options.dataset, lists, hold_out=options.hold_out, images=images))
+
+
 def _awaits_statistics(header: Header) -> bool:
     """Return whether a training of this network is to measure the statistics of its images."""
     return header.stage == 1 and header.normalize == DATA and header.statistics is None
 
 
-def add_statistics(options: argparse.Namespace, header: Header, data: SegmentationDataset, ranks: Ranks) -> Header:
-    """Return the header with the statistics of the training images, where stage 1 normalises by them.
+def find_statistics(
+    header: Header, data: SegmentationDataset, ranks: Ranks, resume: Path | None, num_workers: int
+) -> Statistics:
+    """Return the statistics of the training images: those of the resume file, else measured by all processes together.
 
-    They are measured once. A resumed run takes them from its resume file.
-
-    Args:
-        options: resolved.
-        header: of the network.
-        data: the training images.
-        ranks: the processes, which share the images.
-
-    Raises:
-        InputError: an image cannot be read, or the resume file is damaged.
+    Raises InputError if an image cannot be read, or the resume file is damaged.
     """
-    if not _awaits_statistics(header):
-        return header
-    source = resume_source(options)
-    saved = None if source is None else state.read(source).options.get("statistics")
+    saved = None if resume is None else state.read(resume)["options"].get("statistics")
     if saved is not None:
         try:
-            return replace(header, statistics=Statistics.from_record(json.loads(saved), header.n_bands))
+            return Statistics.from_record(json.loads(saved), header.n_bands)
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{source} is damaged: its statistics are {saved}") from error
+            raise InputError(f"{resume} is damaged: its statistics are {saved}") from error
     own = range(ranks.rank, len(data.items), ranks.world)
-    counts = count_values(data, own, options.num_workers, quiet=not ranks.main)
+    counts = count_values(data, own, num_workers, quiet=not ranks.main)
     ranks.sum_([counts])
     statistics = statistics_of(counts)
     logging.info(f"Pixels of the training images, in [0, 1], by bands: {statistics}")
-    return replace(header, statistics=statistics)
+    return statistics
 
 
-def evaluation_settings(options: argparse.Namespace, header: Header, device: torch.device) -> Settings:
-    """Return the settings of an evaluation.
-
-    Args:
-        options: resolved.
-        header: of the network.
-        device: of the network.
-
-    Raises:
-        InputError: see `Header.settings`.
-    """
+def evaluation_settings(options: Namespace, header: Header, device: torch.device) -> Settings:
+    """Return the settings of an evaluation. Raises InputError, see `Header.settings`."""
     return header.settings(
         refine_share=options.refine_share,
         blend=options.blend,
         upsample=options.upsample,
         sub_batch_size=options.sub_batch_size,
         device=device,
-        precision=options.precision,
+        precision=resolve_precision(options.precision, device),
     )
 
 
-def training_settings(options: argparse.Namespace, header: Header, device: torch.device) -> TrainingSettings:
-    """Return the settings of a training, without the statistics that `add_statistics` has still to measure.
+def training_settings(options: Namespace, header: Header, device: torch.device) -> TrainingSettings:
+    """Return the settings of a training, without the statistics that stage 1 has still to measure.
 
-    Args:
-        options: resolved.
-        header: of the network.
-        device: of the network.
-
-    Raises:
-        InputError: class weights do not fit the classes, the classes are not fit for coarse to fine, or the
-            normalisation does not fit the bands.
+    Raises InputError if class weights do not fit the classes, the classes are not fit for coarse to fine, or the
+    normalisation does not fit the bands.
     """
     known = replace(header, normalize="none") if _awaits_statistics(header) else header
+    weights = None
+    if options.class_weights is not None:
+        weights = check_class_weights(options.class_weights, header.classes.names).to(device)
+    precision = resolve_precision(options.precision, device)
     return known.training_settings(
         sub_batch_size=options.sub_batch_size,
-        loss=_chosen_loss(options, header.classes, device),
+        loss=build_loss(options.loss, options.gamma, weights),
         full_labels=options.loss_size == "full",
         lamb_fmreg=options.lamb_fmreg,
         patches=options.patches,
         device=device,
-        precision=options.precision,
-        scaler=gradient_scaler(device, options.precision),
+        precision=precision,
+        scaler=gradient_scaler(device, precision),
         checkpoint_activations=options.checkpoint_activations,
     )
 
 
-def _chosen_loss(options: argparse.Namespace, classes: Classes, device: torch.device) -> Loss:
-    """Return the loss that the options name. Raises InputError for class weights that do not fit the classes."""
-    weights = None
-    if options.class_weights is not None:
-        weights = check_class_weights(options.class_weights, classes.names).to(device)
-    return build_loss(options.loss, options.gamma, weights)
-
-
 def open_data(
-    options: argparse.Namespace, described: Description, split: str, header: Header, training: bool = False
+    options: Namespace, described: Description, split: str, header: Header, training: bool = False
 ) -> SegmentationDataset:
-    """Open the images of a split.
-
-    Args:
-        options: resolved.
-        described: the data set.
-        split: of the data set.
-        header: its `size_g` and classes are used.
-        training: whether samples are varied, and drawn as windows, as training has them.
-    """
+    """Open the images of a split; for `training` they are varied, and drawn as windows, as the options say."""
     data = described.open(
         split,
         header.size_g,
@@ -383,77 +404,54 @@ def open_data(
     return data
 
 
-def build_training_model(options: argparse.Namespace, header: Header, files: Files, *, resumed: bool) -> GLNet:
-    """Build the network as a stage starts to train it, on the CPU.
+def build_training_model(header: Header, files: Files, *, start: str = "released", resumed: bool = False) -> GLNet:
+    """Build the network as a stage starts to train it, on the CPU; if `resumed`, its weights come later.
 
-    Args:
-        options: resolved.
-        header: of the network.
-        files: by `read_checkpoints`.
-        resumed: whether all weights will come from a resume file.
-
-    Raises:
-        InputError: a file does not fit, or `--path_g` holds another global branch than the file of stage 2.
+    `start` is the option of this name. Raises InputError if a file does not fit, or `--path_g` holds another global
+    branch than the file of stage 2.
     """
     stage = STAGES[header.stage]
     model = build_network(header)
     if stage.number > 1:
-        start = files[stage.starts_from[0]]
-        checkpoint.load_whole(model, start, stage.number - 1)
+        before = files[stage.starts_from[0]]
+        checkpoint.load_whole(model, before, stage.number - 1)
         if "path_g" in files and stage.number == 3:
-            checkpoint.check_context(model, files["path_g"], start.path)
-        if stage.number == 2 and "local" not in children_of(start.tensors_of(1)):
+            checkpoint.check_context(model, files["path_g"], before.path)
+        if stage.number == 2 and "local" not in children_of(before.tensors_of(1)):
             _start_backbone(header, model.local)
         if stage.number == 3:
             model.start_refined()
-        if options.start == "previous":
+        if start == "previous":
             (model.continue_global if stage.number == 2 else model.continue_refined)()
+    elif "init_from" in files and not resumed:
+        checkpoint.load_but_classes(model, files["init_from"])
+        logging.info(
+            f"Starting from {files['init_from'].path}: backbones and pyramids are kept; heads and ensemble are new, "
+            f"for {len(header.classes)} classes ({', '.join(header.classes.names)})"
+        )
     elif not resumed:
-        _load_initial_weights(model, header, files)
+        _start_backbone(header, model.global_)
     model.learn(stage.trains)
     return model
+
+
+def _start_backbone(header: Header, branch: Branch) -> None:
+    """Start the backbone of a branch with the weights that `--backbone_weights` names, if any."""
+    if header.backbone_weights != "none":
+        weights = build_backbone(header.backbone, header.backbone_weights).state_dict()
+        branch.backbone.load_state_dict(fit_kernels(branch.backbone, weights))
 
 
 def saved_children(stage: Stage, files: Files) -> tuple[str, ...]:
     """Return the children of the network that a run's files hold.
 
     These are those that the stage uses, and the branches that `--init_from` brought, for later stages.
-
-    Args:
-        stage: that is trained.
-        files: by `read_checkpoints`.
     """
     if "init_from" not in files:
         return stage.uses
     brought = files["init_from"]
     number = 1 if brought.header is None else brought.header.stage
     return tuple({*stage.uses} | ({"local", "refined"} & children_of(brought.tensors_of(number))))
-
-
-def _load_initial_weights(model: GLNet, header: Header, files: Files) -> None:
-    """Load the weights that stage 1 starts from: those of `init_from`, which may have other classes, or backbones."""
-    if "init_from" in files:
-        path = files["init_from"].path
-        checkpoint.load_but_classes(model, files["init_from"])
-        logging.info(
-            f"Starting from {path}: backbones and pyramids are kept; heads and ensemble are new, for "
-            f"{len(header.classes)} classes ({', '.join(header.classes.names)})"
-        )
-        return
-    _start_backbone(header, model.global_)
-
-
-def _start_backbone(header: Header, branch: Branch) -> None:
-    """Start the backbone of a branch with the weights that `--backbone_weights` names, if any."""
-    if header.backbone_weights != "none":
-        state = build_backbone(header.backbone, header.backbone_weights).state_dict()
-        branch.backbone.load_state_dict(fit_kernels(branch.backbone, state))
-
-
-def place(model: GLNet, stage: Stage, device: torch.device) -> None:
-    """Move the branches that `stage` uses to `device`; the others stay on the host."""
-    for name in stage.uses:
-        getattr(model, name).to(device)
 
 
 def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks) -> None:
@@ -468,35 +466,3 @@ def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks) -> None:
     convert = convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm
     for name in stage.trains:
         setattr(model, name, convert(getattr(model, name)))
-
-
-def prepare_evaluation(
-    options: argparse.Namespace, described: Description, device: torch.device
-) -> tuple[Predictor, Header, SegmentationDataset]:
-    """Return the predictor of the checkpoint that the options name, its network's header, and the images.
-
-    Args:
-        options: resolved in place.
-        described: the data set.
-        device: of the network.
-
-    Raises:
-        InputError: a file cannot be used, or options do not fit it.
-    """
-    stage = STAGES[options.mode]
-    files = read_checkpoints(options)
-    described = take_over_split(options, files, described)
-    header = resolve(options, files, described)
-    settings = evaluation_settings(options, header, device)
-    data = open_data(options, described, options.split, header)
-    data.share = header.share
-    check_images(data, None)
-    # the prepared network is a copy; the files' tensors and the plain network are freed
-    file = files.pop(stage.reads)
-    model = restore(file, header, files.pop("path_g", None))
-    del file
-    context = header.context()
-    if context is not None:
-        logging.info(f"{options.model_path / getattr(options, stage.reads)}: {context}")
-    predictor = Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta], context)
-    return predictor, header, data

@@ -7,9 +7,6 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-REPEAT_SECONDS = 1.0
-"""A second SIGINT within this time is taken as the first: torchrun forwards the one that the terminal sends."""
-
 
 class StopSignals:
     """A context in which SIGINT and SIGTERM only set `received`; a second SIGINT raises KeyboardInterrupt.
@@ -43,5 +40,6 @@ class StopSignals:
             )
             if sys.__stderr__ is not None:
                 os.write(sys.__stderr__.fileno(), line.encode())  # the signal may interrupt a print(), which is locked
-        elif number == signal.SIGINT and now - self._at > REPEAT_SECONDS:
+        # torchrun forwards the SIGINT that the terminal sends: within a second it is the same one
+        elif number == signal.SIGINT and now - self._at > 1:
             raise KeyboardInterrupt

@@ -4,20 +4,19 @@ import argparse
 import random
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from helper import EpochState
 from models.glnet import GLNet
 from models.tensors import children_of, load, only_tensors, state_of
 from training.average import WeightAverage
-from training.options import RELEASED, REMOVED, build_parser
-from utils.arguments import REFUSED, SILENT
+from training.options import RELEASED, build_parser
+from utils.arguments import ANY, REFUSED, REMOVED, SILENT
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_version, load_torch, save_torch, unreadable_record
@@ -33,20 +32,13 @@ EPOCH_OPTIONS = ("batch_size", "seed", "training_images", "window", "windows")
 RATE_OPTIONS = {*EPOCH_OPTIONS, "num_epochs", "lr", "backbone_lr", "warmup", "optimizer", "weight_decay"}
 """The options that determine the rates of the steps and how the optimizer takes them, some of earlier versions."""
 
-UNREAD = ("max_bad_steps", "cudnn_benchmark")
-"""Options of earlier versions on which the experiment did not depend."""
-
 
 @dataclass(frozen=True)
 class RunFiles:
     """The files of a run in `--model_path`.
 
-    Attributes:
-        last: checkpoint of the last epoch.
-        best: checkpoint of the epoch with the best validation score.
-        resume: the resume file, which exists as long as the run is unfinished.
-        card: the model card, written when the run is finished.
-        average: checkpoint of the last epoch with averaged weights, of a run with `--ema`.
+    `resume` exists as long as the run is unfinished, `card` when it is finished; `average` has the averaged weights of
+    the last epoch, with `--ema`.
     """
 
     last: Path
@@ -56,26 +48,26 @@ class RunFiles:
     average: Path
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> "RunFiles":
-        """Return the paths that follow from `--model_path` and `--task_name`."""
-        folder, name = options.model_path, options.task_name
+    def of(cls, folder: Path, name: str) -> "RunFiles":
+        """Return the files of the run called `name` in `folder`."""
         return cls(*(folder / f"{name}{ending}" for ending in (".pth", ".best.pth", ".resume.pth", ".md", ".ema.pth")))
 
 
-def resume_source(options: argparse.Namespace) -> Path | None:
+def resume_source(files: RunFiles, resume: str, overwrite: bool) -> Path | None:
     """Return the resume file that a run continues from; None if it starts from the beginning.
 
-    Raises InputError if an unfinished run would be lost and `--overwrite` is not given.
+    `resume` and `overwrite` are the options of these names. Raises InputError if an unfinished run would be lost, and
+    `overwrite` is not given.
     """
-    own = RunFiles.of(options).resume
-    if options.resume == "auto":
+    own = files.resume
+    if resume == "auto":
         return own if own.exists() else None
-    if options.resume != "off":
-        path = Path(options.resume)
+    if resume != "off":
+        path = Path(resume)
         if own.exists() and not (path.exists() and path.samefile(own)):
             raise InputError(f"{own} is of another unfinished run, which would be lost: give another --task_name")
         return path
-    if own.exists() and not options.overwrite:
+    if own.exists() and not overwrite:
         raise InputError(
             f"{own} is of an unfinished run of this name: --resume auto goes on with it, --overwrite starts over"
         )
@@ -104,41 +96,17 @@ class RunState:
     unvalidated: int = 0
 
 
-@dataclass
-class Snapshot:
-    """The content of a resume file: plain values, and tensors on the CPU.
-
-    Attributes:
-        model: the part of the network's state dict that is saved.
-        optimizer, scheduler: their state dicts.
-        scaler: the state dict of the float16 gradients' scaler; None in other precisions.
-        standing: the entries of `RunState`.
-        progress: the entries of `EpochState` but its metrics.
-        sums: the training metric of the epoch so far, of all processes together.
-        options: the options that the run was started with.
-        logs: the length of each log file, in bytes.
-        random: the states of all random generators.
-        average: the state dict of the weights' average; None without one.
-    """
-
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
-    scaler: dict[str, Any] | None
-    standing: dict[str, Any]
-    progress: dict[str, Any]
-    sums: list[Tensor]
-    options: dict[str, Any]
-    logs: dict[str, int]
-    random: dict[str, Any]
-    average: dict[str, Any] | None = None
+Snapshot = dict[str, Any]
+"""The content of a resume file: plain values, and tensors on the CPU. `model` is the part of the network's state dict
+that is saved, and `optimizer`, `scheduler`, `scaler` and `average` are state dicts, the last two None where there is
+none. `standing` has the entries of `RunState`, `progress` those of `EpochState` but its metrics, `sums` the training
+metric of the epoch so far, of all processes together. `options` are those that the run was started with, `logs` the
+length of each log file in bytes, and `random` the states of all random generators."""
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
     """Write a resume file through `utils.files.replacing`. Raises InputError, naming `path`, if that fails."""
-    # not asdict(), which would copy every tensor
-    content = {entry.name: getattr(snapshot, entry.name) for entry in fields(snapshot)}
-    save_torch(path, {"format": FORMAT, "version": VERSION, **content})
+    save_torch(path, {"format": FORMAT, "version": VERSION, **snapshot})
 
 
 def read(path: Path) -> Snapshot:
@@ -147,24 +115,16 @@ def read(path: Path) -> Snapshot:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no resume file; --resume takes auto, off, or a file that ends in .resume.pth")
     check_version(path, content, VERSION)
-    kinds: dict[str, type] = dict.fromkeys(
-        ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random"), dict
-    )
-    for name, kind in {**kinds, "sums": list}.items():
+    for name in ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random", "sums"):
+        kind = list if name == "sums" else dict
         if not isinstance(content.get(name), kind):
             raise InputError(f"{path} is damaged: its {name} is no {kind.__name__}")
-    entries: dict[str, Any] = {entry.name: content.get(entry.name) for entry in fields(Snapshot)}
-    return Snapshot(**entries)
+    return content
 
 
 @dataclass
 class TrainerState:
-    """Everything that changes while a run trains, and so is in a snapshot.
-
-    Attributes:
-        children: of the network that are saved; at first all.
-        average: that of the weights, if the run averages them.
-    """
+    """Everything that changes while a run trains, and so is in a snapshot; `children` of the network are saved."""
 
     model: GLNet
     optimizer: torch.optim.Optimizer
@@ -180,77 +140,59 @@ class TrainerState:
         return nullcontext() if self.average is None else self.average.applied()
 
     def capture(self, ranks: Ranks, options: Mapping[str, Any], logs: Mapping[str, int]) -> Snapshot:
-        """Take a snapshot; all processes take part.
+        """Take a snapshot; all processes take part, and their metrics are added.
 
-        Args:
-            ranks: all processes; their metrics are added.
-            options: of the run, by `options_record`.
-            logs: the length of each log file, in bytes.
+        `options` are by `options_record`, `logs` the length of each log file in bytes.
         """
         sums = [counts.clone() for counts in self.epoch.metrics.sums()]
         for counts in sums:
             ranks.sum_([counts])
-        return Snapshot(
-            model=state_of(self.model, self.children),
-            optimizer=self.optimizer.state_dict(),
-            scheduler=self.scheduler.state_dict(),
-            scaler=self.scaler.state_dict() or None,
-            standing=asdict(self.run),
-            progress=_epoch_record(self.epoch),
-            sums=[counts.cpu() for counts in sums],
-            options=dict(options),
-            logs=dict(logs),
-            random=_random_states(),
-            average=None if self.average is None else self.average.state_dict(),
-        )
+        return {
+            "model": state_of(self.model, self.children),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict() or None,
+            "standing": asdict(self.run),
+            "progress": _epoch_record(self.epoch),
+            "sums": [counts.cpu() for counts in sums],
+            "options": dict(options),
+            "logs": dict(logs),
+            "random": _random_states(),
+            "average": None if self.average is None else self.average.state_dict(),
+        }
 
     def restore(self, snapshot: Snapshot, path: Path, ranks: Ranks, *, anew: bool = False) -> None:
-        """Restore a snapshot.
+        """Restore a snapshot of the file at `path`; the metric is restored in the main process alone.
 
-        Args:
-            snapshot: by `capture`.
-            path: its file, for messages.
-            ranks: all processes; the metric is restored in the main one.
-            anew: whether the optimizer's groups keep their rates and settings, and take over only the moments;
-                `reschedule` is to follow.
-
-        Raises:
-            InputError: the snapshot is damaged or of another network.
+        If `anew`, the optimizer's groups keep their rates and settings, and take over only the moments; `reschedule` is
+        to follow. Raises InputError if the snapshot is damaged or of another network.
         """
-        tensors = only_tensors(path, snapshot.model)
+        tensors = only_tensors(path, snapshot["model"])
         self.children = {*self.children} | children_of(tensors)
         load(self.model, tensors, path, [f"{child}." for child in self.children])
         try:
             own = {"param_groups": self.optimizer.state_dict()["param_groups"]} if anew else {}
             # in every grouping the parameters have the network's order
-            self.optimizer.load_state_dict({**snapshot.optimizer, **own})
+            self.optimizer.load_state_dict({**snapshot["optimizer"], **own})
             for parameter, moments in self.optimizer.state.items():
                 if any(moment.shape not in (parameter.shape, torch.Size()) for moment in moments.values()):
                     raise ValueError("moments of another shape than their weights")
-            self.scheduler.load_state_dict(snapshot.scheduler)
-            if snapshot.scaler and self.scaler.is_enabled():
-                self.scaler.load_state_dict(snapshot.scaler)
-            self._restore_average(snapshot)
-            self._restore_epoch(snapshot, ranks.main)
-            _set_random_states(snapshot.random)
-            self.run = RunState(**snapshot.standing)
+            self.scheduler.load_state_dict(snapshot["scheduler"])
+            if snapshot.get("scaler") and self.scaler.is_enabled():
+                self.scaler.load_state_dict(snapshot["scaler"])
+            if self.average is not None and snapshot.get("average") is not None:
+                self.average.load_state_dict(snapshot["average"])
+            elif self.average is not None:  # the run did not average before
+                self.average.restart()
+            for name, value in _epoch_record(self.epoch).items():
+                setattr(self.epoch, name, type(value)(snapshot["progress"][name]))
+            for counts, saved in zip(self.epoch.metrics.sums(), snapshot["sums"], strict=True):
+                if ranks.main:
+                    counts.copy_(saved)
+            _set_random_states(snapshot["random"])
+            self.run = RunState(**snapshot["standing"])
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise unreadable_record(path, error, f", or of another network: {error}") from error
-
-    def _restore_average(self, snapshot: Snapshot) -> None:
-        """Restore the average, or start it with the restored weights if the run did not average before."""
-        if self.average is not None and snapshot.average is not None:
-            self.average.load_state_dict(snapshot.average)
-        elif self.average is not None:
-            self.average.restart()
-
-    def _restore_epoch(self, snapshot: Snapshot, main: bool) -> None:
-        """Restore the epoch. The metric, a sum over processes, is restored in the `main` process alone."""
-        for name, value in _epoch_record(self.epoch).items():
-            setattr(self.epoch, name, type(value)(snapshot.progress[name]))
-        for counts, saved in zip(self.epoch.metrics.sums(), snapshot.sums, strict=True):
-            if main:
-                counts.copy_(saved)
 
     def reschedule(self, step: int) -> None:
         """Set the number of schedule steps taken, `step`, and the rates that follow from the groups' initial ones."""
@@ -294,28 +236,20 @@ def _in_present_terms(options: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(options)
     if "share_maps" in found:
         found["share"] = "own" if found.pop("share_maps") else "none"
-    for name in {*REMOVED, *UNREAD} & found.keys():
-        if name in UNREAD or found[name] in (None, REMOVED[name]):
+    for name in REMOVED.keys() & found.keys():
+        same = REMOVED[name][1]
+        if same is ANY or found[name] in (None, same):
             del found[name]
-    before = {**RELEASED, **{name: RECORDED[name] for name in ("share", "pyramid_width", "pyramid_norm")}}
+    before = {**RELEASED, **RECORDED}
     return {**found, **{name: value for name, value in before.items() if found.get(name) is None}}
 
 
 def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: bool) -> dict[str, str]:
-    """Compare the options of an unfinished run with those of the run that continues it.
+    """Compare the options of an unfinished run, by `options_record`, with those of the run that continues it.
 
-    An option that the file does not have is newer than the file; it counts as saved with its default.
-
-    Args:
-        saved: `options_record` of the run that wrote the file.
-        given: `options_record` of the run that continues it.
-        anyway: whether changes that make another experiment are allowed (`--resume_anyway`).
-
-    Returns:
-        A line for each changed option, by name, without the options that are SILENT.
-
-    Raises:
-        InputError: the changes make another experiment, and that is not allowed.
+    An option that the file does not have is newer than the file; it counts as saved with its default. Return a line for
+    each changed option, by name, without the options that are SILENT. Raises InputError if the changes make another
+    experiment, unless `anyway`.
     """
     saved, given = _in_present_terms(saved), _in_present_terms(given)
     parser = build_parser()

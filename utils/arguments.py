@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from utils.canvas import UPSAMPLES
 from utils.errors import InputError
+from utils.precision import PRECISION_CHOICES
 from utils.selection import MOST_MARGIN
 from utils.settings import NORMALIZATIONS, RECORDED
 from utils.stretch import MOST_BANDS, Stretch, parse_bands, spell_bands
@@ -20,22 +21,25 @@ REFUSED, LOGGED, SILENT = "refused", "logged", "silent"
 experiment; a line is logged; nothing."""
 
 
-GONE = {
-    "--share_maps": "is now --share own",
-    "--no-share_maps": "is now --share none",
-    "--optimizer": "was removed: the optimizer is Adam",
-    "--weight_decay": "was removed: it is 5e-4",
-    "--backbone_lr": "was removed: encoders have the rate --lr, too",
-    "--warmup": "was removed: the rate falls from the first step on",
-    "--clip_grad": "was removed: gradients are not clipped",
-    "--box_recall": "was removed: it is 0.9",
-    "--split_seed": "was removed: give lists of ids by --split_lists",
-    "--max_bad_steps": "was removed: a run stops after 10 such steps in a row",
-    "--tf32": "was removed: float32 products are exact; --precision bf16 is faster",
-    "--cudnn_benchmark": "was removed: convolutions are not searched for",
-    "--simplify": "was removed: simplify the layer afterwards, such as with ogr2ogr -simplify",
+ANY = object()
+"""In `REMOVED`: whatever the value, runs are the same."""
+
+REMOVED: dict[str, tuple[str, Any]] = {
+    "share_maps": ("is now --share own", None),
+    "no-share_maps": ("is now --share none", None),
+    "optimizer": ("was removed: the optimizer is Adam", "adam"),
+    "weight_decay": ("was removed: it is 5e-4", 5e-4),
+    "backbone_lr": ("was removed: encoders have the rate --lr, too", 1.0),
+    "warmup": ("was removed: the rate falls from the first step on", 0),
+    "clip_grad": ("was removed: gradients are not clipped", 0.0),
+    "box_recall": ("was removed: it is 0.9", 0.9),
+    "split_seed": ("was removed: give lists of ids by --split_lists", None),
+    "max_bad_steps": ("was removed: a run stops after 10 such steps in a row", ANY),
+    "tf32": ("was removed: float32 products are exact; --precision bf16 is faster", False),
+    "cudnn_benchmark": ("was removed: convolutions are not searched for", ANY),
+    "simplify": ("was removed: simplify the layer afterwards, such as with ogr2ogr -simplify", None),
 }
-"""Options of earlier versions, and what to do instead."""
+"""Options of earlier versions: what to do instead, and the value with which a run is the same without them."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,53 +69,39 @@ class Parser(argparse.ArgumentParser):
         """Raise InputError with argparse's message, such as `--lr -1 must be at least 0`."""
         if message.startswith("unrecognized arguments:"):
             for name in (word.split("=")[0] for word in message.split()):
-                if name in GONE:
-                    raise InputError(f"{name} {GONE[name]}")
+                if name.removeprefix("--") in REMOVED:
+                    raise InputError(f"{name} {REMOVED[name.removeprefix('--')][0]}")
         raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+def whole(low: int, high: int | None = None) -> Callable[[str], Any]:
     """Return a type for options: whole numbers from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number") from None
-        return int(_bounded(value, text, low, high))
-
-    return parse
+    return number(low, high, int)
 
 
-def number(low: float, high: float | None = None) -> Callable[[str], float]:
-    """Return a type for options: finite numbers from `low` to `high`."""
+def number(low: float, high: float | None = None, kind: type = float) -> Callable[[str], Any]:
+    """Return a type for options: finite numbers of a `kind` from `low` to `high`."""
 
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value: float = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text} is not a number") from None
-        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a {'whole ' if kind is int else ''}number") from None
+        if kind is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-        return _bounded(value, text, low, high)
+        if value < low or (high is not None and value > high):
+            rule = f"must be at least {low:g}" if high is None else f"must be from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} {rule}")
+        return value
 
+    parse.__annotations__["return"] = kind  # for the page of options
     return parse
-
-
-def _bounded(value: float, text: str, low: float, high: float | None) -> float:
-    """Return `value`. Raises ArgumentTypeError, naming the option's `text`, if it is out of bounds."""
-    if value < low or (high is not None and value > high):
-        rule = f"must be at least {low:g}" if high is None else f"must be from {low:g} to {high:g}"
-        raise argparse.ArgumentTypeError(f"{text} {rule}")
-    return value
 
 
 def recorded_default(name: str, of_data_set: str = "") -> str:
     """Return a help text that says where the default of a recorded option comes from.
 
-    Args:
-        name: one of `RECORDED`.
-        of_data_set: the defaults of data sets that have their own, in words.
+    `of_data_set` are the defaults of data sets that have their own, in words.
     """
     own = f"the data set's: {of_data_set}" if of_data_set else ""
     return f"(default: the checkpoint's, else {own}{RECORDED[name]})"
@@ -139,27 +129,38 @@ def add_normalize(add: AddOption) -> None:
     )
 
 
-def bands(text: str) -> str:
-    """Return `--bands` as it is recorded, `4,3,2`, if it names bands."""
-    try:
-        return spell_bands(parse_bands(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--bands ")) from None
+def add_precision(add: AddOption) -> None:
+    """Add the option that says in which type convolutions compute; see `utils.precision.resolve_precision`."""
+    add(
+        "--precision",
+        choices=PRECISION_CHOICES,
+        default="fp32",
+        help="of convolutions and their maps; fp32 as released; auto: bf16 where the device has instructions for it,\n"
+        "else fp32 (default: %(default)s)",
+    )
 
 
-def stretch(text: str) -> str:
-    """Return `--stretch` as it is recorded, `2%,98%` or `0,10000`, if it is one."""
-    try:
-        return str(Stretch.parse(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--stretch ")) from None
+def spelling(option: str, spell: Callable[[str], str]) -> Callable[[str], str]:
+    """Return a type for an option whose value is recorded as `spell` spells it; its InputError names the option."""
+
+    def parse(text: str) -> str:
+        try:
+            return spell(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{option} ")) from None
+
+    return parse
+
+
+stretch = spelling("--stretch", lambda text: str(Stretch.parse(text)))
+"""The type of `--stretch`."""
 
 
 def add_view(add: AddOption) -> None:
     """Add the options that say how files become the 8-bit bands that a network reads."""
     add(
         "--bands",
-        type=bands,
+        type=spelling("--bands", lambda text: spell_bands(parse_bands(text))),
         metavar="N,...",
         help=f"which bands, from 1, the network reads, in order, 1 to {MOST_BANDS}; mode 1 fixes how many\n"
         "(default: the checkpoint's, else those of the data set's file, else 1,2,3, or the only one as grey)",

@@ -1,8 +1,11 @@
 """The known ways to fail, each explained in one line."""
 
-import argparse
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+
+from utils.errors import reason_of
 
 LOWER_MEMORY = {
     1: ("batch_size", "size_g"),
@@ -24,26 +27,19 @@ _PEER = (
 
 
 def diagnose(
-    error: BaseException, options: argparse.Namespace | None, processes: int, lower_memory: tuple[str, ...] = ()
+    error: BaseException, options: Mapping[str, Any], processes: int, lower_memory: tuple[str, ...] = ()
 ) -> str | None:
-    """Explain an error in one line, with a remedy.
+    """Explain an error in one line, with a remedy; return None for one of no known kind, whose stack trace is needed.
 
-    Args:
-        error: any exception.
-        options: of the command line; None if they could not be parsed.
-        processes: how many run together.
-        lower_memory: options to advise if memory runs out; by default `LOWER_MEMORY` of the mode.
-
-    Returns:
-        The line; None if the error is of no known kind, so that its stack trace is needed.
+    `options` are by name, empty if they could not be parsed. If memory runs out, `lower_memory` is advised, by default
+    `LOWER_MEMORY` of the mode.
     """
-    text = str(error)
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    text, first = str(error), reason_of(error)
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(sign in text for sign in _ALLOCATION):
-        if options is None:
+        if not options:
             return f"out of memory ({first})"
-        lower = ", ".join(f"--{name} {getattr(options, name)}" for name in lower_memory or LOWER_MEMORY[options.mode])
-        recomputable = not getattr(options, "checkpoint_activations", True) and not options.evaluation
+        lower = ", ".join(f"--{name} {options[name]}" for name in lower_memory or LOWER_MEMORY[options["mode"]])
+        recomputable = not options.get("checkpoint_activations", True) and not options["evaluation"]
         more = ", or give --checkpoint_activations" if recomputable else ""
         return f"out of memory ({first}); lower {lower}{more}"
     if "DataLoader worker" in text:

@@ -12,12 +12,7 @@ class InputError(ValueError):
     """Bad input: a file, an option or a combination of them. Entry points print one line and exit with code 2."""
 
     def __init__(self, message: str, kind: str = "") -> None:
-        """Make the exception.
-
-        Args:
-            message: names the file or option, the rule that it breaks and how to mend it.
-            kind: the fault in two or three words, for summaries of many.
-        """
+        """`message` names the file or option, the rule that it breaks and a remedy; `kind` is the fault in short."""
         # names of files are bytes; those that are not text are spelt so that any stream takes them
         super().__init__(message.encode("utf-8", "backslashreplace").decode())
         self.kind = kind
@@ -51,6 +46,11 @@ def exit_code(work: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error, for a message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def required(value: Value | None, name: str) -> Value:

@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-from utils.errors import InputError
+from utils.errors import InputError, reason_of
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context that turns an OSError into an InputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -26,13 +35,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            beside.replace(path)
     finally:
         with suppress(OSError):  # its folder may not exist
             beside.unlink(missing_ok=True)
@@ -48,14 +56,13 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     beside = path.resolve().with_name(f".{path.resolve().name}.part")
     try:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise InputError(f"{path} exists already; remove it, or name another folder")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise InputError(f"{path} exists already; remove it, or name another folder")
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            yield beside
+            beside.replace(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -145,17 +152,9 @@ def save_torch(path: Path, content: Any) -> None:
 
 
 def load_torch(path: str | Path, what: str = "checkpoint") -> Any:
-    """Load a file of `torch.save`. No code in the file is executed.
+    """Load a file of `torch.save`: tensors, on the CPU, and plain values. No code in the file is executed.
 
-    Args:
-        path: the file.
-        what: the kind of file, for messages.
-
-    Returns:
-        Tensors, on the CPU, and plain values.
-
-    Raises:
-        InputError: the file is missing, damaged, cut short, or holds more than tensors and plain values.
+    Raises InputError if the file is missing, damaged, cut short, or holds anything else; it is called `what`.
     """
     path = Path(path)
     if not path.is_file():
@@ -166,8 +165,7 @@ def load_torch(path: str | Path, what: str = "checkpoint") -> Any:
     except InputError:
         raise
     except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} is not a readable {what}, or holds more than tensors: {reason}") from error
+        raise InputError(f"{path} is not a readable {what}, or holds more than tensors: {reason_of(error)}") from error
 
 
 def check_version(path: Path, content: Mapping[str, Any], version: int) -> None:
@@ -181,10 +179,7 @@ def check_version(path: Path, content: Mapping[str, Any], version: int) -> None:
 def unreadable_record(path: Path, error: Exception, reason: str) -> InputError:
     """Return the error for a file whose record no dataclass takes: because of entries of a newer version, or damage.
 
-    Args:
-        path: of the file.
-        error: was raised when the record was read.
-        reason: what is wrong with a damaged file.
+    `error` was raised when the record was read; `reason` says what is wrong with a damaged file.
     """
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
     if name is not None:

@@ -52,17 +52,9 @@ def device_name(device: torch.device) -> str:
 def run_record(
     options: Mapping[str, Any], device: torch.device, processes: int, started: str, resumed: list[str]
 ) -> dict[str, Any]:
-    """Return the record of a run, with all that is needed to repeat it.
+    """Return the record of a run, with all that is needed to repeat it, as values that JSON can hold.
 
-    Args:
-        options: of the run, as plain values.
-        device: of the network.
-        processes: that train together.
-        started: time in UTC.
-        resumed: times in UTC.
-
-    Returns:
-        Values that JSON can hold.
+    `options` are plain values, `started` and `resumed` times in UTC.
     """
     return {
         "started": started,

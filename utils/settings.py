@@ -1,7 +1,7 @@
 """`Settings` of a network, and the options that a checkpoint records."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -16,12 +16,7 @@ from utils.tiling import MIN_OVERLAP, Size
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of pixel values in [0, 1].
-
-    Attributes:
-        mean: of each band; a single one is that of all bands.
-        std: the standard deviation, in the same way.
-    """
+    """Mean and standard deviation of pixel values in [0, 1], of each band; a single one is that of all bands."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -55,28 +50,40 @@ DATA = "data"
 NORMALIZATIONS = (*STATISTICS, DATA)
 """The values of `--normalize`."""
 
-RECORDED: dict[str, Any] = {
-    "size_g": 508,
-    "size_p": 508,
-    "min_overlap": MIN_OVERLAP,
-    "backbone": "resnet50",
-    "normalize": "none",
-    "coarse_to_fine": False,
-    "box_margin": BOX_MARGIN,
-    "share": "own",
-    "pyramid_width": 256,
-    "pyramid_norm": "none",
-    "bands": None,
-    "stretch": "2%,98%",
-}
-"""Options that a checkpoint's header records, each under its own name. An option that is not given takes the recorded
-value, else the data set's, else this one."""
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Options that a checkpoint's header records, each under its own name, with their defaults.
+
+    An option that is not given takes the recorded value, else the data set's, else this one.
+    """
+
+    size_g: int = 508
+    size_p: int = 508
+    min_overlap: int = MIN_OVERLAP
+    backbone: str = "resnet50"
+    normalize: str = "none"
+    coarse_to_fine: bool = False
+    box_margin: float = BOX_MARGIN
+    share: str = "own"
+    pyramid_width: int = 256
+    pyramid_norm: str = "none"
+    bands: str | None = None
+    stretch: str = "2%,98%"
+
+
+RECORDED: dict[str, Any] = {entry.name: entry.default for entry in fields(Recorded)}
+"""The defaults of recorded options, by name."""
+
+OF_WEIGHTS = ("backbone", "pyramid_width", "pyramid_norm")
+"""Recorded options that decide which tensors a network has; a checkpoint fits no others."""
 
 SHARES = ("own", "none", "other", "blank")
 """Whose global maps the local branch reads: of its own image, none, of another image, of a grey one."""
 
 TRAINED_SHARES = SHARES[:2]
 """The values of `--share` that training has; the others are controls in evaluation."""
+
 MOST_SHRUNK = 1536
 """Pixels of the side of a shrunk image at most, where it follows from the image: the maps of its pyramid then take nine
 times the memory of those of 508."""
@@ -89,11 +96,7 @@ SMALLEST_SIDE, LONGEST_SIDE = 32, 1 << 15
 
 
 def check_sizes(size_g: int, size_p: int, min_overlap: int) -> None:
-    """Check sizes, in pixels; see `Settings`.
-
-    Raises:
-        InputError: a side is out of bounds or not divisible by 4, or `min_overlap` is not smaller than `size_p`.
-    """
+    """Raise InputError unless both sides, in pixels, are in bounds and divisible by 4, and the overlap is smaller."""
     for name, value in (("size_g", size_g), ("size_p", size_p)):
         if value % 4 or value < SMALLEST_SIDE:
             near = max(SMALLEST_SIDE, value // 4 * 4)
@@ -112,10 +115,8 @@ def check_sizes(size_g: int, size_p: int, min_overlap: int) -> None:
 class ContextScale:
     """How far the images of a network are shrunk that was trained on windows: as far as its windows were.
 
-    Attributes:
-        size_g: side of a shrunk window, in pixels.
-        factor: pixels of a window for one of `size_g`.
-        multiple: of which the sides of shrunk images are multiples.
+    `factor` pixels of a window became one of its shrunk image, of the side `size_g`. The sides of shrunk images are
+    multiples of `multiple`.
     """
 
     size_g: int
