@@ -10,13 +10,8 @@ dependencies = ["cv2", "numpy", "PIL", "torch", "torchvision", "tqdm"]
 
 
 def glnet(checkpoint: str | Path, **options: Any) -> Segmenter:
-    """Load a trained network that segments images of any size.
+    """Load a trained network that segments images of any size, with options of `Segmenter.from_checkpoint`.
 
-    Args:
-        checkpoint: a file of this project, or a released one.
-        options: of `Segmenter.from_checkpoint`, such as `device`, `mode` and `precision`.
-
-    Raises:
-        InputError: a file cannot be used, or options do not fit it.
+    Raises InputError if the file, of this project or released, cannot be used, or options do not fit it.
     """
     return Segmenter.from_checkpoint(checkpoint, **options)

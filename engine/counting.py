@@ -10,7 +10,6 @@ from torch import Tensor
 from engine.patches import TrainingPatches
 from utils.canvas import ArgmaxSink, enlarged_boxes
 from utils.metrics import StageMetrics
-from utils.tiling import Box
 
 
 class StepScores:
@@ -22,12 +21,7 @@ class StepScores:
     """
 
     def __init__(self, image: TrainingPatches, names: Iterable[str]) -> None:
-        """Start without scores.
-
-        Args:
-            image: its patches, drawn already if they are drawn.
-            names: the predictions; all but `global` are made of patches.
-        """
+        """Start without scores; of the predictions called `names` all but `global` are made of patches."""
         self.image = image
         self.found = {name: image.ids() for name in names}
         self.local = [name for name in self.found if name != "global"]
@@ -78,14 +72,9 @@ class StepScores:
         total = self._enlarged(logits[k])
         for box, other in zip(self.image.boxes[k + 1 :], logits[k + 1 :], strict=True):
             if shared := own.overlap(box):
-                _part(shared, own, total).add_(_part(shared, box, self._enlarged(other)))
+                shared.within(own).of(total).add_(shared.within(box).of(self._enlarged(other)))
         return total
 
     def _enlarged(self, logits: Tensor) -> Tensor:
         """Return the logits (1, n_class, h, w) of one patch at its size in pixels, (n_class, height, width)."""
         return F.interpolate(logits, size=self.image.grid.patch, mode=self.image.settings.upsample)[0]
-
-
-def _part(shared: Box, own: Box, scores: Tensor) -> Tensor:
-    """Return the view of the scores of the box `own` that the box `shared`, inside it, covers."""
-    return shared.within(own).of(scores)

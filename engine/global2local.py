@@ -1,6 +1,7 @@
 """Stage 2, global to local: the local branch reads patches and crops of the frozen global branch's maps."""
 
 from collections.abc import Container, Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from dataset.base import Sample
 from engine.counting import StepScores
 from engine.patches import ImagePatches, TrainingPatches
-from engine.terms import Terms, add_terms, global_inputs, outside_autocast, total_loss
+from engine.terms import Terms, add_terms, global_inputs, outside_autocast
 from models.efficient import branch_pyramid, ensemble_global_half, ensemble_taps, read_local
 from models.glnet import GLNet
 from models.prepared import PreparedGLNet
@@ -47,7 +48,7 @@ def training_step(model: GLNet, batch: list[Sample], settings: TrainingSettings,
         for patches, x in image:
             terms, scores = _sub_batch_terms(model, x, patches, image, context, leaf)
             with outside_autocast(settings):
-                settings.scaler.scale(total_loss(terms)).backward()
+                settings.scaler.scale(reduce(torch.add, terms.values())).backward()
             add_terms(total, terms)
             for name in PATCH_PREDICTIONS:
                 found.add(name, scores[name], patches)
@@ -59,17 +60,9 @@ def training_step(model: GLNet, batch: list[Sample], settings: TrainingSettings,
 
 
 def select_training_patches(image: TrainingPatches, logits_g: Tensor, metrics: StageMetrics) -> bool:
-    """Select the patches of an image, if the settings do.
+    """Select the patches of an image, if the settings do; return whether any is left.
 
-    If no patch is left, the global branch's logits are counted as every prediction.
-
-    Args:
-        image: its patches are selected.
-        logits_g: of the global branch, (1, n_class, size_g / 4, size_g / 4).
-        metrics: counts the predictions.
-
-    Returns:
-        Whether any patch is left.
+    If none is, the global branch's logits (1, n_class, size_g / 4, size_g / 4) are counted as every prediction.
     """
     if image.select_patches(logits_g):
         return True
@@ -84,16 +77,9 @@ def _sub_batch_terms(
 ) -> tuple[Terms, dict[str, Tensor]]:
     """Compute the loss of one sub-batch. All other tensors of the sub-batch are freed when this function returns.
 
-    Args:
-        model: the network.
-        x: the patches, (n, bands, h, w), normalised.
-        patches: which patches of the image's grid they are.
-        image: the image's patches and their labels.
-        context: the global branch's maps of the whole image, (1, C, h, w) each.
-        taps: `ensemble_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
-
-    Returns:
-        The terms of the loss, with gradients, and the logits (n, n_class, h / 4, w / 4) by prediction, without.
+    `x` are n patches (n, bands, h, w), normalised, `context` the global branch's maps of the whole image, and `taps`
+    `ensemble_taps` of it, (1, 9 * n_class, size_g / 4, size_g / 4). Return the terms of the loss, with gradients, and
+    the logits (n, n_class, h / 4, w / 4) by prediction, without.
     """
     settings = image.settings
     # (n, C, h / 4, w / 4)
@@ -112,17 +98,11 @@ def _sub_batch_terms(
 def infer(
     network: PreparedGLNet, x: Tensor, image: ImagePatches, sinks: Mapping[str, Sink], means: bool
 ) -> Tensor | None:
-    """Compute the requested predictions of one image.
+    """Compute the requested predictions of one image; `local` and `ensemble` get their scores here.
 
-    Args:
-        network: the prepared network.
-        x: the shrunk image, (1, bands, size_g, size_g), normalised.
-        image: the image's patches; if the settings select patches, some of them are left.
-        sinks: the requested predictions; `local` and `ensemble` get their scores here.
-        means: whether scores are means over the patches that cover a pixel, or sums.
-
-    Returns:
-        The global logits (1, n_class, size_g / 4, size_g / 4); None if they are not needed.
+    `x` is the shrunk image, (1, bands, size_g, size_g), normalised. If the settings select patches, some of `image` are
+    left. With `means` scores are means over the patches that cover a pixel, else sums. Return the global logits (1,
+    n_class, size_g / 4, size_g / 4); None if they are not needed.
     """
     requested = patch_predictions(sinks)
     selects = bool(requested) and image.settings.selection is not None
@@ -154,11 +134,5 @@ def patch_predictions(names: Container[str]) -> list[str]:
 
 
 def patch_canvases(image: ImagePatches, sinks: Mapping[str, Sink], means: bool = False) -> dict[str, ScoreCanvas]:
-    """Return a canvas for each prediction that is made of patches.
-
-    Args:
-        image: the image's patches.
-        sinks: by prediction, of all requested ones.
-        means: whether scores are means over the patches that cover a pixel, or sums.
-    """
+    """Return a canvas for each prediction that is made of patches; see `ImagePatches.canvas`."""
     return {name: image.canvas(sinks[name], means) for name in patch_predictions(sinks)}

@@ -20,14 +20,7 @@ from utils.tiling import map_size
 def training_step(model: GLNet, batch: list[Sample], settings: TrainingSettings, metrics: StageMetrics) -> Terms:
     """Add the gradients of loss(global logits), the whole batch in one pass, without a step of the optimizer.
 
-    Args:
-        model: the network; its `global_` learns.
-        batch: B samples with labels, of any sizes.
-        settings: loss, sizes, device.
-        metrics: counts the predictions.
-
-    Returns:
-        The terms of the loss, each the sum over the step, detached.
+    Return the terms of the loss, each the sum over the step, detached.
     """
     # (B, n_class, size_g / 4, size_g / 4)
     logits = branch_logits(model.global_, branch_maps(model.global_, global_inputs(batch, settings)))

@@ -72,16 +72,8 @@ def _train_ensemble(
 ) -> None:
     """Add the gradients of the ensemble's loss of one image, sub-batch by sub-batch, and count its predictions.
 
-    An image without patches is left out: its predictions are counted already.
-
-    Args:
-        model: the network.
-        image: the image's patches and their labels.
-        maps: the frozen branches' maps of the image.
-        taps: a leaf with `ensemble_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
-        logits_g: the image's refined logits, (1, n_class, size_g / 4, size_g / 4).
-        total: the terms of the loss are added to it.
-        metrics: counts the predictions.
+    The terms of the loss are added to `total`. An image without patches is left out: its predictions are counted
+    already. `taps` is a leaf with `ensemble_taps` of the image, (1, 9 * n_class, size_g / 4, size_g / 4).
     """
     if not image.boxes:
         return
@@ -133,18 +125,10 @@ class _KeptMaps:
 def _local_maps(
     model: GLNet, inputs: Tensor, images: list[TrainingPatches], metrics: StageMetrics
 ) -> tuple[Pyramid, list[_KeptMaps]]:
-    """Run the frozen global and local branches on a batch.
+    """Run the frozen global and local branches on a batch of shrunk images, (B, bands, size_g, size_g).
 
-    Args:
-        model: the network.
-        inputs: the shrunk images, (B, bands, size_g, size_g).
-        images: the patches of each image; if the settings select patches, some of them are left; if they draw, the
-            drawn ones are left in the end.
-        metrics: counts the local predictions.
-
-    Returns:
-        The merged local maps, (B, C, H, W) each, 0 for images without patches; and the maps that are kept of each
-        image.
+    If the settings select patches, some of them are left; if they draw, the drawn ones are left in the end. Return the
+    merged local maps, (B, C, H, W) each, 0 for images without patches; and the maps that are kept of each image.
     """
     settings = images[0].settings
     mosaic: Mosaic | None = None

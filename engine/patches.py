@@ -43,14 +43,7 @@ class ImagePatches:
         on_patches: OnPatches | None = None,
         check: FiniteScores | None = None,
     ) -> None:
-        """Cut an image.
-
-        Args:
-            source: the image.
-            settings: see the class.
-            on_patches: called after each sub-batch.
-            check: gets all logits that become scores.
-        """
+        """Cut an image; `on_patches` is called after each sub-batch, `check` gets all logits that become scores."""
         self.settings = settings
         self.on_patches, self.check = on_patches, check
         self.source = source
@@ -66,14 +59,7 @@ class ImagePatches:
         return self.source.size
 
     def select_patches(self, logits: Tensor) -> bool:
-        """Keep only the patches that the settings select; without a selection all patches stay.
-
-        Args:
-            logits: of the global branch, (1, n_class, h, w), by which patches are selected.
-
-        Returns:
-            Whether any patch is left.
-        """
+        """Keep only the patches that the settings select by the global logits; return whether any is left."""
         return self._select(logits, None)
 
     def _select(self, logits: Tensor, label: Tensor | None) -> bool:
@@ -92,11 +78,9 @@ class ImagePatches:
         return Coverage(self.size[0] * self.size[1], self.grid.covered_pixels(), len(self.all), len(self.grid))
 
     def canvas(self, sink: Sink, means: bool = False) -> ScoreCanvas:
-        """Return a canvas that adds up the scores of these patches; the selection gives those of other pixels.
+        """Return a canvas that adds up the scores of these patches, or with `means` takes their means over the patches.
 
-        Args:
-            sink: gets the scores of the image.
-            means: whether scores are means over the patches that cover a pixel, or sums.
+        The selection gives the scores of other pixels.
         """
         blend, upsample = self.settings.blend, self.settings.upsample
         return ScoreCanvas(self.grid, sink, means, self.outside, blend=blend, upsample=upsample, check=self.check)
@@ -176,14 +160,9 @@ class TrainingPatches(ImagePatches):
         return self.settings.to_device(labels)
 
     def targets(self, patches: slice, logits: Tensor) -> Tensor:
-        """Return the labels of some patches: cropped first, then, without `full_labels`, shrunk to their logits.
+        """Return the labels of n patches, (n, h, w) uint8 on the device: cropped first, then shrunk to `logits`.
 
-        Args:
-            patches: which patches of the grid, n of them.
-            logits: of these patches, (n, n_class, h, w); only their size is read.
-
-        Returns:
-            (n, h, w) uint8 on the device; with `full_labels` in the settings of the patches' own size.
+        With `full_labels` in the settings they keep the patches' own size.
         """
         cut = self.settings.to_device(torch.stack([box.of(self._label) for box in self.boxes[patches]]))
         return cut if self.settings.full_labels else shrink_label(cut, map_size(logits))

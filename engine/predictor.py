@@ -29,13 +29,7 @@ _INFER = {1: global_only.infer, 2: global2local.infer, 3: local2global.infer}
 class Predictor:
     """A network prepared for one stage, with settings: for validation in training, for evaluation and for prediction.
 
-    Attributes:
-        network: the prepared network, on the settings' device.
-        stage: the stage whose predictions are made.
-        settings: sizes of patches, normalisation, device, precision, how scores are added and enlarged.
-        size_g: side of the shrunk image, in pixels.
-        turns: scores are averaged over the image turned in these ways.
-        context: gives the side of the shrunk image instead, by the size of the image.
+    For the attributes see `prepare`.
     """
 
     network: PreparedGLNet
@@ -55,15 +49,10 @@ class Predictor:
         turns: tuple[Turn, ...] = TURNS["none"],
         context: ContextScale | None = None,
     ) -> "Predictor":
-        """Prepare a network for inference.
+        """Prepare a copy of the plain network for inference, with the settings' precision and device.
 
-        Args:
-            model: the plain network, which is copied as far as needed and set to evaluation mode.
-            stage: the stage whose predictions are made.
-            settings: its precision and device are those of the copy.
-            size_g: side of the shrunk image, in pixels.
-            turns: scores are averaged over the image turned in these ways.
-            context: gives the side of the shrunk image instead, by the size of the image.
+        Scores are averaged over the image turned in all `turns`. `size_g` is the side of the shrunk image in pixels;
+        `context` gives it instead, by the size of the image.
         """
         placement = Placement(settings.device, PRECISIONS[settings.precision])
         return cls(PreparedGLNet(model.eval(), stage, placement), stage, settings, size_g, turns, context)
@@ -159,14 +148,7 @@ class _TurnedBackSink:
     """A sink that adds the scores of a turned image, turned back, to a total on the host."""
 
     def __init__(self, turn: Turn, size: Size, totals: dict[str, Tensor], name: str) -> None:
-        """Start a sink.
-
-        Args:
-            turn: by which the image was turned.
-            size: of the image before.
-            totals: (n_class, H, W) float32 by prediction; one that is missing starts at 0.
-            name: of the prediction.
-        """
+        """Start a sink for an image of `size` that was turned; a missing total (n_class, H, W) starts at 0."""
         self.turn, self.size, self.totals, self.name = turn, size, totals, name
 
     def __call__(self, top: int, scores: Tensor) -> None:

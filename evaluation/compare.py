@@ -35,7 +35,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     known = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in NEEDED.items())
-    if not known or record["mode"] not in STAGES or not _has_score(record):
+    scores = record.get(STAGES[record["mode"]].headline) if known and record["mode"] in STAGES else None
+    if not isinstance(scores, dict) or not isinstance(scores.get("mIoU"), float | int):
         raise InputError(
             f"{path} is no evaluation's JSON: give the file that train_deep_globe.py --evaluation writes, "
             "LOG_PATH/TASK_NAME.json"
@@ -43,27 +44,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _has_score(record: Mapping[str, Any]) -> bool:
-    scores = record.get(STAGES[record["mode"]].headline)
-    return isinstance(scores, dict) and isinstance(scores.get("mIoU"), float | int)
-
-
-def check_classes(record: Mapping[str, Any], published: PublishedSet, path: Path) -> None:
-    """Raise InputError if the run has another number of classes than the published results."""
-    if len(record["classes"]) != published.n_class:
-        raise InputError(
-            f"{path} has {len(record['classes'])} classes, {published.title} {published.n_class}: "
-            "name the data set that it was evaluated on with --published"
-        )
-
-
 def comparison(record: Mapping[str, Any], published: PublishedSet) -> str:
-    """Return the table of a run beside published results, as Markdown: GLNet in the run's mode first.
-
-    Args:
-        record: what `read_evaluation` returned.
-        published: the results to compare with.
-    """
+    """Return the table of a run beside published results, as Markdown: GLNet in the run's mode first."""
     stage = STAGES[record["mode"]]
     score, memory, split = 100 * record[stage.headline]["mIoU"], record["peak_memory_mb"], record.get("split")
     order = sorted(published.results, key=lambda one: (one.mode != stage.number, one.mode is None))
@@ -97,9 +79,13 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[st
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table."""
+    """Print the table. Raises InputError if the run has another number of classes than the published results."""
     record, published = read_evaluation(options.run), PUBLISHED[options.published]
-    check_classes(record, published, options.run)
+    if len(record["classes"]) != published.n_class:
+        raise InputError(
+            f"{options.run} has {len(record['classes'])} classes, {published.title} {published.n_class}: "
+            "name the data set that it was evaluated on with --published"
+        )
     if record.get("dataset", options.published) != options.published:
         print(f"note: {options.run} is of --dataset {record['dataset']}")
     print(comparison(record, published))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.report import per_cent
+from evaluation.report import evaluation_rows, per_cent
 from evaluation.report_images import RIGHT, WRONG, ReportImage, ReportImages
 from utils.classes import Classes, Color
 from utils.files import replacing
@@ -19,8 +19,6 @@ from utils.visualize import NO_CLASS
 
 NAME = "report.html"
 """The page's name inside the folder that `--report` names."""
-
-TEMPLATE = Path(__file__).with_name("report_template.html")
 
 MOST_IN_MATRIX = 24
 """Rows of the confusion matrix; of more classes, the rarest share one row."""
@@ -33,15 +31,9 @@ MOST_LISTED = 5000
 class Report:
     """What a report shows.
 
-    Attributes:
-        title: the name of the evaluation.
-        data: the data set and the split, in words.
-        stage: the mode that was evaluated.
-        classes: names and colours.
-        record: what `evaluation_record` returned; without labels only its entries of cost.
-        counts: the headline's confusion matrix, (n_class, n_class) pixels, rows are the truth; None without labels.
-        images: the best and the worst images, gathered from all processes.
-        run: what was run, each value under its name; a nested table is folded away.
+    `record` is what `evaluation_record` returned, without labels only its entries of cost; `counts` the headline's
+    confusion matrix, (n_class, n_class) pixels, rows are the truth, None without labels; `run` what was run, each value
+    under its name; a nested table is folded away.
     """
 
     title: str
@@ -72,7 +64,7 @@ def report_page(report: Report) -> str:
     if report.counts is not None:
         parts += [_class_table(report), _matrix(report, report.counts)]
     parts += [_images(report, labelled), _run(report)]
-    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    template = Template(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(f"Evaluation {report.title}"), body="\n".join(parts))
 
 
@@ -106,20 +98,13 @@ def _summary(report: Report) -> str:
 
 def _class_table(report: Report) -> str:
     """Return the table of IoU by class and prediction, with the means below."""
-    record, names = report.record, report.stage.predictions
-    found = [record[name] for name in names]
+    classes, stage = report.classes, report.stage
+    titles, *lines = evaluation_rows(report.record)
     rows = []
-    for k, name in enumerate(report.classes.names):
-        cells = [per_cent(record["share"][k]), *(per_cent(scores["iou"][k]) for scores in found)]
-        rows.append(_row(_swatch(report.classes.palette[k]) + f"<span>{escape(name)}</span>", cells, report.stage))
-    left_out = ", ".join(record["left_out"])
-    means = [(f"mIoU (without {left_out})" if left_out else "mIoU", "mIoU")]
-    means += [(f"mIoU with {left_out}", "mIoU_all")] if left_out else []
-    means += [(measure.replace("_", " "), measure) for measure in record["measures"]]
-    for name, key in means:
-        cells = ["", *(per_cent(scores[key]) for scores in found)]
-        rows.append(_row(escape(name), cells, report.stage, "mean"))
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("class", "share", *names))
+    for k, (name, *cells) in enumerate(lines):
+        swatch = f"{_swatch(classes.palette[k])}<span>{escape(name)}</span>" if k < len(classes) else escape(name)
+        rows.append(_row(swatch, cells, stage, "" if k < len(classes) else "mean"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in titles)
     return (
         "<h2>Classes</h2>\n"
         '<p class="soft">Share of the labelled pixels, and intersection over union (IoU), in per cent. '
@@ -165,12 +150,7 @@ def _matrix(report: Report, counts: np.ndarray) -> str:
 
 
 def joined_classes(names: Sequence[str], counts: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Return names and confusion matrix with the rarest classes joined if there are more than MOST_IN_MATRIX.
-
-    Args:
-        names: of the classes.
-        counts: (n_class, n_class) pixels, rows are the truth.
-    """
+    """Return names and confusion matrix with the rarest classes joined if there are more than MOST_IN_MATRIX."""
     if len(names) <= MOST_IN_MATRIX:
         return list(names), counts
     common = np.sort(np.argsort(-counts.sum(1), kind="stable")[: MOST_IN_MATRIX - 1])

@@ -10,15 +10,9 @@ LATER = "the later system's own paper"
 
 @dataclass(frozen=True)
 class Published:
-    """A published result.
+    """A published result, in per cent; `PublishedSet.measure` says of what. None stands for what is not known.
 
-    Attributes:
-        name: of the system.
-        score: per cent; what it is, `PublishedSet.measure` says.
-        split: that it was measured on; None where it is not known here.
-        source: who published it.
-        memory_mb: in inference, as the source counted it; None where it is not published.
-        mode: of GLNet, 1, 2 or 3; None for other systems.
+    `memory_mb` is that of inference, as the source counted it; `mode` that of GLNet, None for other systems.
     """
 
     name: str

@@ -41,20 +41,10 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """Return the result of an evaluation as values that JSON can hold.
 
-    Args:
-        mode: 1, 2 or 3.
-        classes: names, and which of them the mIoU leaves out.
-        matrices: the scores of the mode's predictions, by name, of the same pixels.
-        images: how many were segmented.
-        seconds_per_image: mean time to segment one.
-        peak_memory_mb: see `utils.memory.peak_memory_mb`.
-        coverage: of coarse to fine, the part that was computed at full resolution.
-
-    Returns:
-        For each prediction: `iou`, 0..1 per class, None for a class that is neither true nor predicted; `mIoU`, their
-        mean without `classes.left_out`, where None counts 0; `mIoU_all`, the mean with every class; and the measures
-        of `classes`. `share` is each class's part of the labelled pixels. `not_looked_at` is the share of pixels that
-        no patch covered, and `not_computed` that of patches.
+    For each prediction: `iou`, 0..1 per class, None for a class that is neither true nor predicted; `mIoU`, their mean
+    without `classes.left_out`, where None counts 0; `mIoU_all`, the mean with every class; and the measures of
+    `classes`. `share` is each class's part of the labelled pixels. With `coverage`, that of coarse to fine,
+    `not_looked_at` is the share of pixels that no patch covered, and `not_computed` that of patches.
     """
     shares = {}
     if coverage is not None:
@@ -79,7 +69,7 @@ def per_cent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def evaluation_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table: name, share of the labelled pixels, and a cell for each prediction."""
     found = [record[name] for name in PREDICTIONS if name in record]
     yield ("class", "share", *(name for name in PREDICTIONS if name in record))
@@ -95,7 +85,7 @@ def _rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def evaluation_table(record: Mapping[str, Any]) -> str:
     """Return the record of `evaluation_record` as lines of text with columns of fixed width, without a last newline."""
-    rows = list(_rows(record))
+    rows = list(evaluation_rows(record))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

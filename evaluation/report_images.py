@@ -35,14 +35,10 @@ RIGHT, WRONG = (236, 236, 236), (200, 30, 45)
 
 @dataclass(frozen=True)
 class ReportImage:
-    """An image of a report.
+    """An image of a report, by its place and its name in the split; `size` is that of the whole image, in pixels.
 
-    Attributes:
-        index: its place in the split.
-        id: its name in the split.
-        size: height and width of the whole image, in pixels.
-        scores: its own mIoU, 0..1, by prediction; None where no class counts, or there is no label.
-        pictures: encoded, by name: `image` is a JPEG; `label`, the predictions and `errors` are PNGs.
+    `scores` are its own mIoU, 0..1, by prediction; None where no class counts, or there is no label. `pictures` are
+    encoded, by name: `image` is a JPEG; `label`, the predictions and `errors` are PNGs.
     """
 
     index: int
@@ -53,17 +49,10 @@ class ReportImage:
 
 
 def own_mean_iou(counts: np.ndarray, left_out: tuple[int, ...]) -> float | None:
-    """Return the mean IoU, 0..1, of the classes that occur in one image, labelled or predicted.
+    """Return the mean IoU, 0..1, of the classes that occur in one image, labelled or predicted; None without any.
 
     In the mIoU of a whole split a class that does not occur counts 0; of single images this would rank those with few
-    classes last.
-
-    Args:
-        counts: (n_class, n_class) pixels, rows are the truth.
-        left_out: classes that the mIoU leaves out.
-
-    Returns:
-        None if no class that counts occurs.
+    classes last. `counts` is (n_class, n_class) pixels, rows are the truth.
     """
     hit = np.diag(counts)
     union = counts.sum(0) + counts.sum(1) - hit
@@ -81,15 +70,7 @@ class ReportImages:
     """
 
     def __init__(self, classes: Classes, headline: str, labelled: bool, images: int, ranks: Ranks) -> None:
-        """Start without images.
-
-        Args:
-            classes: their colours, and which of them the mIoU leaves out.
-            headline: the prediction by whose score images are ranked.
-            labelled: whether the split has labels.
-            images: of the split, over all processes.
-            ranks: the processes; image i is that of process i modulo their number.
-        """
+        """Start without images; of `images` in the split number i is that of process i modulo the number of them."""
         self.labelled = labelled
         self.kept: list[ReportImage] = []
         self.ranking: list[tuple[float | None, int, str]] = []
@@ -100,24 +81,23 @@ class ReportImages:
     def add(self, sample: Sample, found: Mapping[str, Tensor]) -> None:
         """Count one image of this process and keep its pictures if it is among the best or worst so far.
 
-        Args:
-            sample: the image.
-            found: the predictions by name, (H, W) uint8 ids on any device.
+        `found` are the predictions by name, (H, W) uint8 ids on any device.
         """
-        index, scores = next(self._indices), dict.fromkeys(found, None)
+        index = next(self._indices)
+        scores: dict[str, float | None] = dict.fromkeys(found)
         if sample.label is not None:
-            scores = {name: self._score(sample.label, ids) for name, ids in found.items()}
+            for name, ids in found.items():
+                counts = ConfusionMatrix(len(self._classes)).update(sample.label.to(ids.device), ids)
+                scores[name] = own_mean_iou(counts.cpu().numpy(), self._classes.left_out)
         score = scores[self._headline]
         self.ranking.append((score, index, sample.id))
         if self.labelled and score is None:
             return
-        size = map_size(required(sample.image, "image"))
-        self.kept.append(ReportImage(index, sample.id, size, scores, {}))
+        image = ReportImage(index, sample.id, map_size(required(sample.image, "image")), scores, {})
+        self.kept.append(image)
         self._trim()
-        for k, image in enumerate(self.kept):
-            if image.index == index:
-                pictures = encode_pictures(sample, found, self._headline, self._classes)
-                self.kept[k] = ReportImage(index, sample.id, size, scores, pictures)
+        if any(one is image for one in self.kept):
+            image.pictures.update(encode_pictures(sample, found, self._headline, self._classes))
 
     def gather(self, ranks: Ranks) -> None:
         """Join what all processes collected; each has the same afterwards."""
@@ -136,10 +116,6 @@ class ReportImages:
         half = min(SHOWN, (len(self.kept) + 1) // 2)
         return self.kept[:half], self.kept[half:][::-1]
 
-    def _score(self, label: Tensor, ids: Tensor) -> float | None:
-        counts = ConfusionMatrix(len(self._classes)).update(label.to(ids.device), ids)
-        return own_mean_iou(counts.cpu().numpy(), self._classes.left_out)
-
     def _trim(self) -> None:
         """Sort the images and leave out those that are neither among the best nor among the worst."""
         self.kept.sort(key=lambda image: (-(image.scores[self._headline] or 0.0), image.index))
@@ -148,16 +124,9 @@ class ReportImages:
 
 
 def encode_pictures(sample: Sample, found: Mapping[str, Tensor], headline: str, classes: Classes) -> dict[str, bytes]:
-    """Return the pictures of one image, shrunk until they take no more than MOST_BYTES together.
+    """Return the pictures of `ReportImage` of one image, shrunk until they take no more than MOST_BYTES together.
 
-    Args:
-        sample: the image, with or without a label.
-        found: the predictions by name, (H, W) uint8 ids on any device.
-        headline: the prediction of whose errors a map is drawn.
-        classes: their colours.
-
-    Returns:
-        `image`, `label`, the predictions and `errors`; see `ReportImage`.
+    `found` are the predictions by name, (H, W) uint8 ids on any device; the map of errors is of the `headline`.
     """
     longest = LONGEST_SIDE
     while True:
@@ -174,7 +143,7 @@ def _encode(
     height, width = image.shape[:2]
     ids = {name: shrink_label(one, (height, width)).cpu().numpy() for name, one in found.items()}
     colors = dict(enumerate(classes.palette))
-    pictures = {"image": _jpeg(image)}
+    pictures = {"image": _encoded(Image.fromarray(image), "JPEG", quality=80)}
     if sample.label is not None:
         label = shrink_label(sample.label, (height, width)).numpy()
         pictures["label"] = _png(label, colors)
@@ -185,17 +154,15 @@ def _encode(
     return pictures
 
 
-def _jpeg(image: np.ndarray) -> bytes:
-    """Return (H, W, 3) uint8 RGB as the content of a JPEG file."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=80, optimize=True)
-    return file.getvalue()
-
-
 def _png(ids: np.ndarray, colors: Mapping[int, Color]) -> bytes:
     """Return (H, W) uint8 ids as the content of a PNG file with a palette; ids without a colour have NO_CLASS's."""
     picture = Image.fromarray(ids).convert("P")
     picture.putpalette([channel for k in range(256) for channel in colors.get(k, NO_CLASS)])
+    return _encoded(picture, "PNG")
+
+
+def _encoded(picture: Image.Image, kind: str, **options: int) -> bytes:
+    """Return the content of a file with a picture."""
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
+    picture.save(file, kind, optimize=True, **options)
     return file.getvalue()

@@ -27,8 +27,7 @@ NAME = re.compile(rf"{'|'.join(BACKBONES)}|{PREFIX}\w+(\.\w+)?", re.ASCII)
 class Backbone(nn.Module):
     """A ResNet without average pooling and classifier; its parameters have torchvision's names.
 
-    Attributes:
-        channels: of c5, c4, c3, c2, coarsest first as in `Pyramid`.
+    `channels` are those of c5, c4, c3, c2, coarsest first as in `Pyramid`.
     """
 
     def __init__(self, name: str = "resnet50") -> None:
@@ -83,15 +82,10 @@ class _MaxPool(torch.autograd.Function):
 
 
 def build_backbone(name: str, source: str = "none") -> Backbone | TimmBackbone:
-    """Build a backbone.
+    """Build a backbone, one of `BACKBONES` or `timm/NAME`, with weights of a source of `backbone_weights`.
 
-    Args:
-        name: one of `BACKBONES`, or `timm/NAME`.
-        source: of its weights, see `backbone_weights`; `none` draws initial weights from torch's generator, which any
-            other source leaves as it is.
-
-    Raises:
-        InputError: there is no such backbone, or the weights cannot be downloaded, read or fitted.
+    The source `none` draws initial weights from torch's generator, which any other leaves as it is. Raises InputError
+    if there is no such backbone, or the weights cannot be downloaded, read or fitted.
     """
     state = backbone_weights(name, source)
     if state is None:
@@ -103,18 +97,10 @@ def build_backbone(name: str, source: str = "none") -> Backbone | TimmBackbone:
 
 
 def backbone_weights(name: str, source: str) -> dict[str, Tensor] | None:
-    """Return the initial weights of a backbone.
+    """Return the initial weights of a backbone as a state dict; None for the source `none`.
 
-    Args:
-        name: see `build_backbone`.
-        source: `imagenet`, which torchvision or timm downloads once; `none`; or a file with a state dict of torchvision
-            or timm, with or without the classifier.
-
-    Returns:
-        A state dict for the backbone; None for `none`.
-
-    Raises:
-        InputError: the weights cannot be downloaded or read.
+    Others are `imagenet`, which torchvision or timm downloads once, and a file with a state dict of torchvision or
+    timm, with or without the classifier. Raises InputError if the weights cannot be downloaded or read.
     """
     if source == "none":
         return None

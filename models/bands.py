@@ -57,12 +57,9 @@ def set_bands(module: nn.Module, n_bands: int) -> None:
 
 
 def fit_kernels(module: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Return weights for a module: kernels for RGB are widened where the module reads another number of bands.
+    """Return tensors by name for a module: kernels for RGB are widened where the module reads another number of bands.
 
-    Args:
-        module: reads any number of bands.
-        state: tensors by name.
-        prefix: of the names of the module's tensors.
+    `prefix` begins the names of the module's tensors.
     """
     fitted = dict(state)
     for name, own in module.state_dict().items():

@@ -43,18 +43,12 @@ PLAIN = [  # (ours, released) within one pyramid, in the released order
 ]
 """The layers of a pyramid, each with the name that it has in released files."""
 
-RELEASED_ROOTS = ("resnet_global", "resnet_local", "fpn_global", "fpn_local", "ensemble_conv")
-"""The modules in a released file."""
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file in memory.
+    """A checkpoint file in memory, without header for a released file.
 
-    Attributes:
-        path: of the file.
-        header: None for a released file.
-        tensors: on the CPU, by the names in the file without `module.`.
+    Tensors are on the CPU, by the names in the file without `module.`.
     """
 
     path: Path
@@ -67,17 +61,12 @@ class Checkpoint:
         return RGB if self.header is None else self.header.n_bands
 
     def tensors_of(self, stage: int) -> dict[str, Tensor]:
-        """Return the tensors by this project's names.
+        """Return the tensors by this project's names; a released file is taken to be of `stage`.
 
         In the result of a released file of stage 1 or 2 the refined branch's backbone and head are copies of the global
         branch's, as when stage 3 starts. A released file of stage 3 lacks the global branch's backbone and head, and so
-        does the result.
-
-        Args:
-            stage: that the file is of. A released file is taken to be of it.
-
-        Raises:
-            InputError: a file of this project was made by another stage, or a released one holds unknown tensors.
+        does the result. Raises InputError if a file of this project was made by another stage, or a released one holds
+        unknown tensors.
         """
         if self.header is not None:
             if self.header.stage != stage:
@@ -121,14 +110,8 @@ def released_modules(stage: int) -> dict[str, str]:
 def save(path: Path, model: GLNet, header: Header, children: Iterable[str] | None = None) -> None:
     """Write a checkpoint; an existing file is replaced only when the new one is complete.
 
-    Args:
-        path: of the file.
-        model: the network, trained in `header.stage`.
-        header: of the network.
-        children: of the network that are written; by default those that the stage uses.
-
-    Raises:
-        InputError: the file cannot be written.
+    By default the `children` of the network that the stage uses are written. Raises InputError if the file cannot be
+    written.
     """
     tensors = state_of(model, STAGES[header.stage].uses if children is None else children)
     save_torch(path, {"format": FORMAT, "version": VERSION, "header": header.to_record(), "model": tensors})
@@ -164,24 +147,16 @@ def read(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds a {type(content).__name__}, not a GLNet state dict")
     tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
-    if not any(name.split(".")[0] in RELEASED_ROOTS for name in tensors):
+    roots = {"resnet_global", "resnet_local", "fpn_global", "fpn_local", "ensemble_conv"}
+    if not roots & children_of(tensors):
         raise InputError(f"{path} is no GLNet checkpoint: its first entry is {next(iter(tensors))}")
     return Checkpoint(path, None, only_tensors(path, tensors))
 
 
 def read_context(file: Checkpoint, stage: int, path_g: Path | None) -> Checkpoint | None:
-    """Read stage 1's file if an evaluation needs it beside another one: with a released file of stage 3.
+    """Read stage 1's file if an evaluation needs it, beside a released file of stage 3; else return None.
 
-    Args:
-        file: the file that is evaluated.
-        stage: the stage that is evaluated.
-        path_g: of stage 1's file, if it is given.
-
-    Returns:
-        None if `file` holds its own global branch, as all other files do.
-
-    Raises:
-        InputError: `path_g` is needed and not given, or cannot be read.
+    Raises InputError if `path_g` is needed and not given, or cannot be read.
     """
     if stage < 3 or file.header is not None:
         return None
@@ -235,15 +210,9 @@ def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
 
 
 def check_context(model: GLNet, context: Checkpoint, start: Path) -> None:
-    """Check that two files hold the same global branch, which stage 2 does not change.
+    """Raise InputError unless stage 1's file holds the global branch that `model` has from the file `start`.
 
-    Args:
-        model: with the weights of `start`.
-        context: stage 1's file.
-        start: the file of stage 2.
-
-    Raises:
-        InputError: they hold different ones, of different trainings.
+    Stage 2 does not change it.
     """
     tensors = context.tensors_of(1)
     for name, tensor in model.global_.state_dict().items():
@@ -255,14 +224,9 @@ def check_context(model: GLNet, context: Checkpoint, start: Path) -> None:
 
 
 def to_released(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
-    """Return the tensors of a file of this project under the released names, in the released order.
+    """Return a file's tensors under the released names, with `module.`, in the released order.
 
-    Args:
-        tensors: by this project's names.
-        stage: of the file.
-
-    Returns:
-        By the released names, with `module.`. Tensors that released files of the stage lack are left out.
+    Tensors that released files of the stage lack are left out.
     """
     return {
         f"module.{released}{name[len(ours) :]}": tensor
@@ -273,19 +237,11 @@ def to_released(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
 
 
 def export(source: Path, target: Path) -> str:
-    """Write a file of this project as the released file of its stage.
+    """Write a file of this project as the released file of its stage; return a line that reports it.
 
     Released files hold all of GLNet. What the file lacks, because its stage does not use it, gets initial weights.
-
-    Args:
-        source: the file of this project.
-        target: the released file to write.
-
-    Returns:
-        A line that reports it.
-
-    Raises:
-        InputError: a file cannot be read or written, or `source` is a released one, not of RGB, or not of a ResNet.
+    Raises InputError if a file cannot be read or written, or `source` is a released one, not of RGB, or not of a
+    ResNet.
     """
     checkpoint = read(source)
     if checkpoint.header is None:
@@ -299,11 +255,13 @@ def export(source: Path, target: Path) -> str:
             f"{source} was made with --pyramid_width {checkpoint.header.pyramid_width} --pyramid_norm "
             f"{checkpoint.header.pyramid_norm}; the released code has {WIDTH} and none only"
         )
-    stage = checkpoint.header.stage
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        initial = GLNet(len(checkpoint.header.classes), checkpoint.header.backbone).state_dict()
-    save_torch(target, to_released({**initial, **checkpoint.tensors}, stage))
+    stage, tensors = checkpoint.header.stage, checkpoint.tensors
+    if not children_of(tensors) >= {*STAGES[3].uses}:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            initial = GLNet(len(checkpoint.header.classes), checkpoint.header.backbone).state_dict()
+        tensors = {**initial, **tensors}
+    save_torch(target, to_released(tensors, stage))
     return f"{target}: the released file of mode {stage}"
 
 

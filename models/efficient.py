@@ -89,21 +89,12 @@ def _convolve(layers: LevelConvs, own: Levels, other: Levels | None) -> Levels:
 
 
 def conv_ps3(fpn: FPN, ps2: Levels, weight: Tensor, bias: Tensor, other: Levels | None = None) -> Tensor:
-    """Convolve ps3, which is not built.
+    """Convolve ps3, which is not built, by `weight` (K, C, 3, 3) and `bias` (K,): (N, K, h / 4, w / 4).
 
     In the fused form, where ps3 is itself a convolution, the two kernels are multiplied first, as the prepared form
-    does (`models/prepared.py`). The product and the sum over its taps are computed in float32 in any precision.
-    A fused pyramid with norm layers must be in evaluation mode.
-
-    Args:
-        fpn: the pyramid.
-        ps2: (N, C / 4, h, w) each, coarsest first.
-        weight: (K, C, 3, 3), C being the channels of ps3.
-        bias: (K,).
-        other: the other branch's ps2, for the fused form only.
-
-    Returns:
-        (N, K, h / 4, w / 4).
+    does (`models/prepared.py`). The product and the sum over its taps are computed in float32 in any precision. A fused
+    pyramid with norm layers must be in evaluation mode. `ps2` are (N, C / 4, h, w) each, coarsest first; `other` is the
+    other branch's, for the fused form only.
     """
     if fpn.smooth is None or other is None:
         chains = [[map_size(ps2[-1])]] * len(ps2)
@@ -119,14 +110,10 @@ def conv_ps3(fpn: FPN, ps2: Levels, weight: Tensor, bias: Tensor, other: Levels 
 
 
 def interleaved(own: Levels, other: Levels) -> tuple[list[Tensor], list[list[Size]]]:
-    """Return the maps that ps3 of a fused pyramid reads, and the sizes that each is resized to in turn.
+    """Return the maps that ps3 of a fused pyramid reads, in order, and the chain of sizes of each.
 
-    Args:
-        own: the branch's ps2, coarsest first.
-        other: the other branch's ps2. Each level is first resized to the own one's size.
-
-    Returns:
-        Maps in the order of their concatenation, and for each its chain of sizes, which ends with p2's.
+    `own` and `other` are both ps2, coarsest first. Each level of `other` is first resized to the own one's size; all
+    chains end with p2's.
     """
     size = map_size(own[-1])
     maps = [x for level in zip(own, other, strict=True) for x in level]
@@ -143,36 +130,22 @@ def ensemble_taps(ensemble: Ensemble, ps3: Tensor) -> Tensor:
 
 
 def ensemble_global_half(taps: Tensor, grid: Patches, patches: slice, size: Size) -> Tensor:
-    """Compute the global map's part of the ensemble's logits for some patches.
+    """Compute the global map's part of the ensemble's logits for n patches, (n, n_class, h, w), (h, w) being `size`.
 
-    Args:
-        taps: `ensemble_taps` of the whole image, (1, 9 * n_class, H, W). Cropping and resizing them equals cropping and
-            resizing ps3 first.
-        grid: the image's patch grid.
-        patches: which patches of the grid, n of them.
-        size: (h, w) of the patches' logits.
-
-    Returns:
-        (n, n_class, h, w).
+    `taps` are `ensemble_taps` of the whole image, (1, 9 * n_class, H, W). Cropping and resizing them equals cropping
+    and resizing ps3 first.
     """
     crop = crop_global(taps, grid, patches)  # (n, 9 * n_class, h', w')
     return resize_and_add_taps(crop, [map_size(crop), size])
 
 
 def read_local(model: GLNet, ps3: Tensor, crop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute all that training needs of the local ps3, the largest map, in one pass.
+    """Compute all that training needs of the local ps3 (n, C, h, w), the largest map, in one pass.
 
-    Head and ensemble both convolve ps3. Their kernels are concatenated, so that ps3 is read once and its gradient is
-    made once.
-
-    Args:
-        model: the network.
-        ps3: of n patches, (n, C, h, w); overwritten in the backward pass.
-        crop: the cells of the global ps3 that the patches cover, (n, C, h', w').
-
-    Returns:
-        Logits (n, n_class, h, w); the local half of the ensemble, of the same shape; the mean squared distance of `ps3`
-        to `crop` resized to it, a scalar (the feature-map regulariser, paper, section 3.3).
+    Head and ensemble both convolve ps3, which the backward pass overwrites. Their kernels are concatenated, so that ps3
+    is read once and its gradient is made once. `crop` has the cells of the global ps3 that the patches cover, (n, C,
+    h', w'). Return logits (n, n_class, h, w); the local half of the ensemble, of the same shape; the mean squared
+    distance of `ps3` to `crop` resized to it, a scalar (the feature-map regulariser, paper, section 3.3).
     """
     weight = torch.cat([model.local.head.weight, model.ensemble.local_weight])
     bias = torch.cat([model.local.head.bias, model.ensemble.bias])
@@ -182,14 +155,9 @@ def read_local(model: GLNet, ps3: Tensor, crop: Tensor) -> tuple[Tensor, Tensor,
 
 
 def read_refined(model: GLNet, ps3: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute all that training needs of the refined ps3 in one pass.
+    """Compute all that training needs of the refined ps3 (N, C, h, w), which the backward pass overwrites, in one pass.
 
-    Args:
-        model: the network.
-        ps3: (N, C, h, w); overwritten in the backward pass.
-
-    Returns:
-        Logits (N, n_class, h, w), and the taps of `ensemble_taps`, (N, 9 * n_class, h, w).
+    Return logits (N, n_class, h, w), and the taps of `ensemble_taps`, (N, 9 * n_class, h, w).
     """
     kernels = model.refined.head.weight, model.ensemble.global_weight
     own, taps = last_conv(ps3, torch.cat([taps_of(kernel) for kernel in kernels])).chunk(2, dim=1)

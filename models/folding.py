@@ -17,18 +17,10 @@ from torch.utils._pytree import tree_leaves
 from models.bands import bands_of
 from utils.errors import required
 
-TRACED_SIDE = 64
-"""Side of the image on which `fold_norms` runs the backbone once, in pixels."""
-
 
 @dataclass(frozen=True)
 class Placement:
-    """Device, precision and memory layout of the prepared network.
-
-    Attributes:
-        device: of weights and maps.
-        dtype: of weights and maps.
-    """
+    """Device and type of weights and maps of the prepared network, whose memory layout is channels last."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -40,14 +32,10 @@ class Placement:
 
 
 def fold_norms(backbone: nn.Module, placement: Placement) -> nn.Module:
-    """Return a copy of a backbone in which a norm layer is folded into the convolution that it reads.
+    """Return a copy of a backbone in evaluation mode, with norm layers folded into the convolutions that they read.
 
     Norm layers without fixed statistics, and those that read anything but the output of a convolution that nothing else
     reads, stay as they are. So does an activation that timm keeps in a norm layer.
-
-    Args:
-        backbone: in evaluation mode.
-        placement: of the copy.
     """
     copies: dict[int, Any] = {}  # by the identity of what is copied, as copy.deepcopy keeps them
     biases: list[tuple[nn.Conv2d, nn.Parameter]] = []
@@ -82,7 +70,7 @@ def _constant(x: Tensor, placement: Placement) -> nn.Parameter:
 
 def _foldable(backbone: nn.Module) -> list[tuple[nn.Conv2d, _BatchNorm]]:
     """Return each convolution that can be folded with the norm layer that is, found by running the backbone once."""
-    image, reads = next(backbone.parameters()).new_zeros(1, bands_of(backbone), TRACED_SIDE, TRACED_SIDE), _Reads()
+    image, reads = next(backbone.parameters()).new_zeros(1, bands_of(backbone), 64, 64), _Reads()
     with torch.no_grad(), reads:
         backbone(image)
     convs = {id(m.weight): m for m in backbone.modules() if isinstance(m, nn.Conv2d)}

@@ -42,14 +42,7 @@ class SameConv(nn.Conv2d):
     bias: nn.Parameter
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: str = "none") -> None:
-        """Make the layers.
-
-        Args:
-            inputs: channels that are read.
-            outputs: channels that are computed.
-            kernel: its side, odd.
-            norm: one of `NORMS`.
-        """
+        """Make the layers, from `inputs` to `outputs` channels; `kernel` is odd, `norm` one of `NORMS`."""
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
         self.initial_std = INITIAL_STD if norm == "none" else (inputs * kernel**2) ** -0.5
         nn.init.normal_(self.weight, 0, self.initial_std)
@@ -77,14 +70,7 @@ class FPN(nn.Module):
     """
 
     def __init__(self, channels: tuple[int, ...], fused: bool, width: int = WIDTH, norm: str = "none") -> None:
-        """Make the layers.
-
-        Args:
-            channels: of the backbone's maps, coarsest first.
-            fused: whether another branch's pyramid is read, too.
-            width: channels of ps0 and ps1, even.
-            norm: one of `NORMS`.
-        """
+        """Make the layers for a backbone's maps, coarsest first; ps0 and ps1 have `width` channels, an even number."""
         super().__init__()
         read = 2 if fused else 1
         self.fused = fused
@@ -95,14 +81,10 @@ class FPN(nn.Module):
         self.smooth = SameConv(read * self.ps3_channels, self.ps3_channels, 3, norm) if fused else None
 
     def forward(self, c: Levels, other: Pyramid | None = None) -> FullPyramid:
-        """Compute the pyramid of backbone maps.
+        """Compute the pyramid of c5, c4, c3, c2, (N, C, h, w) each; `other` is for the fused form only.
 
         ps3 is all levels of ps2, resized to p2's size and concatenated, p5 first. In the fused form the other branch's
         ps2 of each level follows the own one, and the result is smoothed.
-
-        Args:
-            c: c5, c4, c3, c2, (N, C, h, w) each.
-            other: the other branch's pyramid, for the fused form only.
         """
         other_c, other_ps0, other_ps1 = (None, None, None) if other is None else (other.c, other.ps0, other.ps1)
         ps0: list[Tensor] = []

@@ -23,16 +23,7 @@ class Branch(nn.Module):
     def __init__(
         self, backbone: str, n_class: int, fused: bool, n_bands: int = RGB, width: int = WIDTH, norm: str = "none"
     ) -> None:
-        """Make the branch.
-
-        Args:
-            backbone: its name; see `models.backbone.build_backbone`.
-            n_class: number of classes.
-            fused: whether the pyramid reads another branch's pyramid, too.
-            n_bands: number of bands of the images.
-            width: of the pyramid, see `FPN`.
-            norm: of the pyramid, see `FPN`.
-        """
+        """Make the branch; `fused` if its pyramid reads another branch's, too. For `width` and `norm` see `FPN`."""
         super().__init__()
         self.backbone = build_backbone(backbone)
         set_bands(self.backbone, n_bands)
@@ -40,14 +31,9 @@ class Branch(nn.Module):
         self.head = SameConv(self.pyramid.ps3_channels, n_class, 3)
 
     def forward(self, image: Tensor, other: Pyramid | None = None) -> tuple[Tensor, FullPyramid]:
-        """Compute logits and pyramid of images or patches.
+        """Compute logits (N, n_class, h / 4, w / 4) and pyramid of normalised images or patches (N, bands, h, w).
 
-        Args:
-            image: (N, bands, h, w), normalised.
-            other: the other branch's pyramid, for the fused form only.
-
-        Returns:
-            Logits (N, n_class, h / 4, w / 4), and the pyramid.
+        `other` is the other branch's pyramid, for the fused form only.
         """
         pyramid = self.pyramid(self.backbone(image), other)
         return self.head(pyramid.ps3), pyramid
@@ -81,12 +67,7 @@ class Ensemble(nn.Module):
         return self.weight[:, self.weight.shape[1] // 2 :]
 
     def forward(self, local: Tensor, crop: Tensor) -> Tensor:
-        """Return logits of patches, (n, n_class, h, w).
-
-        Args:
-            local: the patches' own ps3, (n, C, h, w).
-            crop: the cells of the global ps3 that the patches cover, (n, C, h', w'); resized to `local`.
-        """
+        """Return logits of patches, (n, n_class, h, w), from their own ps3 (n, C, h, w) and a crop of the global."""
         joined = torch.cat([local, resize(crop, map_size(local))], dim=1)  # (n, 2 * C, h, w)
         return F.conv2d(joined, self.weight, self.bias, padding=1)
 
@@ -133,15 +114,7 @@ class GLNet(nn.Module):
         pyramid_width: int = WIDTH,
         pyramid_norm: str = "none",
     ) -> None:
-        """Make a network with initial weights; nothing learns yet.
-
-        Args:
-            n_class: number of classes.
-            backbone: its name; see `models.backbone.build_backbone`.
-            n_bands: number of bands of the images.
-            pyramid_width: channels of ps0 and ps1, even; see `FPN`.
-            pyramid_norm: what follows each convolution of the pyramids; see `models.fpn.NORMS`.
-        """
+        """Make a network with initial weights; nothing learns yet. For the last two see `FPN`."""
         super().__init__()
         self.global_ = Branch(backbone, n_class, False, n_bands, pyramid_width, pyramid_norm)
         self.local = Branch(backbone, n_class, True, n_bands, pyramid_width, pyramid_norm)

@@ -23,12 +23,9 @@ OTHER_MAPS = tuple(f"other_{name}" for name in MAPS)
 
 
 class Part(nn.Module):
-    """A part of the network. It takes its inputs by position and returns a tuple of its outputs, (N, C, h, w) each.
+    """A part of the network with names for its inputs and outputs.
 
-    Attributes:
-        name: of the part.
-        inputs: names of the inputs.
-        outputs: names of the outputs.
+    It takes its inputs by position and returns a tuple of its outputs, (N, C, h, w) each.
     """
 
     def __init__(self, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
@@ -57,11 +54,7 @@ class BranchPart(Part):
     ) -> None:
         """Make the part; it shares the branch's weights.
 
-        Args:
-            name: of the part.
-            branch: the branch.
-            outputs: of `logits`, `ps3`, `MAPS` and, with an ensemble, `half`.
-            ensemble: the one that reads this branch's ps3 as the local one.
+        `outputs` are of `logits`, `ps3`, `MAPS` and, with an ensemble, `half`.
         """
         super().__init__(name, ("image", *(OTHER_MAPS if branch.pyramid.fused else ())), outputs)
         self.branch, self.ensemble = branch, ensemble
@@ -90,12 +83,7 @@ class EnsemblePart(Part):
 
 
 def parts_of(model: GLNet, mode: int) -> list[Part]:
-    """Return the parts of which a mode consists, in the order of computation.
-
-    Args:
-        model: the network in evaluation mode; the parts share its weights.
-        mode: 1 global, 2 global to local, 3 local to global.
-    """
+    """Return the parts of which a mode consists, in the order of computation; they share the weights of `model`."""
     parts = {
         "global_": BranchPart("global", model.global_, ("logits", *MAPS, "ps3")),
         "local": BranchPart("local", model.local, ("logits", "half", *MAPS), model.ensemble),

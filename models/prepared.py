@@ -80,15 +80,10 @@ class PreparedPyramid:
         return conv(c, self.other[0][level])
 
     def __call__(self, c: list[Tensor], other: Pyramid | None = None, on_map: OnMap | None = None) -> Levels:
-        """Compute ps2.
+        """Compute ps2 of backbone maps (N, C, h, w), coarsest first, each removed from the list when it was read.
 
-        Args:
-            c: backbone maps (N, C, h, w), coarsest first. Each is removed from the list, to be freed, when it was read.
-            other: the other branch's pyramid in the fused form; its `c` is projected already, see `project`.
-            on_map: gets every map as soon as it is computed, coarsest level first.
-
-        Returns:
-            (N, C, h, w) each, coarsest first.
+        `other` is the other branch's pyramid in the fused form; its `c` is projected already, see `project`. `on_map`
+        gets every map as soon as it is computed, coarsest level first.
         """
         maps: list[Any] = c
         for depth, layers in enumerate(self.own):
@@ -122,13 +117,7 @@ class FoldedTail:
     """
 
     def __init__(self, fpn: FPN, kernels: list[Tensor], placement: Placement) -> None:
-        """Fold convolutions of ps3 into the end of a pyramid.
-
-        Args:
-            fpn: the pyramid.
-            kernels: (n_class, C, 3, 3) each, one for each output, C being the channels of ps3.
-            placement: of the folded kernels.
-        """
+        """Fold convolutions of ps3 into the end of a pyramid: `kernels` (n_class, C, 3, 3), one for each output."""
         # (9, outputs, n_class, C): the places outermost, row by row
         taps = torch.stack([taps_of(kernel.double()).flatten(1).unflatten(0, (9, -1)) for kernel in kernels], 1)
         if fpn.smooth is not None:  # (9, outputs, n_class, C) by (C, 2 * C, 3, 3)
@@ -142,15 +131,9 @@ class FoldedTail:
         self.groups = [placement.put(group) for group in weight.split(fpn.ps2_channels, dim=3)]
 
     def __call__(self, outputs: list[int], own: Levels, other: Levels | None = None) -> Tensor:
-        """Compute taps of ps3.
+        """Compute taps of ps3, (N, 9 * outputs * n_class, H, W) at the size of p2, the places outermost.
 
-        Args:
-            outputs: which kernels, by their index.
-            own: the branch's ps2, (N, C / 4, h, w) each, coarsest first.
-            other: the other branch's ps2 in the fused form.
-
-        Returns:
-            (N, 9 * outputs * n_class, H, W) at the size of p2, the places outermost.
+        `outputs` are indices of kernels, `own` and `other` the two branches' ps2, coarsest first.
         """
         size = map_size(own[-1])
         maps, chains = (list(own), [[size]] * len(own)) if other is None else interleaved(own, other)
@@ -166,13 +149,7 @@ class PreparedGLNet:
     """
 
     def __init__(self, model: GLNet, stage: Stage, placement: Placement) -> None:
-        """Prepare a network.
-
-        Args:
-            model: the plain network in evaluation mode. The branches that the stage uses are copied.
-            stage: the stage that is evaluated.
-            placement: of the prepared network.
-        """
+        """Copy the branches of the plain network, in evaluation mode, that the stage uses."""
         self.n_class = model.n_class
         self.placement = placement
         joint = [branch for branch in ("local", "refined") if branch in stage.uses]
@@ -192,13 +169,9 @@ class PreparedGLNet:
             self.ensemble_bias = model.ensemble.bias.detach().float().to(placement.device)
 
     def global_maps(self, image: Tensor, *, logits: bool, context: bool, ensemble: bool) -> GlobalMaps:
-        """Run the global branch.
+        """Run the global branch on the whole image shrunk, (1, bands, size_g, size_g), normalised.
 
-        Args:
-            image: the whole image shrunk, (1, bands, size_g, size_g), normalised.
-            logits: whether the logits are requested.
-            context: whether the maps that the local branch reads are requested.
-            ensemble: whether the taps that the ensemble reads are requested.
+        The flags request the logits, the maps that the local branch reads, and the taps that the ensemble reads.
         """
         kept: list[list[Tensor]] = [[], [], [], []]
 
@@ -219,18 +192,11 @@ class PreparedGLNet:
         requested: Collection[str],
         on_map: OnMap | None = None,
     ) -> dict[str, Tensor]:
-        """Run the local branch on some patches.
+        """Run the local branch on n normalised patches of the grid, (n, bands, h, w).
 
-        Args:
-            x: the patches, (n, bands, h, w), normalised.
-            context: the global branch's maps of the whole image, as `global_maps` gives them.
-            grid: the image's patch grid.
-            patches: which patches of the grid `x` holds.
-            requested: `local` for the logits, `ensemble` for the local half of the ensemble's logits.
-            on_map: gets the maps that are merged for the refined branch.
-
-        Returns:
-            What is requested, by its name, (n, n_class, h / 4, w / 4) each.
+        `context` are the global branch's maps of the whole image, as `global_maps` gives them; `on_map` gets the maps
+        that are merged for the refined branch. Return what is requested, (n, n_class, h / 4, w / 4) each: `local`, the
+        logits; `ensemble`, the local half of the ensemble's logits.
         """
         other = crop_pyramid(context, grid, patches)
         ps2 = self.pyramids["local"](list(self.backbones["local"](self.placement.put(x))), other, on_map)
@@ -243,13 +209,9 @@ class PreparedGLNet:
         return {name: x + biases[name].view(-1, 1, 1) for name, x in zip(outputs, scores, strict=True)}
 
     def refined_maps(self, image: Tensor, merged: Pyramid, *, logits: bool, ensemble: bool) -> GlobalMaps:
-        """Run the refined branch.
+        """Run the refined branch; `merged` are the local maps merged into the global frame, (1, C, H, W) each.
 
-        Args:
-            image: the whole image shrunk, (1, bands, size_g, size_g), normalised.
-            merged: the local maps merged into the global frame, (1, C, H, W) each.
-            logits: whether the logits are requested.
-            ensemble: whether the taps that the ensemble reads are requested.
+        For the others see `global_maps`.
         """
         fused = self.pyramids["refined"]
         projected = tuple(fused.project(level, x) for level, x in enumerate(merged.c))
@@ -259,30 +221,18 @@ class PreparedGLNet:
         return GlobalMaps(found, None, taps)
 
     def ensemble_logits(self, half: Tensor, taps: Tensor, grid: Patches, patches: slice) -> Tensor:
-        """Return the ensemble's logits of some patches, (n, n_class, h, w).
+        """Return the ensemble's logits of n patches, (n, n_class, h, w), from `half`, as `local_maps` gives it.
 
-        Args:
-            half: the local half, as `local_maps` gives it, (n, n_class, h, w).
-            taps: of the image's last global maps, (1, 9 * n_class, size_g / 4, size_g / 4).
-            grid: the image's patch grid.
-            patches: which patches of the grid, n of them.
+        `taps` are of the image's last global maps, (1, 9 * n_class, size_g / 4, size_g / 4).
         """
         return half + ensemble_global_half(taps, grid, patches, map_size(half))
 
     def _read_ps3(
         self, name: str, own: Levels, other: Levels | None, logits: bool, ensemble: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Compute what is requested of the ps3 of a global branch.
+        """Return logits (1, n_class, H, W) and taps (1, 9 * n_class, H, W) of a ps3; None if not requested.
 
-        Args:
-            name: of the branch.
-            own: its ps2, (1, C / 4, h, w) each, coarsest first.
-            other: the other branch's ps2 in the fused form.
-            logits: whether the logits are requested.
-            ensemble: whether the taps that the ensemble reads are requested.
-
-        Returns:
-            Logits (1, n_class, H, W) and taps (1, 9 * n_class, H, W); None if not requested.
+        `own` and, in the fused form, `other` are the two branches' ps2, coarsest first.
         """
         outputs = [k for k, requested in enumerate((logits, ensemble)) if requested]
         if not outputs:

@@ -15,14 +15,11 @@ from models.timm_backbone import TimmBackbone
 
 @contextmanager
 def recomputed_activations(model: GLNet, enabled: bool = True) -> Iterator[None]:
-    """A context in which the encoders that learn keep only the inputs of their stages until the backward pass.
+    """A context in which, if `enabled`, encoders that learn keep only the inputs of their stages.
 
-    There each stage is computed again, as torch's `checkpoint` does. Gradients, weights and buffers are the same bit by
-    bit: random numbers are drawn again alike, and norm layers update copies of their statistics the second time.
-
-    Args:
-        model: the network; `GLNet.learn` has set which parts learn. It is changed only inside the context.
-        enabled: if not, the context does nothing.
+    In the backward pass each stage is computed again, as torch's `checkpoint` does. Gradients, weights and buffers are
+    the same bit by bit: random numbers are drawn again alike, and norm layers update copies of their statistics the
+    second time. The network is changed only inside the context.
     """
     branches = [getattr(model, name) for name in model.learning] if enabled else []
     stages = [stage for branch in branches if isinstance(branch, Branch) for stage in _stages(branch.backbone)]

@@ -16,18 +16,10 @@ from utils.tiling import map_size
 
 
 def conv_and_distance(x: Tensor, weight: Tensor, bias: Tensor, crop: Tensor) -> tuple[Tensor, Tensor]:
-    """Convolve a map and compute its distance to another one.
+    """Convolve `x` (n, C, h, w), which the backward pass overwrites, and compute its distance to `crop` (n, C, h', w').
 
-    Neither the resized crop nor the difference is kept for the backward pass.
-
-    Args:
-        x: (n, C, h, w); overwritten in the backward pass.
-        weight: (K, C, 3, 3).
-        bias: (K,).
-        crop: (n, C, h', w'), a constant; resized to `x`.
-
-    Returns:
-        The convolution, (n, K, h, w), and the mean squared difference of `x` and `crop`, a float32 scalar.
+    The crop is a constant and resized to `x`. Neither the resized crop nor the difference is kept for the backward
+    pass. Return the convolution, (n, K, h, w), and the mean squared difference, a float32 scalar.
     """
     return _LastConv.apply(x, weight.to(x.dtype), bias.to(x.dtype), crop)
 

@@ -92,16 +92,9 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def add_resized_conv(total: Tensor, x: Tensor, weight: Tensor, chain: list[Size]) -> Tensor:
-    """Add to a map the convolution of a resized map.
+    """Return `total` (N, K, H, W), to which the convolution of a resized map `x` (N, C, h, w) is added in place.
 
-    Args:
-        total: (N, K, H, W); it is overwritten.
-        x: (N, C, h, w).
-        weight: (K, C, k, k), k being 1 or 3.
-        chain: the sizes that `x` is resized to in turn, the last one (H, W).
-
-    Returns:
-        (N, K, H, W).
+    `weight` is (K, C, k, k), k being 1 or 3; `chain` are the sizes that `x` is resized to in turn, the last one (H, W).
     """
     source, target = map_size(x), map_size(total)
     convolved = weight.shape[-1] == 1 and source[0] * source[1] < target[0] * target[1]
@@ -169,13 +162,8 @@ def _parts(count: int, chain: list[Size], k: int, limit: int) -> list[tuple[slic
     """Return slices of `count` samples, each with each slice of the kernel's rows that is computed at a time.
 
     All rows at a time are faster, but take three times as much of each sample; where that is more than half of the
-    limit, rows go singly.
-
-    Args:
-        count: of the samples.
-        chain: the size of the taps and the sizes that they are resized to in turn.
-        k: channels of the result, K.
-        limit: elements that the taps and what is resized of them have at most, unless they are of one sample and row.
+    limit, rows go singly. `limit` is how many elements the taps, of size `chain[0]` and K = `k` channels, and what is
+    resized of them have at most, unless they are of one sample and row.
     """
     (h, w), width = chain[0], chain[-1][1]
     of_row = max(h * (3 * w + width) * k, 1)
@@ -185,14 +173,7 @@ def _parts(count: int, chain: list[Size], k: int, limit: int) -> list[tuple[slic
 
 
 def add_taps(taps: Tensor) -> Tensor:
-    """Shift each of nine taps by its place in the kernel, and add them.
-
-    Args:
-        taps: (N, 9 * K, H, W), the places outermost, row by row.
-
-    Returns:
-        (N, K, H, W) float32.
-    """
+    """Shift nine taps, (N, 9 * K, H, W), the places outermost, by their places, and add them: (N, K, H, W) float32."""
     n, channels, h, w = taps.shape
     k = channels // 9
     total = taps.new_zeros((n, k, h + 2, w + 2), dtype=torch.float32)
@@ -210,12 +191,8 @@ def taps_of(weight: Tensor) -> Tensor:
 def resize_and_add_taps(taps: Tensor, chain: list[Size]) -> Tensor:
     """Resize nine taps, shift each by its place in the kernel, and add them. Differentiable.
 
-    Args:
-        taps: (N, 9 * K, h, w), the places outermost, row by row.
-        chain: the size of the taps, and the sizes that they are resized to in turn.
-
-    Returns:
-        (N, K, H, W) of the chain's last size, channels last in memory.
+    `taps` are (N, 9 * K, h, w), the places outermost, row by row. `chain` is their size, then the sizes that they are
+    resized to in turn. Return (N, K, H, W) of the last size, channels last in memory.
     """
     by_column = taps.unflatten(1, (3, 3, -1)).permute(0, 4, 5, 2, 1, 3)  # (N, h, w, 3, 3, K)
     return _Spread.apply(by_column.flatten(3), chain).permute(0, 3, 1, 2)
@@ -237,13 +214,10 @@ class _Spread(torch.autograd.Function):
 
 
 def _spread(total: Tensor, taps: Tensor, chain: list[Size], rows: slice) -> None:
-    """Resize taps, shift each by its place in the kernel, and add them to `total`: first across, then down.
+    """Resize taps, shift each by its place in the kernel, and add them to `total` (n, H, W, K).
 
-    Args:
-        total: (n, H, W, K); it is overwritten.
-        taps: (n, h, w, 3 * R * K), of R rows of the kernel: column by column, R taps each.
-        chain: the size of the taps, and the sizes that they are resized to in turn.
-        rows: which rows of the kernel.
+    First across, then down. `taps` are (n, h, w, 3 * R * K), of R `rows` of the kernel: column by column, R taps each.
+    `chain` is their size, then the sizes that they are resized to in turn.
     """
     (n, h, w, channels), (_, _, width, k) = taps.shape, total.shape
     count = channels // (3 * k)
@@ -289,12 +263,9 @@ def _bands(chain: list[Size], like: Tensor) -> tuple[Bands, Bands]:
 
 @functools.lru_cache(maxsize=256)
 def axis_bands(lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Bands:
-    """Return the bands of one axis: products piece by piece save most of the work, as the matrix is 0 elsewhere.
+    """Return the bands of one axis with these `lengths` along the chain.
 
-    Args:
-        lengths: of the axis along the chain.
-        dtype: of the matrices.
-        device: of the matrices.
+    Products piece by piece save most of the work, as the matrix is 0 elsewhere.
     """
     with torch.inference_mode(False):  # kept tensors are read in training, too
         matrix = _axis_matrix(lengths, dtype, device)
@@ -315,11 +286,7 @@ def axis_bands(lengths: tuple[int, ...], dtype: torch.dtype, device: torch.devic
 def _axis_matrix(lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix (last, first, 3) that resizes and shifts the three taps of each cell along one axis.
 
-    Args:
-        lengths: of the axis along the chain: the taps are resized to them in turn, then shifted by -1, 0 or 1 and
-            padded with zeros.
-        dtype: of the matrix.
-        device: of the matrix.
+    The taps are resized to the `lengths` in turn, then shifted by -1, 0 or 1 and padded with zeros.
     """
     exact = torch.promote_types(dtype, torch.float32)  # rounded to a lower precision once, at the end
     x = torch.eye(lengths[0], dtype=exact, device=device).view(lengths[0], 1, lengths[0], 1)

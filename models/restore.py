@@ -16,16 +16,11 @@ from utils.stretch import fit_bands, parse_bands, spell_bands
 
 
 def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], released: Classes) -> Header:
-    """Return the header by which `file` is evaluated.
+    """Return the header by which `file` is evaluated in a mode; None is the file's own, if it records one.
 
-    Args:
-        file: a checkpoint of this project, or a released one, which records nothing but its number of classes.
-        mode: 1, 2 or 3; None is the file's own stage, which a released file does not record.
-        given: values that replace the recorded ones, by the names of `RECORDED`; None replaces nothing.
-        released: the classes of a released file, if it has that many; else they are numbered.
-
-    Raises:
-        InputError: the file needs a mode, cannot serve it, or was made with another backbone or number of bands.
+    `given` values replace the recorded ones, by the names of `RECORDED`; None replaces nothing. `released` are the
+    classes of a released file, if it has that many; else they are numbered. Raises InputError if the file needs a mode,
+    cannot serve it, or was made with another backbone or number of bands.
     """
     recorded = file.header or _released_header(file, mode, released)
     if given.get("backbone") not in (None, recorded.backbone) and file.header is not None:
@@ -43,20 +38,11 @@ def build_network(header: Header) -> GLNet:
 
 
 def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None) -> GLNet:
-    """Build the network that `header` describes and load the weights that its mode needs.
+    """Build the network that `header` describes, for the mode `header.stage`, and load the weights that the mode needs.
 
-    A file of a later stage serves mode 1 too, because later stages leave the global branch unchanged.
-
-    Args:
-        file: a checkpoint of this project, or a released one of the header's stage.
-        header: its stage is the mode.
-        context: stage 1's file, which a released file of stage 3 needs; see `checkpoint.read_context`.
-
-    Returns:
-        The network in evaluation mode, on the CPU; nothing in it learns.
-
-    Raises:
-        InputError: the file cannot serve the mode, or lacks tensors.
+    A file of a later stage serves mode 1 too, because later stages leave the global branch unchanged. `context` is
+    stage 1's file, which a released file of stage 3 needs; see `checkpoint.read_context`. The network is in evaluation
+    mode, on the CPU; nothing in it learns. Raises InputError if the file cannot serve the mode, or lacks tensors.
     """
     made_by = header.stage if file.header is None else file.header.stage
     check_serves(file, header.stage)

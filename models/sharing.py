@@ -28,29 +28,14 @@ def crop_global(x: Tensor, grid: Patches, patches: slice) -> Tensor:
 
 
 def crop_pyramid(pyramid: Pyramid, grid: Patches, patches: slice) -> Pyramid:
-    """Crop every map of an image's global pyramid but ps3.
-
-    Args:
-        pyramid: (1, C, H, W) each.
-        grid: the image's patch grid.
-        patches: which patches of the grid, n of them.
-
-    Returns:
-        (n, C, h, w) each.
-    """
+    """Crop all global maps but ps3, (1, C, H, W) each, to n patches of the grid: (n, C, h, w) each."""
     return pyramid.map(lambda x: crop_global(x, grid, patches))
 
 
 def merge_local_maps(local: Pyramid, grid: Patches, frame: Pyramid) -> Pyramid:
-    """Merge the maps of all patches of one image into the frame of its global maps (paper, section 3.2).
+    """Merge the maps of all n patches of one image into the frame of its global maps (paper, section 3.2).
 
-    Args:
-        local: the local pyramid of all patches, (n, C, h, w) each.
-        grid: the image's patch grid, n patches.
-        frame: the image's global pyramid; only the sizes of its maps are read.
-
-    Returns:
-        (1, C, H, W) each, at the sizes of `frame`, without ps3.
+    `local` has (n, C, h, w) each; the result (1, C, H, W) each, at the sizes of `frame`, without ps3.
     """
     mosaic = Mosaic(1, frame)
     local.visit(partial(mosaic.add, 0, grid, slice(0, len(grid))))
@@ -64,27 +49,13 @@ class Mosaic:
     """
 
     def __init__(self, images: int, frame: Pyramid) -> None:
-        """Start empty.
-
-        Args:
-            images: how many images there are, B.
-            frame: the global pyramid of any of them; only the sizes of its maps are read.
-        """
+        """Start empty, with B = `images`; `frame` is the global pyramid of any of them, of which sizes are read."""
         self.grids: list[Patches | None] = [None] * images
         self.sizes = [map_size(x) for x in frame.ps0]
         self.sums: list[list[Tensor | None]] = [[None] * len(self.sizes) for _ in frame.levels]
 
     def add(self, image: int, grid: Patches, patches: slice, depth: int, level: int, x: Tensor) -> None:
-        """Add one map of some patches of one image.
-
-        Args:
-            image: the image's index, below B.
-            grid: its patch grid.
-            patches: which patches of the grid, n of them.
-            depth: which map it is, as in `OnMap`.
-            level: its level, as in `OnMap`.
-            x: the map, (n, C, h, w).
-        """
+        """Add one map `x` (n, C, h, w) of n patches of an image; `depth` and `level` are as in `OnMap`."""
         self.grids[image] = grid
         total = self.sums[depth][level]
         if total is None:

@@ -28,12 +28,7 @@ class ArgmaxSink:
     """A sink that keeps the class with the highest score of each pixel."""
 
     def __init__(self, size: Size, device: torch.device | str = "cpu") -> None:
-        """Start without ids.
-
-        Args:
-            size: of the image, in pixels.
-            device: of the scores.
-        """
+        """Start without ids of an image of `size` pixels."""
         self.size = size
         self.device = device
 
@@ -85,14 +80,8 @@ class ScoreCanvas:
     ) -> None:
         """Start empty.
 
-        Args:
-            grid: the image's patches.
-            sink: gets the scores (n_class, rows, W).
-            means: whether scores are weighted means over the patches that cover a pixel, or weighted sums.
-            outside: gives the scores of pixels that no patch covers; None if there are no such pixels.
-            blend: the weights, a key of `utils.tiling.BLENDS`.
-            upsample: one of `UPSAMPLES`.
-            check: gets the logits.
+        The `sink` gets scores (n_class, rows, W), weighted sums over the patches that cover a pixel, or with `means`
+        their means. `outside` gives the scores of pixels that no patch covers; `check` gets the logits.
         """
         self.grid = grid
         self.sink = sink
@@ -103,12 +92,7 @@ class ScoreCanvas:
         self.band: Tensor | None = None  # (n_class, patch height, W)
 
     def add(self, logits: Tensor, patches: slice) -> None:
-        """Add the logits of the next patches.
-
-        Args:
-            logits: (n, n_class, h, w).
-            patches: which patches of the grid, n of them.
-        """
+        """Add the logits (n, n_class, h, w) of the next n patches."""
         if self.check is not None:
             self.check.add(logits)
         boxes = self.grid.boxes()
@@ -148,28 +132,14 @@ class ScoreCanvas:
 
 
 def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = RESULT_ROWS, upsample: str = "nearest") -> None:
-    """Enlarge the logits of a whole image and send them to a sink.
-
-    Args:
-        logits: (1, n_class, h, w).
-        size: of the image, in pixels.
-        sink: gets the enlarged logits.
-        band: rows that are sent at a time.
-        upsample: one of `UPSAMPLES`.
-    """
+    """Enlarge the logits (1, n_class, h, w) of an image of `size` pixels and send `band` rows at a time to a sink."""
     rows = enlarged_rows(logits, size, upsample)
     for top in range(0, size[0], band):
         sink(top, rows(top, band))
 
 
 def enlarged_rows(logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
-    """Return a function that gives rows of a whole image's logits, enlarged.
-
-    Args:
-        logits: (1, n_class, h, w).
-        size: of the image, in pixels.
-        upsample: one of `UPSAMPLES`.
-    """
+    """Return a function that gives rows of a whole image's logits (1, n_class, h, w), enlarged to `size` pixels."""
     give = enlarged_boxes(logits, size, upsample)
     return lambda top, count: give(Box(top, 0, min(count, size[0] - top), size[1]))
 
@@ -183,7 +153,7 @@ def enlarged_boxes(logits: Tensor, size: Size, upsample: str = "nearest") -> Cal
         _positions(source, target, upsample).to(logits.device)
         for source, target in zip(map_size(logits), size, strict=True)
     )
-    read = _read_cells if upsample == "nearest" else _read_between
+    read = _read_between if upsample == "bilinear" else lambda x, where, axis: x.index_select(axis, where.long())
 
     def give(box: Box) -> Tensor:
         read_rows = read(logits[0], rows[box.top : box.top + box.height], 1)
@@ -199,11 +169,6 @@ def _positions(source: int, target: int, upsample: str) -> Tensor:
     """
     cells = torch.arange(source, dtype=torch.float32).view(1, 1, source, 1)
     return F.interpolate(cells, size=(target, 1), mode=upsample).view(target)
-
-
-def _read_cells(x: Tensor, positions: Tensor, axis: int) -> Tensor:
-    """Return the cells of `x` at whole `positions` along an axis."""
-    return x.index_select(axis, positions.long())
 
 
 def _read_between(x: Tensor, positions: Tensor, axis: int) -> Tensor:

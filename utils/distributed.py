@@ -26,12 +26,9 @@ TOLD_AFTER = 20
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that run together. Every method must be called by all of them, in the same order.
+    """The processes that run together: this one's number, from 0, how many there are, and the device of its tensors.
 
-    Attributes:
-        rank: this process's number, from 0.
-        world: how many processes there are. If there is one, no method communicates.
-        device: of this process's tensors.
+    Every method must be called by all of them, in the same order. If there is one, no method communicates.
     """
 
     rank: int = 0
@@ -91,17 +88,10 @@ ALONE = Ranks()
 
 
 def start(device: str | None) -> Ranks:
-    """Join the processes that torchrun started, by its environment variables.
+    """Join the processes that torchrun started, by its environment variables; return a single one without torchrun.
 
-    Args:
-        device: the value of `--device`; None is CUDA if there is any, else the CPU. Of several processes on a machine
-            with GPUs each takes the GPU of its local rank.
-
-    Returns:
-        This process among the others, or a single one without torchrun.
-
-    Raises:
-        InputError: the device cannot be used.
+    `device` is the value of `--device`; None is CUDA if there is any, else the CPU. Of several processes on a machine
+    with GPUs each takes the GPU of its local rank. Raises InputError if the device cannot be used.
     """
     world, rank, local = (_environment_number(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if world <= 1:

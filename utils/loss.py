@@ -140,15 +140,10 @@ class Loss:
 
 
 def build_loss(name: str = "focal", gamma: float = GAMMA, class_weights: Tensor | None = None) -> Loss:
-    """Return a training loss; the default is the released one.
+    """Return a training loss, one of `LOSSES`; the default is the released one.
 
-    Args:
-        name: one of `LOSSES`.
-        gamma: exponent of the focal loss, 0 or more.
-        class_weights: (K,); None if all classes count alike.
-
-    Raises:
-        InputError: for another name and for a negative gamma.
+    `gamma` is the exponent of the focal loss, 0 or more, and `class_weights` (K,). Raises InputError for another name
+    and for a negative gamma.
     """
     if not gamma >= 0:
         raise InputError(f"--gamma {gamma} is negative; give 0 or more (0 is cross-entropy, the released value is 3)")
@@ -163,14 +158,9 @@ def build_loss(name: str = "focal", gamma: float = GAMMA, class_weights: Tensor 
 
 
 def check_class_weights(values: Sequence[float], names: Sequence[str]) -> Tensor:
-    """Return class weights as a tensor, (K,) float32.
+    """Return the weights of the classes called `names` as a tensor, (K,) float32.
 
-    Args:
-        values: the weights.
-        names: of the K classes.
-
-    Raises:
-        InputError: there is not one weight for each class, one is negative or not finite, or all are 0.
+    Raises InputError if there is not one weight for each class, one is negative or not finite, or all are 0.
     """
     if len(values) != len(names):
         raise InputError(

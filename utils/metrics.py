@@ -29,14 +29,9 @@ class ConfusionMatrix:
         self.counts = torch.zeros(n_class, n_class, dtype=torch.int64)
 
     def update(self, truth: Tensor, guess: Tensor) -> Tensor:
-        """Count some pixels.
+        """Count pixels: integer ids of any shape, and predicted ids, 0..n_class-1, of the same shape and device.
 
-        Args:
-            truth: integer ids of any shape.
-            guess: predicted ids, 0..n_class-1, of the same shape and on the same device.
-
-        Returns:
-            The counts of this call alone, (n_class, n_class) int64.
+        Return the counts of this call alone, (n_class, n_class) int64.
         """
         self.counts = self.counts.to(truth.device)
         known = (truth >= 0) & (truth < self.n_class)
@@ -116,14 +111,9 @@ class Scores(ConfusionMatrix):
 
 
 def foreground_jaccard(counts: Tensor, foreground: Tensor) -> Tensor:
-    """Return the Jaccard index of the foreground classes taken as one, a float64 scalar.
+    """Return the Jaccard index, 0..1, of all foreground classes as one, a float64 scalar; 1 if there is none.
 
-    Args:
-        counts: confusion matrix, (n_class, n_class).
-        foreground: which classes are foreground, (n_class,) bool, on the same device.
-
-    Returns:
-        0..1; 1 if there is no foreground and none is predicted.
+    `counts` is a confusion matrix, (n_class, n_class); `foreground` says which classes are foreground, (n_class,) bool.
     """
     rows, columns = foreground[:, None], foreground[None]
     # masks, not indices: the size of an indexed selection would have to be copied to the host
@@ -144,31 +134,16 @@ PER_IMAGE_MEASURES = ("jaccard", "thresholded_jaccard")
 
 
 class StageMetrics:
-    """The scores of every prediction of a stage.
-
-    Attributes:
-        matrices: by prediction, its `Scores`.
-        headline: the prediction that the stage is judged by.
-    """
+    """The scores of every prediction of a stage, by name, and the prediction that the stage is judged by."""
 
     def __init__(self, stage: Stage, classes: Classes | int) -> None:
-        """Start at zero.
-
-        Args:
-            stage: its predictions are counted.
-            classes: of the data set, or the number of classes without names.
-        """
+        """Start at zero; a number of classes stands for classes without names."""
         classes = Classes.generic(classes) if isinstance(classes, int) else classes
         self.matrices = {name: Scores(classes) for name in stage.predictions}
         self.headline = stage.headline
 
     def update(self, label: Tensor, predictions: Mapping[str, ArgmaxSink]) -> None:
-        """Count one whole image.
-
-        Args:
-            label: (H, W) uint8 ids.
-            predictions: by name, on the same device.
-        """
+        """Count one whole image, labelled (H, W) uint8; the predictions, by name, are on the same device."""
         for name, prediction in predictions.items():
             self.matrices[name].update(label, prediction.ids)
 

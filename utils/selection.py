@@ -7,7 +7,7 @@ which the global prediction is least certain.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import cv2
@@ -27,9 +27,6 @@ BOX_MARGIN = 0.1
 MOST_MARGIN = 10.0
 """The largest margin that is accepted: the sides of a box are then multiplied by 21."""
 
-BOX_RECALL = 0.9
-"""The part of the label's foreground that the coarse boxes must hold for training to use them."""
-
 OUTSIDE = 10.0
 """The score of background in pixels that no patch covers. The other class has 0, which makes a probability of 0.99995.
 It is finite, so that means with scores of the same pixel from turned images, or from other scenes, stay finite."""
@@ -37,14 +34,7 @@ It is finite, so that means with scores of the same pixel from turned images, or
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of one or more images was computed at full resolution.
-
-    Attributes:
-        pixels: of the images.
-        covered: pixels that patches covered.
-        patches: patches that would cover everything.
-        computed: patches that were computed.
-    """
+    """How much of one or more images was computed at full resolution: pixels and patches of all, and those of it."""
 
     pixels: int = 0
     covered: int = 0
@@ -52,12 +42,7 @@ class Coverage:
     computed: int = 0
 
     def __add__(self, other: "Coverage") -> "Coverage":
-        return Coverage(
-            pixels=self.pixels + other.pixels,
-            covered=self.covered + other.covered,
-            patches=self.patches + other.patches,
-            computed=self.computed + other.computed,
-        )
+        return Coverage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def pixels_not_covered(self) -> float:
@@ -127,29 +112,19 @@ class UncertainPatches:
 
 @dataclass(frozen=True)
 class CoarseToFine:
-    """Selects the patches with foreground.
+    """Selects the patches with the class `foreground`; the other of the two is `background`.
 
-    Attributes:
-        foreground: id of the class that is selected; the other of the two is `background`.
-        margin: the part of its sides by which a box is enlarged, in each direction.
-        recall: the part of a label's foreground that boxes must hold for training to use them, 0..1.
+    A box is enlarged by the part `margin` of its sides, in each direction. Training uses boxes that hold the part
+    `recall` of a label's foreground.
     """
 
     foreground: int
     margin: float = BOX_MARGIN
-    recall: float = BOX_RECALL
+    recall: float = 0.9
 
     @classmethod
     def of(cls, classes: Classes, margin: float = BOX_MARGIN) -> "CoarseToFine":
-        """Return the selection for a binary set.
-
-        Args:
-            classes: of the set, two, one of them foreground.
-            margin: see the class.
-
-        Raises:
-            InputError: `classes` are not two, one of them foreground.
-        """
+        """Return the selection for a binary set. Raises InputError if `classes` are not two, one of them foreground."""
         if len(classes) != 2 or len(classes.foreground) != 1:
             found = ", ".join(classes.names[k] for k in classes.foreground) or "none"
             raise InputError(
@@ -182,15 +157,7 @@ class CoarseToFine:
         return logits[0, self.foreground] > logits[0, self.background]
 
     def labelled(self, label: Tensor, size: Size) -> Tensor:
-        """Return which cells of a map hold any foreground pixel of a label.
-
-        Args:
-            label: (H, W) uint8 ids.
-            size: (h, w) of the map.
-
-        Returns:
-            (h, w) bool.
-        """
+        """Return which cells of a map of `size` hold any foreground pixel of a label (H, W) uint8, (h, w) bool."""
         return F.adaptive_max_pool2d((label == self.foreground)[None].float(), size)[0] > 0
 
     def covers(self, grids: RegionGrids, label: Tensor) -> bool:
@@ -200,16 +167,10 @@ class CoarseToFine:
         return inside >= self.recall * int(foreground.sum())
 
     def grids(self, mask: Tensor, size: Size, patch: int, min_overlap: int = MIN_OVERLAP) -> RegionGrids:
-        """Return the patches of an image that cover its foreground.
+        """Return the patches of an image that cover its coarse foreground, `mask` (h, w) bool; for an empty one none.
 
         They cover one box around everything; or one box per object, that is per connected part of the mask, joined
         where boxes overlap, if these take fewer patches.
-
-        Args:
-            mask: coarse foreground of the image, (h, w) bool; an empty one gives no patches.
-            size: of the image, in pixels.
-            patch: side of a patch, in pixels.
-            min_overlap: pixels that neighbouring patches share at least.
         """
         spans = _objects(mask, size)
         if not spans:

@@ -23,13 +23,7 @@ MOST_BANDS = 16
 
 @dataclass(frozen=True)
 class Stretch:
-    """A linear conversion of stored values to 0..255.
-
-    Attributes:
-        low: becomes 0; a percentile of each band, or a value.
-        high: becomes 255; a percentile of each band, or a value.
-        per_cent: whether `low` and `high` are percentiles.
-    """
+    """A linear conversion of stored values to 0..255, from `low` to `high`: values, or percentiles of each band."""
 
     low: float = 2.0
     high: float = 98.0
@@ -67,11 +61,9 @@ class Stretch:
         return f"{self.low:.17g}{sign},{self.high:.17g}{sign}"
 
     def limits(self, planes: np.ndarray, valid: np.ndarray | None = None) -> Limits:
-        """Return the values that become 0 and 255 in each plane.
+        """Return the values that become 0 and 255 in each plane of stored values (C, H, W).
 
-        Args:
-            planes: stored values, (C, H, W). Percentiles are those of finite values.
-            valid: which pixels have data, (H, W) bool; None if all have.
+        Percentiles are those of finite values where `valid` (H, W) bool says that there are data.
         """
         if not self.per_cent:
             return [(self.low, self.high)] * len(planes)
@@ -85,14 +77,9 @@ class Stretch:
         return low, high if high > low else low + 1
 
     def apply(self, planes: np.ndarray, limits: Limits) -> np.ndarray:
-        """Convert stored values.
+        """Convert stored values (C, H, W) by what `limits` returned to uint8.
 
-        Args:
-            planes: (C, H, W).
-            limits: by `limits`.
-
-        Returns:
-            (C, H, W) uint8: linear between the limits, clipped beyond them; a value that is not finite becomes 0.
+        The result is linear between the limits, clipped beyond them; a value that is not finite becomes 0.
         """
         found = np.empty(planes.shape, np.uint8)
         for plane, (low, high), target in zip(planes, limits, found, strict=True):
@@ -137,15 +124,10 @@ def count_bands(bands: str | None) -> int:
 
 
 def fit_bands(bands: Bands, n_bands: int, network: object) -> Bands:
-    """Return the bands that a trained network reads instead of those of its training.
+    """Return the bands that a trained network of `n_bands` bands reads instead of those of its training.
 
-    Args:
-        bands: that are asked for. A single one is shown as grey to a network of three bands.
-        n_bands: how many the network reads.
-        network: its file, for the message.
-
-    Raises:
-        InputError: the numbers of bands differ.
+    A single one is shown as grey to a network of three bands. Raises InputError, naming `network`, if the numbers
+    differ.
     """
     if len(bands) == 1 and n_bands == RGB:
         return RGB * bands

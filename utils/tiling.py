@@ -22,13 +22,11 @@ Size = tuple[int, int]
 MIN_OVERLAP = 50
 """Pixels that neighbouring patches share at least, as released."""
 
-SIGMA = 0.125
-"""The standard deviation of `gaussian`, in sides of a patch, as in MONAI and nnU-Net."""
-
 BLENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": torch.ones_like,
     "linear": lambda x: 1 - x.abs(),
-    "gaussian": lambda x: torch.exp(-0.5 * (x / (2 * SIGMA)) ** 2),
+    # its standard deviation is 1/8 of a side, as in MONAI and nnU-Net
+    "gaussian": lambda x: torch.exp(-0.5 * (x / 0.25) ** 2),
 }
 """By `--blend`, the weight of a pixel along one side of its patch, from its position: -1 and 1 at the two borders."""
 
@@ -70,15 +68,10 @@ def around(boxes: Sequence[Box]) -> Box:
 
 
 def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[int]:
-    """Return the first pixel of each patch along an axis.
+    """Return the first pixel of each patch along an axis of `side` pixels; a side that is not longer gets one, at 0.
 
-    Args:
-        side: length of the axis, in pixels.
-        patch: length of a patch. A side that is not longer gets one patch, at 0.
-        min_overlap: pixels that neighbouring patches share at least.
-
-    Raises:
-        InputError: `side` exceeds `patch`, but `patch` does not exceed `min_overlap`.
+    Neighbouring patches share at least `min_overlap` pixels. Raises InputError if `side` exceeds `patch`, but `patch`
+    does not exceed `min_overlap`.
     """
     if side <= patch:
         return [0]
@@ -96,13 +89,9 @@ def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[i
 def border_weights(length: int, blend: str) -> Tensor:
     """Return the weights of the pixels along one side of a patch, (length,) float32, all larger than 0.
 
-    Between two patches that overlap by less than half, `linear` weights divided by their sum change linearly. As
-    no weight is 0, there is no floor. MONAI's, 0.001, would be reached where patches overlap little: with 50 of 508
+    Between two patches that overlap by less than half, `linear` weights divided by their sum change linearly. As no
+    weight is 0, there is no floor. MONAI's, 0.001, would be reached where patches overlap little: with 50 of 508
     pixels, a patch's share at its border would be 15 % instead of 6 %.
-
-    Args:
-        length: of the side, in pixels.
-        blend: a key of `BLENDS`.
     """
     position = (2 * torch.arange(length, dtype=torch.float64) + 1) / length - 1  # of the pixel's centre
     return BLENDS[blend](position).float()
@@ -110,13 +99,7 @@ def border_weights(length: int, blend: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Axis:
-    """Patches along one axis of an image.
-
-    Attributes:
-        side: length of the axis, in pixels.
-        patch: length of every patch.
-        starts: the first pixel of each patch.
-    """
+    """Patches along one axis of an image, all lengths in pixels; `starts` are the first pixels of the patches."""
 
     side: int
     patch: int
@@ -133,8 +116,7 @@ class Axis:
     def cells(self, length: int) -> tuple[tuple[int, ...], int]:
         """Return the first cell of each patch and the number of cells that every patch covers.
 
-        Args:
-            length: cells of a feature map of the whole axis, whatever part of the axis the patches cover.
+        `length` is the number of cells of the whole axis, whatever part of it the patches cover.
         """
         covered = max(1, round(length * (self.patch / self.side)))
         return tuple(min(round(start / self.side * length), length - covered) for start in self.starts), covered
@@ -186,10 +168,9 @@ class Patches(ABC):
 
     @abstractmethod
     def weights(self, top: int, rows: int, blend: str) -> Tensor:
-        """Return the sum of the weights of the patches that cover each pixel of `rows` rows from `top` on.
+        """Return the sum of the patches' weights in each pixel of `rows` rows from `top` on, (rows, W) float32.
 
-        Returns:
-            (rows, W) float32; 0 without a patch.
+        It is 0 without a patch.
         """
 
     def counts(self, top: int, rows: int) -> Tensor:
@@ -197,11 +178,7 @@ class Patches(ABC):
         return self.weights(top, rows, "none")
 
     def window(self, blend: str) -> Tensor:
-        """Return the weights of the pixels of every patch, (height, width) float32: those of its two sides, multiplied.
-
-        Args:
-            blend: a key of `BLENDS`.
-        """
+        """Return the weights of the pixels of every patch, (height, width) float32: a product of two sides."""
         height, width = self.patch
         return torch.outer(border_weights(height, blend), border_weights(width, blend))
 
@@ -222,12 +199,7 @@ class Patches(ABC):
 
 @dataclass(frozen=True)
 class PatchGrid(Patches):
-    """Patches that cover an image, or one region of it, row by row.
-
-    Attributes:
-        rows: the patches along the vertical axis.
-        columns: the patches along the horizontal axis.
-    """
+    """Patches that cover an image, or one region of it, row by row; those along the vertical axis are `rows`."""
 
     rows: Axis
     columns: Axis
@@ -236,16 +208,9 @@ class PatchGrid(Patches):
     def cover(
         cls, size: Size, patch: int | Size, min_overlap: int = MIN_OVERLAP, region: Box | None = None
     ) -> "PatchGrid":
-        """Return the grid that covers an image, or one region of it.
+        """Return the grid that covers an image of `size`, or one region of it. Raises InputError, see `axis_starts`.
 
-        Args:
-            size: of the image, in pixels.
-            patch: side or size of a patch, in pixels. An axis that is not longer gets one patch as long as itself.
-            min_overlap: pixels that neighbouring patches share at least.
-            region: within the image; by default all of it.
-
-        Raises:
-            InputError: an axis of the region exceeds the patch, but the patch does not exceed `min_overlap`.
+        `patch` is the side or size of a patch. An axis that is not longer gets one patch as long as itself.
         """
         height, width = (patch, patch) if isinstance(patch, int) else patch
         box = region or Box(0, 0, size[0], size[1])
@@ -293,28 +258,16 @@ class PatchGrid(Patches):
 
 @dataclass(frozen=True)
 class RegionGrids(Patches):
-    """The grids of any number of regions of one image as one grid. The regions do not overlap.
-
-    Attributes:
-        size: of the image, in pixels.
-        grids: the grid of each region; their patches have one size.
-    """
+    """The grids of regions of one image, which do not overlap, as one grid; all patches have one size."""
 
     size: Size
     grids: tuple[PatchGrid, ...]
 
     @classmethod
     def cover(cls, size: Size, regions: Sequence[Box], patch: int, min_overlap: int = MIN_OVERLAP) -> "RegionGrids":
-        """Return the grid that covers some regions of an image.
+        """Return the grid that covers some regions of an image of `size`. Raises InputError, see `axis_starts`.
 
-        Args:
-            size: of the image, in pixels.
-            regions: boxes that do not overlap, each at least as large as a patch, or as the image if that is smaller.
-            patch: side of a patch, in pixels.
-            min_overlap: pixels that neighbouring patches of a region share at least.
-
-        Raises:
-            InputError: see `PatchGrid.cover`.
+        The regions do not overlap, and each is at least as large as a patch, or as the image if that is smaller.
         """
         return cls(size, tuple(PatchGrid.cover(size, patch, min_overlap, region) for region in regions))
 
@@ -367,12 +320,7 @@ class RegionGrids(Patches):
 
 @dataclass(frozen=True)
 class PatchSubset(Patches):
-    """Some of an image's patches.
-
-    Attributes:
-        grid: all patches.
-        kept: indices of the patches that are left, rising.
-    """
+    """Some of an image's patches: those of `grid` at the indices `kept`, which rise."""
 
     grid: Patches
     kept: tuple[int, ...]

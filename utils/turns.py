@@ -28,12 +28,7 @@ class Turn:
         return (size[1], size[0]) if self.quarters % 2 else size
 
     def origin(self, box: Box, size: Size) -> Box:
-        """Return the box of the image that becomes `box` of the turned image.
-
-        Args:
-            box: within the turned image.
-            size: of the image before it is turned.
-        """
+        """Return the box of the image, of `size` before it is turned, that becomes `box` of the turned image."""
         height, width = self.size(size)
         for _ in range(self.quarters):  # back by one quarter each
             box = Box(box.left, height - box.top - box.height, box.width, box.height)

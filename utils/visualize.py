@@ -32,16 +32,9 @@ def as_rgb(image: Tensor) -> np.ndarray:
 
 
 def shrink_for_display(picture: np.ndarray, longest: int, smooth: bool) -> np.ndarray:
-    """Shrink a picture.
+    """Shrink a picture (H, W, 3) uint8 to at most `longest` pixels a side; a smaller one is returned itself.
 
-    Args:
-        picture: (H, W, 3) uint8.
-        longest: the most pixels of its longer side.
-        smooth: whether pixels that fall together are averaged. If not, one of them is kept, so that class colours do
-            not mix.
-
-    Returns:
-        (h, w, 3) uint8; `picture` itself if it is small enough.
+    If not `smooth`, of pixels that fall together one is kept, so that class colours do not mix.
     """
     height, width = picture.shape[:2]
     scale = longest / max(height, width)
@@ -55,18 +48,10 @@ def shrink_for_display(picture: np.ndarray, longest: int, smooth: bool) -> np.nd
 def pictures(
     image: Tensor, label: Tensor | None, found: Mapping[str, Tensor], palette: Sequence[Color], longest: int
 ) -> dict[str, np.ndarray]:
-    """Return pictures of an image, its label and its predictions.
+    """Return RGB pictures (h, w, 3) uint8 of an image (bands, H, W) uint8, and of (H, W) uint8 ids.
 
-    Args:
-        image: (bands, H, W) uint8, shown by `as_rgb`.
-        label: (H, W) uint8 ids, if there is one.
-        found: the predictions by name, (H, W) uint8 ids.
-        palette: RGB colours of the ids.
-        longest: the most pixels of a picture's longer side.
-
-    Returns:
-        RGB pictures (h, w, 3) uint8, with the released names: `image`, `mask`, `prediction` (the ensemble),
-        `prediction_local` and `prediction_global`.
+    They have the released names: `image`, `mask`, `prediction` (the ensemble), `prediction_local` and
+    `prediction_global`.
     """
     ids = {"prediction" if name == "ensemble" else f"prediction_{name}": x.cpu() for name, x in found.items()}
     if label is not None:
