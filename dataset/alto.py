@@ -411,20 +411,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--format",
         choices=tuple(FORMATS),
         default=next(iter(FORMATS)),
-        help="of images: tif is not compressed and quickest to read, png is lossless, jpg smallest "
-        "(default: %(default)s)",
+        help="of images: tif is quickest to read, png lossless, jpg smallest (default: %(default)s)",
     )
     add(
         "--empty",
         choices=("skip", "keep"),
         default="skip",
-        help="pages without any zone: most were never labelled, so they are skipped; keep, if they are blank",
+        help="pages without any zone; keep, if they are blank (default: %(default)s)",
     )
     add(
         "--unknown",
         choices=("refuse", "ignore"),
         default="refuse",
-        help="labels that have no class; ignore leaves their pixels out of loss and metrics (default: %(default)s)",
+        help="labels without a class; ignore leaves their pixels out of loss and metrics (default: %(default)s)",
     )
     share = f"(default: {100 * SHARE:.0f} %% of the folders, by hash; without a BOOK: none)"
     add("--val", nargs="*", metavar="BOOK", help=f"folders for validation {share}")

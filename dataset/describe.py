@@ -268,8 +268,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--stretch",
         type=_stretch,
         metavar=f"LOW,HIGH|{MEASURED}",
-        help="what becomes black and white in images of more than 8 bits: percentiles of each band of each\n"
-        f"image, values, or {MEASURED}: the values between which most of all images lie (default: 2%%,98%%)",
+        help="what becomes black and white in pixels of more than 8 bits: percentiles of each band, values, or\n"
+        f"{MEASURED}: the values between which most pixels of all images lie (default: 2%%,98%%)",
     )
     add("--val", type=float, default=0.2, help="part of the images for validation (default: %(default)s)")
     add("--test", type=float, default=0.0, help="part of the images for testing (default: %(default)s)")

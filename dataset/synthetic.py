@@ -225,13 +225,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prepared",
         action="store_true",
-        help="write the prepared layout, train and crossvali folders with a quarter of the images in the latter, "
-        "instead of the distributed one, a single folder that the published lists split in three",
+        help="write the prepared layout, folders train and crossvali, instead of the distributed one",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="write to a folder that holds images already: those of the same name are replaced, the others stay",
+        help="write to a folder that holds images: those of the same name are replaced, the others stay",
     )
     return parser.parse_args(arguments)
 

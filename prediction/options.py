@@ -47,7 +47,7 @@ def _add_files(parser: Parser) -> None:
     add(
         "--overwrite",
         action="store_true",
-        help="make results anew that exist; without it they are kept, and a stopped run continues",
+        help="replace existing results; without it they are kept, and a stopped run continues",
     )
 
 
@@ -102,7 +102,7 @@ def _add_network(parser: Parser) -> None:
         "--tta",
         choices=tuple(TURNS),
         default="none",
-        help="average over mirrored, or all turned, images (default: none)",
+        help="average over the image and its mirror image (flip), or over all its eight turns (d4) (default: none)",
     )
     add("--backbone", choices=BACKBONES, help="of a released file (default: resnet50)")
     add_normalize(add)

@@ -16,7 +16,7 @@ This page lists every option of every command. `python -m scripts.write_options`
 [Back to README](../README.md)
 
 "The checkpoint's" means the value that the checkpoint records; "else" follows for checkpoints that record none, and for
-runs without a checkpoint.
+runs without a checkpoint. Options that mean the same in a command above are named at the end.
 """
 
 COMMANDS = {
@@ -80,28 +80,39 @@ def subcommands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
 def page() -> str:
     """Return the text of docs/options.md."""
     sections = [HEAD]
+    listed: set[str] = set()
     for module, text in COMMANDS.items():
         parser = parser_of(module)
         sections.append(f"## {parser.prog}\n\n{text}\n")
         commands = subcommands(parser)
         if not commands:
-            sections += tables(parser)
+            sections += tables(parser, listed)
         for command in commands.values():
             sections.append(f"### {command.prog.removeprefix('python -m ')}\n")
-            sections += tables(command)
+            sections += tables(command, listed)
     return "\n".join(sections)
 
 
-def tables(parser: ArgumentParser) -> list[str]:
-    """Return one Markdown table for each group of a parser's arguments."""
-    found = []
+def tables(parser: ArgumentParser, listed: set[str]) -> list[str]:
+    """Return one Markdown table for each group of a parser's arguments, and a line with those that are `listed`.
+
+    Args:
+        parser: of a command.
+        listed: the rows of commands above; those of this one are added.
+    """
+    found, repeated = [], []
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if not isinstance(action, argparse._HelpAction)]
-        if not actions:
+        rows = {action: row(parser, action) for action in actions}
+        repeated += [f"`{action.option_strings[0]}`" for action in actions if rows[action] in listed]
+        new = [text for text in rows.values() if text not in listed]
+        listed.update(new)
+        if not new:
             continue
         title = "" if group.title in ("positional arguments", "options") else f"**{group.title}**\n\n"
-        rows = "".join(row(parser, action) for action in actions)
-        found.append(f"{title}| option | meaning |\n|---|---|\n{rows}")
+        found.append(f"{title}| option | meaning |\n|---|---|\n{''.join(new)}")
+    if repeated:
+        found.append(f"As above: {', '.join(repeated)}.\n")
     return found
 
 

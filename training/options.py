@@ -133,43 +133,40 @@ def build_parser() -> Parser:
         "--backbone",
         type=backbone_name,
         metavar="NAME",
-        help=f"{', '.join(BACKBONES)}, or timm/NAME, a network of the package timm with maps at 1/4, 1/8,\n"
-        f"1/16 and 1/32 of the image {recorded_default('backbone')}",
+        help=f"{', '.join(BACKBONES)}, or timm/NAME, a network of the package timm\n{recorded_default('backbone')}",
     )
     add(
         "--backbone_weights",
         metavar="SOURCE",
         on_resume=LOGGED,
-        help="what the backbones that modes 1 and 2 train start from: imagenet (pretrained weights, downloaded by\n"
-        "torchvision or timm), none, or a weight file of theirs, .pth or .safetensors\n"
-        "(default: the checkpoint's, else imagenet)",
+        help="initial weights of the backbones of modes 1 and 2: imagenet (downloaded by torchvision or timm), none,\n"
+        "or a file of theirs, .pth or .safetensors (default: the checkpoint's, else imagenet)",
     )
     add_normalize(add)
     add(
         "--pyramid_width",
         type=whole(2, MOST_WIDTH),
         metavar="N",
-        help="channels of the pyramid's maps ps0 and ps1; ps2 has N / 2, ps3 2 N. Smaller ones are faster\n"
-        f"{recorded_default('pyramid_width')}",
+        help=f"channels of the pyramid's maps ps0 and ps1; ps2 has N / 2, ps3 2 N\n{recorded_default('pyramid_width')}",
     )
     add(
         "--pyramid_norm",
         choices=NORMS,
-        help="what follows each convolution of the pyramid: none, as released, or batch normalisation, which costs\n"
-        f"nothing in inference {recorded_default('pyramid_norm')}",
+        help="norm layers behind the convolutions of the pyramid: none, as released, or batch normalisation\n"
+        f"{recorded_default('pyramid_norm')}",
     )
     add(
         "--start",
         choices=("released", "previous"),
         default="released",
-        help="how the new parts of modes 2 and 3 start: at random, as released, or so that the ensemble of mode 2\n"
-        "is the global head, and the refined branch of mode 3 the global branch (default: %(default)s)",
+        help="how modes 2 and 3 start: at random, as released, or with the ensemble as the global head (mode 2) and\n"
+        "the refined branch as the global branch (mode 3) (default: %(default)s)",
     )
     add(
         "--share",
         choices=SHARES,
-        help="modes 2 and 3: the local branch reads the global maps of its own image, or none; in evaluation, to\n"
-        "measure what they bring, also those of another image of the set, or of a grey one\n"
+        help="modes 2 and 3: the local branch reads the global maps of its own image, or none; in evaluation also\n"
+        "those of another image, or of a grey one\n"
         f"{recorded_default('share')}",
     )
 
@@ -181,8 +178,7 @@ def build_parser() -> Parser:
         choices=tuple(RECIPES),
         default="released",
         on_resume=LOGGED,
-        help="values of options that are not given: the released ones, or those found best here; see docs/training.md\n"
-        "(default: %(default)s)",
+        help="values of options that are not given, see docs/training.md (default: %(default)s)",
     )
     epochs = ", ".join(f"{s.epochs} in mode {s.number}" for s in STAGES.values())
     rates = ", ".join(f"{s.lr:g} in mode {s.number}" for s in STAGES.values())
@@ -191,8 +187,8 @@ def build_parser() -> Parser:
         type=Path,
         metavar="FILE",
         on_resume=LOGGED,
-        help="start mode 1 from this checkpoint, ours or released, which may have other classes: heads and\n"
-        "ensemble are new, all else is kept, and --backbone_weights are not read",
+        help="start mode 1 from this checkpoint, ours or released, of any classes: heads and ensemble are new, all\n"
+        "else is kept",
     )
     add(
         "--batch_size",
@@ -205,9 +201,8 @@ def build_parser() -> Parser:
         "--ema",
         type=number(0, 1),
         metavar="DECAY",
-        help="average weights and norm statistics exponentially over the steps, with this decay, such as 0.999. The\n"
-        "average is validated: TASK.best.pth holds it, TASK.ema.pth that of the last epoch, and TASK.pth the last\n"
-        f"weights themselves; 0: off {released('ema')}",
+        help="average weights and norm statistics over the steps, with this decay, such as 0.999: TASK.best.pth and\n"
+        f"TASK.ema.pth hold averages, TASK.pth the last weights; 0: off {released('ema')}",
     )
     add(
         "--loss",
@@ -224,8 +219,8 @@ def build_parser() -> Parser:
     add(
         "--loss_size",
         choices=("quarter", "full"),
-        help="quarter: labels are shrunk to the logits, a quarter of the input's side; full: logits are enlarged\n"
-        f"bilinearly to the labels of the input's size {released('loss_size')}",
+        help="quarter: labels are shrunk to the logits; full: logits are enlarged to the labels\n"
+        f"{released('loss_size')}",
     )
     add(
         "--class_weights",
@@ -246,36 +241,33 @@ def build_parser() -> Parser:
         "--window",
         type=whole(SMALLEST_SIDE),
         metavar="SIZE",
-        help="train on windows of SIZE x SIZE pixels of every image that is longer in either side; each is an\n"
-        "image of its own, with its own shrunk image. Shorter images are taken whole. In\n"
-        "validation, evaluation and prediction all are, shrunk as far as the windows (default: whole images)",
+        help="train on windows of SIZE x SIZE pixels of every longer image, each with its own shrunk image.\n"
+        "Validation, evaluation and prediction take images whole, shrunk as far (default: whole images)",
     )
     add(
         "--windows",
         type=whole(1),
         metavar="N",
-        help="with --window: how many each epoch draws from each of these images",
+        help="with --window: how many each epoch draws from each longer image",
     )
     add(
         "--patches",
         type=whole(0),
         metavar="N",
-        help="modes 2 and 3: in training each image gives N of its patches, drawn anew in each epoch, with the maps\n"
-        "of the whole image as context; in mode 3 all patches are merged and the ensemble's loss reads N. Images\n"
-        f"of no more patches give all; 0: all {released('patches')}",
+        help="modes 2 and 3: train on N patches of each image, drawn anew in each epoch; in mode 3 the ensemble alone\n"
+        f"does; 0: all {released('patches')}",
     )
     add(
         "--turns",
         choices=DRAWN_TURNS,
-        help="of training images: mirrored left-right and rotated by quarter turns, mirrored alone, or none;\n"
-        f"documents and street scenes have an up {released('turns')}",
+        help="of training images: mirrored left-right and rotated by quarter turns, mirrored alone, or none\n"
+        f"{released('turns')}",
     )
     add(
         "--augment",
         action="store_true",
         help=f"vary scale (1 / {LARGEST_SCALE:g} to {LARGEST_SCALE:g}), brightness, contrast, saturation and hue of "
-        "training images too\n(of other than three bands brightness and contrast alone); without it --turns "
-        "alone\nvaries them, as released",
+        "training images, too",
     )
 
     add = parser.group("computing")
@@ -294,14 +286,14 @@ def build_parser() -> Parser:
         default="off",
         metavar="WHAT",
         on_resume=SILENT,
-        help="auto: continue where an unfinished run of this name stopped, or start if there is none;\n"
-        "a file: continue from it; off: refuse to start over an unfinished run (default: off)",
+        help="auto: continue the unfinished run of this name, or start one; a file: continue from it;\n"
+        "off: refuse to start over an unfinished run (default: off)",
     )
     add(
         "--overwrite",
         action="store_true",
         on_resume=SILENT,
-        help="start over, whatever run of this name is unfinished",
+        help="start over, even if a run of this name is unfinished",
     )
     add(
         "--resume_anyway",
@@ -315,14 +307,14 @@ def build_parser() -> Parser:
         default=30,
         metavar="MINUTES",
         on_resume=LOGGED,
-        help="inside an epoch, save this often what --resume needs; 0: after epochs only (default: 30)",
+        help="how often the resume file is written inside an epoch; 0: never (default: 30)",
     )
     add(
         "--val_every",
         type=whole(1),
         metavar="EPOCHS",
         on_resume=LOGGED,
-        help=f"validate, and so choose the best, after every so many epochs and after the last {released('val_every')}",
+        help=f"validate after every so many epochs and after the last {released('val_every')}",
     )
     add(
         "--early_stopping",
@@ -335,9 +327,8 @@ def build_parser() -> Parser:
     add(
         "--sync_bn",
         action="store_true",
-        help="several processes with GPUs, modes 1 and 3: norm layers take their statistics over the\n"
-        "whole batch, as one process does. Without it each process normalises its part by itself, and\n"
-        "gradients differ from one process's. Mode 2 normalises each sub-batch alone in any case",
+        help="several GPUs, modes 1 and 3: norm layers take their statistics over the whole batch, as one process\n"
+        "does, not over each process's part",
     )
 
     add = parser.group("evaluation")
@@ -350,8 +341,7 @@ def build_parser() -> Parser:
         "--tta",
         choices=tuple(TURNS),
         default="none",
-        help="test-time augmentation: average over the image and its mirror image (flip), or over all\n"
-        "eight turns of it (d4) (default: none)",
+        help="average over the image and its mirror image (flip), or over all its eight turns (d4) (default: none)",
     )
     add_refine_share(add)
     add_smoothing(add)

@@ -124,8 +124,8 @@ def add_normalize(add: AddOption) -> None:
     add(
         "--normalize",
         choices=NORMALIZATIONS,
-        help="of pixel values after scaling to [0, 1]: none, 0.5/0.5, ImageNet's mean and deviation, or those of\neach "
-        f"band of the training images, which mode 1 records {recorded_default('normalize')}",
+        help="of pixel values in [0, 1]: none, 0.5/0.5, ImageNet's mean and deviation, or those of each band of the\n"
+        f"training images, which mode 1 records {recorded_default('normalize')}",
     )
 
 
@@ -162,15 +162,15 @@ def add_view(add: AddOption) -> None:
         "--bands",
         type=spelling("--bands", lambda text: spell_bands(parse_bands(text))),
         metavar="N,...",
-        help=f"which bands, from 1, the network reads, in order, 1 to {MOST_BANDS}; mode 1 fixes how many\n"
-        "(default: the checkpoint's, else those of the data set's file, else 1,2,3, or the only one as grey)",
+        help=f"bands that the network reads, counted from 1, at most {MOST_BANDS}; mode 1 fixes how many\n"
+        "(default: the checkpoint's, else the data set's, else 1,2,3, or the only one as grey)",
     )
     add(
         "--stretch",
         type=stretch,
         metavar="LOW,HIGH",
         help="what becomes black and white in pixels of more than 8 bits: percentiles of each\n"
-        "band, or values, as in 0,10000 (default: the checkpoint's, else that of the data set's file, else 2%%,98%%)",
+        "band, or values, as in 0,10000 (default: the checkpoint's, else the data set's, else 2%%,98%%)",
     )
 
 
@@ -179,8 +179,8 @@ def add_coarse_to_fine(add: AddOption) -> None:
     add(
         "--coarse_to_fine",
         action=argparse.BooleanOptionalAction,
-        help="binary sets, modes 2 and 3: the local branch computes only patches in boxes around the foreground\n"
-        "that the global branch predicts; outside is background (default: the checkpoint's, else off)",
+        help="binary sets, modes 2 and 3: the local branch computes only boxes around the foreground that the global\n"
+        "branch predicts (default: the checkpoint's, else off)",
     )
     add(
         "--box_margin",
@@ -199,7 +199,7 @@ def add_refine_share(add: AddOption) -> None:
         metavar="SHARE",
         on_resume=SILENT,
         help="modes 2 and 3: the local branch computes only this part of the patches, those in which the\n"
-        "global prediction is least certain; elsewhere the global prediction stands (default: 1, all)",
+        "global prediction is least certain (default: 1, all)",
     )
 
 
@@ -210,8 +210,7 @@ def add_smoothing(add: AddOption) -> None:
         choices=tuple(BLENDS),
         default="none",
         on_resume=SILENT,
-        help="modes 2 and 3: weigh the scores of a patch by the distance to its borders, which hides the borders\n"
-        "where patches disagree (default: none, as released)",
+        help="modes 2 and 3: weigh the scores of a patch by the distance to its borders\n(default: none, as released)",
     )
     add(
         "--upsample",
