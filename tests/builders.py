@@ -1,6 +1,7 @@
 """Small networks, images and settings that tests share; everything random follows from a seed."""
 
 import functools
+import json
 import math
 import zlib
 from copy import deepcopy
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset.base import Sample
+from dataset.base import Item, Sample
 from engine.predictor import Predictor
+from helper import TRAINING_STEPS, train_one_epoch
 from imaging.sources import MemorySource
 from models import checkpoint
 from models.glnet import GLNet, Predictions
@@ -20,6 +22,7 @@ from models.header import Header
 from utils.canvas import ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED, Classes
 from utils.files import save_torch
+from utils.metrics import StageMetrics
 from utils.resize import shrink_label
 from utils.settings import Settings, TrainingSettings
 from utils.stages import STAGES
@@ -211,3 +214,58 @@ def forward_scores(model: GLNet, mode: int, sample: Sample, settings: Settings) 
     sinks = {name: Scores(tuple(sample.image.shape[-2:])) for name in STAGES[mode].predictions}
     forward_into(model, mode, sample, settings, sinks)
     return {name: sink.whole() for name, sink in sinks.items()}
+
+
+def learning_model(mode: int, n_class: int = N_CLASS) -> GLNet:
+    """A copy of `shared_model` of which what a stage trains learns."""
+    model = build_model(n_class)
+    model.learn(STAGES[mode].trains)
+    return model.train()
+
+
+def take_step(model: GLNet, mode: int, batch: list[Sample], **changes) -> tuple[dict[str, Tensor], StageMetrics]:
+    """The loss terms and the training metric of one batch; gradients are added to the model's."""
+    metrics = StageMetrics(STAGES[mode], model.n_class)
+    return TRAINING_STEPS[mode](model, batch, build_settings(**changes), metrics), metrics
+
+
+def train_epoch(model: GLNet, mode: int, batches: list[list[Sample]], optimizer=None, **more) -> list[dict[str, float]]:
+    """Take an optimizer step for each batch, by default Adam's; returns the values of each step.
+
+    `more` are arguments of `train_one_epoch` and changes of the settings.
+    """
+    seen: list[dict[str, float]] = []
+    optimizer = optimizer or torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    scheduler = more.pop("scheduler", None) or torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
+    given = {name: more.pop(name) for name in ("epoch", "ranks", "on_step") if name in more}
+    settings = build_settings(**more)
+    given = {"on_step": seen.append, **given}
+    train_one_epoch(model, STAGES[mode], batches, optimizer, scheduler, settings, **given)
+    return seen
+
+
+def gradients(model: GLNet) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def write_item(root: Path, id_: str, pixels: np.ndarray, label: np.ndarray | None = None, suffix: str = ".png") -> Item:
+    """Write ID.png of pixels (H, W, 3) and ID_label.png of ids (H, W)."""
+    path, label_path = root / f"{id_}{suffix}", root / f"{id_}_label.png"
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    if label is None:
+        return Item(id_, path, None)
+    Image.fromarray(label.astype(np.uint8)).save(label_path)
+    return Item(id_, path, label_path)
+
+
+def write_noise(root: Path, id_: str, size: Size, n_class: int = 2) -> Item:
+    """Write an image and a label of noise, the same for the same folder and id."""
+    rng = np.random.default_rng(zlib.crc32(f"{root.name} {id_}".encode()))
+    return write_item(root, id_, rng.integers(0, 256, (*size, 3)), rng.integers(0, n_class, size))
+
+
+def describe_set(root: Path, splits: dict | None = None, images: str = "{id}.png") -> Path:
+    """Write the dataset.json of a set of two classes, as `write_item` names its files; returns `root`."""
+    record = {"images": images, "labels": "{id}_label.png", "classes": [{"name": "a"}, {"name": "b"}]}
+    (root / "dataset.json").write_text(json.dumps({**record, "splits": splits or {"fractions": {}}}))
+    return root

@@ -1,12 +1,14 @@
 """Fixtures of several test files."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runs
+from pictures import write_checkpoint
 
 from predict import Segmenter
 
@@ -58,3 +60,23 @@ def reference(tmp_path_factory) -> Reference:
         assert result.code == 0, result.output
         seconds[mode], output[mode] = time.monotonic() - start, result.output
     return Reference(folders, seconds, output)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A file of stage 1 with the shared network."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "one.pth", 1)
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """Run a command line that must end with exit code 2 and one line of error, which is returned."""
+
+    def run(main: Callable[[list[str]], int], *arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(one) for one in arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return run

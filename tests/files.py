@@ -6,7 +6,6 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -54,8 +53,8 @@ def write_raster(path: Path, values: np.ndarray, left_out: bool = False, **profi
     """A file written by rasterio; with `left_out`, the right half of its tiles."""
     import rasterio
 
-    if "transform" in profile:
-        profile["transform"] = rasterio.Affine(*profile["transform"])
+    if profile.get("transform") is not None:
+        profile["transform"] = rasterio.Affine(*profile["transform"][:6])
     shape = dict(zip(("count", "height", "width"), values.shape, strict=True))
     more = {"sparse_ok": True} if left_out else {}
     with warnings.catch_warnings():
@@ -187,10 +186,3 @@ DRAWN = (draw_png, draw_picture, draw_anymap, draw_raster, draw_raster, draw_ras
 def draw_file(rng: np.random.Generator, folder: Path, k: int) -> Stored:
     """File number `k` of a random kind."""
     return DRAWN[rng.integers(len(DRAWN))](rng, folder / f"file{k}.png")
-
-
-def write_opencv(path: Path, values: np.ndarray) -> Path:
-    """(C, H, W), one, three or four bands, as OpenCV writes them."""
-    image = values[0] if len(values) == 1 else values[[2, 1, 0, *range(3, len(values))]].transpose(1, 2, 0)
-    assert cv2.imwrite(str(path), np.ascontiguousarray(image))
-    return path

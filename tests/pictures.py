@@ -1,8 +1,10 @@
 """Pictures, rasters, stub scorers and checkpoints that the tests of segmenting share."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import files
 import numpy as np
 import torch
 from builders import N_CLASS, SIDE, build_header, build_model, build_settings
@@ -35,21 +37,8 @@ def write_checkpoint(path: Path, stage: int = 2) -> Path:
 
 def write_raster(path: Path, planes: np.ndarray, **changes) -> Path:
     """A GeoTIFF of `planes` (C, H, W) in a projected reference."""
-    import rasterio
-
-    profile = {
-        "driver": "GTiff",
-        "count": planes.shape[0],
-        "height": planes.shape[1],
-        "width": planes.shape[2],
-        "dtype": planes.dtype.name,
-        "crs": PROJECTED,
-        "transform": rasterio.transform.from_origin(500000, 5000000, PIXEL, PIXEL),
-        **changes,
-    }
-    with rasterio.open(path, "w", **profile) as file:
-        file.write(planes)
-    return path
+    place = {"crs": PROJECTED, "transform": (PIXEL, 0, 500000, 0, -PIXEL, 5000000)}
+    return files.write_raster(path, planes, **{**place, **changes})
 
 
 class Whole:
@@ -103,3 +92,13 @@ def save(path: Path, size=SIZE, seed=0) -> Image.Image:
 def run(checkpoint: Path, *inputs, output: Path, options=()) -> int:
     arguments = ["--checkpoint", checkpoint, "--output", output, *options, "--device", "cpu", "--input", *inputs]
     return predict.main([str(one) for one in arguments])
+
+
+def summary(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif

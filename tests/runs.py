@@ -4,10 +4,13 @@ The processes come from a server that has imported everything, so that each star
 """
 
 import io
+import json
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -16,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataset import synthetic
 
+ROOT = Path(__file__).parents[1]
 LIMIT = 240  # seconds; a run that takes longer hangs
 SIZES = ["--size_g=64", "--size_p=64", "--min_overlap=16", "--backbone=resnet18", "--backbone_weights=none"]
 SMALL = ["--batch_size=2", "--sub_batch_size=4", "--num_workers=0", "--num_epochs=2"]
@@ -62,6 +67,10 @@ class Folders:
             (other.models / f"{name}.pth").hardlink_to(self.models / f"{name}.pth")
         return other
 
+    def epochs(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a run's log as JSON."""
+        return [json.loads(line) for line in (self.logs / f"{name}.jsonl").read_text().splitlines()]
+
     def weights(self, mode: int) -> dict[str, torch.Tensor]:
         """Of the last checkpoint."""
         return torch.load(self.models / f"{NAMES[mode]}.pth", weights_only=True)["model"]
@@ -71,6 +80,35 @@ def generate(path: Path, images: int = 7, size: int = 80) -> Path:
     """A made-up set: three quarters of the images for training."""
     synthetic.generate(path, images, size, seed=0, prepared=True)
     return path
+
+
+def read_events(folder: Path) -> EventAccumulator:
+    """What TensorBoard reads of a folder."""
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def environment_of(rank: int, world: int, port: str) -> dict[str, str]:
+    """What torchrun sets for one of several processes."""
+    several = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+    return {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+
+
+def run_python(code: str, *arguments: object, folder: Path = ROOT, flags: tuple[str, ...] = (), **more: str) -> str:
+    """Run a program in a process of its own, in a folder; returns what it prints. It must succeed.
+
+    `more` are variables of its environment.
+    """
+    command = [sys.executable, *flags, "-c", code, *map(str, arguments)]
+    environment = {**os.environ, **more}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def assert_equal_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
@@ -137,12 +175,9 @@ class Run:
     processes: list[BaseProcess] = field(default_factory=list)
 
     def start(self) -> "Run":
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = str(free.getsockname()[1])
+        port = free_port()
         for rank in range(self.world):
-            several = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(self.world)}
-            environment = {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if self.world > 1 else {}
+            environment = environment_of(rank, self.world, port)
             path = self.output.with_suffix(f".{rank}.txt")
             path.touch()
             process = _context.Process(target=_main, args=(self.arguments, path, environment, self.prepare, self.extra))

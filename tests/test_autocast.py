@@ -1,11 +1,10 @@
 """Lower precisions in training: what is computed in float32 has a gradient in float32, and scales are searched."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from builders import N_CLASS, build_model, build_sample, build_settings
+from builders import build_sample, build_settings, learning_model, take_step
 
 import helper
 import train_deep_globe
@@ -13,9 +12,7 @@ from engine.terms import outside_autocast
 from models.efficient import conv_ps3
 from models.fpn import FPN
 from training import run as training_run
-from utils.metrics import StageMetrics
 from utils.precision import autocast
-from utils.stages import STAGES
 
 CPU = torch.device("cpu")
 
@@ -34,7 +31,7 @@ def test_a_backward_pass_within_autocast_is_computed_outside_of_it() -> None:
     assert torch.equal(a.grad, expected)
 
 
-def test_the_folded_kernel_of_ps3_has_a_gradient_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folded_kernel_of_ps3_has_a_gradient_in_float32(monkeypatch) -> None:
     """In bfloat16 maps are rounded, but the product of kernels is not: its gradient follows from theirs exactly."""
     torch.manual_seed(0)
     pyramid = FPN((64, 32, 16, 8), fused=True)
@@ -63,17 +60,12 @@ def test_the_folded_kernel_of_ps3_has_a_gradient_in_float32(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_a_step_in_bfloat16_has_the_direction_of_one_in_float32(mode: int) -> None:
+def test_a_step_in_bfloat16_has_the_direction_of_one_in_float32(mode) -> None:
     found = {}
     for precision in ("fp32", "bf16"):
-        model = build_model()
-        model.learn(STAGES[mode].trains)
-        model.train()
-        settings = build_settings(precision=precision)
+        model = learning_model(mode)
         with autocast(CPU, precision):
-            helper.TRAINING_STEPS[mode](
-                model, [build_sample((80, 100))] * 2, settings, StageMetrics(STAGES[mode], N_CLASS)
-            )
+            take_step(model, mode, [build_sample((80, 100))] * 2, precision=precision)
         found[precision] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert found["bf16"].isfinite().all()
     likeness = torch.nn.functional.cosine_similarity(found["fp32"], found["bf16"], dim=0)
@@ -97,9 +89,7 @@ def overflow(monkeypatch: pytest.MonkeyPatch, steps: int, least: float) -> None:
 
 
 @pytest.mark.parametrize(("least", "code"), [(1.0, 0), (2.0**15, 1)])
-def test_overflows_of_the_search_for_a_scale_are_no_bad_steps(
-    reference, tmp_path: Path, monkeypatch, capsys, least: float, code: int
-) -> None:
+def test_overflows_of_the_search_for_a_scale_are_not_bad(reference, tmp_path, monkeypatch, capsys, least, code) -> None:
     """Four in a row, of which three would be too many; below the least scale they count."""
     overflow(monkeypatch, 4, least)
     monkeypatch.setattr(training_run, "MOST_BAD_STEPS", 3)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders import BACKBONE, N_CLASS, SIDE, build_header, build_settings, build_thin_model, shared_model
+from files import write_raster
 from PIL import Image
 from torch import nn
 
@@ -51,7 +52,7 @@ def image(n_bands: int, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Te
 
 def write_set(root: Path) -> Path:
     """Four-band GeoTIFFs of 16 bits, georeferenced, with labels of two classes; a corner of img0 has no data."""
-    rasterio = pytest.importorskip("rasterio")
+    pytest.importorskip("rasterio")
     rng = np.random.default_rng(0)
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
@@ -61,12 +62,8 @@ def write_set(root: Path) -> Path:
         values[3] += np.uint16(2000) * ids
         if k == 0:
             values[:, CORNER[0], CORNER[1]] = NODATA
-        shape = {"driver": "GTiff", "height": SIZE[0], "width": SIZE[1]}
-        where = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 500000, 0, -10, 5000000)}
-        with rasterio.open(
-            root / f"images/img{k}.tif", "w", count=4, dtype="uint16", nodata=NODATA, **shape, **where
-        ) as file:
-            file.write(values)
+        where = {"crs": "EPSG:32633", "transform": (10, 0, 500000, 0, -10, 5000000)}
+        write_raster(root / f"images/img{k}.tif", values, nodata=NODATA, **where)
         Image.fromarray(ids).save(root / f"labels/img{k}.png")
     return root
 
@@ -80,13 +77,8 @@ def multispectral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# from the file of a data set to the mask
-
-
 @pytest.mark.slow
-def test_four_bands_of_16_bits_go_from_their_description_to_polygons(
-    monkeypatch, multispectral, tmp_path: Path
-) -> None:
+def test_four_bands_of_16_bits_go_from_their_description_to_polygons(monkeypatch, multispectral, tmp_path) -> None:
     pyogrio = pytest.importorskip("pyogrio")
     monkeypatch.setattr("training.state.save_torch", lambda path, content: path.touch())  # nothing is resumed
     record = json.loads((multispectral / "dataset.json").read_text())
@@ -127,7 +119,7 @@ def test_four_bands_of_16_bits_go_from_their_description_to_polygons(
         np.testing.assert_allclose(areas, image["areas"], rtol=1e-12)
 
 
-def test_the_command_line_overrides_the_file_and_the_checkpoint_both(multispectral: Path, caplog) -> None:
+def test_the_command_line_overrides_the_file_and_the_checkpoint_both(multispectral, caplog) -> None:
     def resolved(*arguments: str, **files: Header) -> Header:
         options = command_line.build_parser().parse_args(["--dataset=folder", f"--backbone={BACKBONE}", *arguments])
         read = {name: checkpoint.Checkpoint(Path(f"{name}.pth"), header, {}) for name, header in files.items()}
@@ -161,14 +153,14 @@ def test_the_command_line_overrides_the_file_and_the_checkpoint_both(multispectr
         *(("stretch", value) for value in ("9,1", [0, 9], "a")),
     ],
 )
-def test_wrong_bands_and_stretch_in_the_file_are_named(multispectral: Path, tmp_path: Path, entry: str, value) -> None:
+def test_wrong_bands_and_stretch_in_the_file_are_named(multispectral, tmp_path, entry, value) -> None:
     record = json.loads((multispectral / "dataset.json").read_text())
     (tmp_path / "dataset.json").write_text(json.dumps({**record, entry: value}))
     with pytest.raises(InputError, match=rf"dataset\.json: {entry} "):
         describe("folder", tmp_path)
 
 
-def test_a_description_measures_a_stretch_of_values(multispectral: Path, tmp_path: Path) -> None:
+def test_a_description_measures_a_stretch_of_values(multispectral, tmp_path) -> None:
     output = tmp_path / "measured.json"
     arguments = ["--images=images/{id}.tif", "--labels=labels/{id}.png", "--quiet", f"--output={output}"]
     assert describe_main([str(multispectral), *arguments, "--stretch=measured"]) == 0
@@ -183,7 +175,7 @@ def test_a_description_measures_a_stretch_of_values(multispectral: Path, tmp_pat
     assert stretch.high < 6000  # pixels without data are not measured
 
 
-def test_rgb_grey_and_transparency_need_no_entries(tmp_path: Path) -> None:
+def test_rgb_grey_and_transparency_need_no_entries(tmp_path) -> None:
     for k, mode in enumerate(("RGB", "L", "RGBA", "LA")):
         folder = tmp_path / mode
         folder.mkdir()
@@ -194,44 +186,27 @@ def test_rgb_grey_and_transparency_need_no_entries(tmp_path: Path) -> None:
         assert not {"bands", "stretch"} & json.loads((folder / "dataset.json").read_text()).keys()
 
 
-# the options
-
-
-@pytest.mark.parametrize("text", ["4,3,2,8", "1", "1,2", "16," * 15 + "16"])
-def test_bands_read_back_as_they_are_spelt(text: str) -> None:
-    assert spell_bands(parse_bands(text)) == text
-    assert count_bands(text) == text.count(",") + 1
-
-
-@pytest.mark.parametrize("text", ["", "0", "1,,2", "a", "-1", "1.5", ",".join("1" * 17)])
-def test_other_texts_are_no_bands(text: str) -> None:
-    with pytest.raises(InputError, match="--bands"):
-        parse_bands(text)
-
-
-def test_a_network_of_three_bands_takes_a_single_one_as_grey() -> None:
+def test_bands_read_back_as_they_are_spelt_and_three_take_a_single_one_as_grey() -> None:
+    for text in ("4,3,2,8", "1", "1,2", "16," * 15 + "16"):
+        assert spell_bands(parse_bands(text)) == text
+        assert count_bands(text) == text.count(",") + 1
     assert fit_bands((4,), 3, "f") == (4, 4, 4)
     assert fit_bands((4,), 1, "f") == (4,)
     with pytest.raises(InputError, match=r"--bands 4,3: f was made with 3 bands"):
         fit_bands((4, 3), 3, "f")
 
 
-# the first convolution
-
-
 def test_widening_keeps_rgb_sums_for_one_band_and_scales_others() -> None:
     kernels = torch.randn(8, 3, 7, 7)
     assert torch.equal(widen(kernels, 3), kernels)
     assert torch.equal(widen(kernels, 1), kernels.sum(1, keepdim=True))
-    for n_bands in (2, 4, 5, 16):
-        found = widen(kernels, n_bands)
-        assert found.shape == (8, n_bands, 7, 7)
-        for band in range(n_bands):
-            torch.testing.assert_close(found[:, band], kernels[:, band % 3] * 3 / n_bands)
+    for n_bands in (2, 4, 16):
+        expected = kernels[:, [band % 3 for band in range(n_bands)]] * 3 / n_bands
+        torch.testing.assert_close(widen(kernels, n_bands), expected)
 
 
 @pytest.mark.parametrize("n_bands", [1, 6])
-def test_equal_bands_give_what_rgb_gives(n_bands: int) -> None:
+def test_equal_bands_give_what_rgb_gives(n_bands) -> None:
     """Of any module: the first Conv2d, however deep, is widened, and the others stay."""
     first, second = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 5, 1)
     module = nn.Sequential(nn.Identity(), nn.Sequential(first, nn.ReLU()), second)
@@ -259,7 +234,7 @@ def test_branches_draw_the_same_weights_whatever_the_bands() -> None:
     assert torch.equal(states[1][first], widen(states[0][first], 4))
 
 
-def test_weights_of_rgb_start_a_network_of_four_bands_and_others_do_not(tmp_path: Path) -> None:
+def test_weights_of_rgb_start_a_network_of_four_bands_and_others_do_not(tmp_path) -> None:
     checkpoint.save(tmp_path / "rgb.pth", build_thin_model(), build_header(1), STAGES[3].uses)
     file = checkpoint.read(tmp_path / "rgb.pth")
     with torch.device("meta"):
@@ -272,23 +247,6 @@ def test_weights_of_rgb_start_a_network_of_four_bands_and_others_do_not(tmp_path
     six = checkpoint.Checkpoint(tmp_path / "six.pth", build_header(1, bands="1,2,3,4,5,6"), file.tensors)
     with pytest.raises(InputError, match=r"six\.pth was made with 6 bands"):
         checkpoint.load_but_classes(model, six)
-
-
-# the header
-
-
-def test_statistics_are_recorded_and_read_back() -> None:
-    statistics = Statistics((0.25, 0.5), (0.125, 0.1))
-    header = build_header(1, bands="4,2", normalize="data", statistics=statistics)
-    assert Header.from_record(header.to_record()) == header
-    assert header.settings().statistics == statistics
-    record = header.to_record()
-    older = {name: value for name, value in record.items() if name not in ("bands", "stretch", "statistics")}
-    assert Header.from_record({**older, "normalize": "half"}).n_bands == 3
-    wrong = [None, {"mean": [0.5], "std": [0.1]}, {"mean": [0, 0], "std": [1, 0]}, {"mean": [0, 0]}, "a"]
-    for one in wrong:
-        with pytest.raises((ValueError, KeyError, TypeError)):
-            Header.from_record({**record, "statistics": one})
 
 
 def test_a_normalisation_that_does_not_fit_is_refused_in_one_line() -> None:
@@ -315,7 +273,7 @@ def test_data_normalises_each_band_to_mean_0_and_deviation_1() -> None:
     assert statistics_of(flat).std == (SMALLEST_STD,)
 
 
-def test_counts_leave_out_missing_pixels_and_parts_add_up(multispectral: Path) -> None:
+def test_counts_leave_out_missing_pixels_and_parts_add_up(multispectral) -> None:
     described = describe("folder", multispectral)
     items = [item for name in described.splits for item in described.find(name)]
     data = SegmentationDataset(items, Classes.generic(2), 8)
@@ -331,21 +289,7 @@ def test_counts_leave_out_missing_pixels_and_parts_add_up(multispectral: Path) -
     assert torch.equal(parts[k], expected)
 
 
-def test_missing_pixels_are_left_out_of_labels(multispectral: Path) -> None:
-    data = describe("folder", multispectral)
-    items = {item.id: item for name in data.splits for item in data.find(name)}
-    samples = SegmentationDataset([items["img0"]], data.classes, 8)
-    samples.view = View((1, 2, 3, 4))
-    sample = samples[0]
-    assert sample.image.shape == (4, *SIZE)
-    assert sample.global_image.shape == (4, 8, 8)
-    missing = np.zeros(SIZE, bool)
-    missing[CORNER] = True
-    assert np.array_equal(sample.label.numpy() == IGNORED, missing)
-    assert not sample.image[:, CORNER[0], CORNER[1]].any()
-
-
-def test_a_resumed_run_takes_the_statistics_of_its_resume_file(monkeypatch, tmp_path: Path) -> None:
+def test_a_resumed_run_takes_the_statistics_of_its_resume_file(monkeypatch, tmp_path) -> None:
     statistics = Statistics((0.25,) * 4, (0.125,) * 4)
     saved = {"statistics": json.dumps(asdict(statistics))}
     resume = tmp_path / "a.resume.pth"
@@ -366,11 +310,8 @@ def test_statistics_that_stage_1_has_still_to_measure_are_refused_elsewhere() ->
             build(options, replace(header, stage=stage), cpu)
 
 
-# pixels
-
-
 @pytest.mark.parametrize("n_bands", [1, 2, 3, 4, 5, 16])
-def test_bands_are_shrunk_one_by_one(n_bands: int) -> None:
+def test_bands_are_shrunk_one_by_one(n_bands) -> None:
     """Pillow takes the last of two or four bands for transparency, and weights the others by it."""
     pixels = image(n_bands)
     for most in (1 << 30, 1):
@@ -389,7 +330,7 @@ def test_the_memory_of_many_bands_counts() -> None:
 
 
 @pytest.mark.parametrize("n_bands", [1, 2, 4, 8])
-def test_augmentation_changes_brightness_and_contrast_of_any_bands(n_bands: int) -> None:
+def test_augmentation_changes_brightness_and_contrast_of_any_bands(n_bands) -> None:
     pixels = image(n_bands)
     change = ColorChange(1.2, 0.8, saturation=1.25, hue=0.03)
     found = change.apply(pixels)
@@ -409,7 +350,7 @@ def test_pictures_show_three_bands_or_the_first_as_grey() -> None:
 
 
 @pytest.mark.parametrize("bands", [(4, 3, 2, 1), (2,), (1, 2), (4, 4, 1), (1,) * 16])
-def test_files_and_arrays_give_the_bands_that_are_asked_for(multispectral: Path, bands: tuple[int, ...]) -> None:
+def test_files_and_arrays_give_the_bands_that_are_asked_for(multispectral, bands) -> None:
     path, view = multispectral / "images" / "img0.tif", View(bands, Stretch(0, 5000, per_cent=False))
     box = Box(10, 20, 30, 40)
     with open_image(path, View((1, 2, 3, 4), view.stretch)) as source:
@@ -431,13 +372,9 @@ def test_arrays_of_other_types_are_stretched_and_lack_what_is_not_finite() -> No
     expected = np.nan_to_num(values.transpose(2, 0, 1) * 255).round()
     expected[:, 0, 0] = 0
     np.testing.assert_allclose(source.read(box).numpy(), expected, atol=1)
-    for wrong in (np.zeros((0, 3)), np.zeros((2, 2, 2, 2)), np.zeros((4, 4), bool), np.zeros((4, 4), complex)):
-        for view in (View(), View((1,))):
-            with pytest.raises(InputError, match="an array must be"):
-                array(wrong, view)
-
-
-# prediction
+    for wrong in (np.zeros((2, 2, 2, 2)), np.zeros((4, 4), bool), np.zeros((4, 4), complex)):
+        with pytest.raises(InputError, match="an array must be"):
+            array(wrong, View((1,)))
 
 
 @functools.cache
@@ -453,7 +390,7 @@ def four_band_segmenter(scene_size: int = 5000) -> Segmenter:
     return Segmenter(Predictor.prepare(model, STAGES[1], build_settings(), SIDE), header, scene_size)
 
 
-def test_prediction_takes_files_and_arrays_and_names_an_image_that_lacks_bands(multispectral: Path, tmp_path) -> None:
+def test_prediction_takes_files_and_arrays_and_names_an_image_that_lacks_bands(multispectral, tmp_path) -> None:
     rasterio = pytest.importorskip("rasterio")
     segmenter = four_band_segmenter()
     path = multispectral / "images" / "img1.tif"
@@ -471,7 +408,7 @@ def test_prediction_takes_files_and_arrays_and_names_an_image_that_lacks_bands(m
         segmenter.segment(tmp_path / "rgb.png")
 
 
-def test_scenes_of_four_bands_are_read_in_windows(multispectral: Path, monkeypatch) -> None:
+def test_scenes_of_four_bands_are_read_in_windows(multispectral, monkeypatch) -> None:
     segmenter, path = four_band_segmenter(scene_size=48), multispectral / "images" / "img0.tif"
     expected = segmenter.segment(path)
     monkeypatch.setattr("prediction.read_ahead.load_in_memory", lambda source: source)
@@ -479,16 +416,11 @@ def test_scenes_of_four_bands_are_read_in_windows(multispectral: Path, monkeypat
     assert (expected[CORNER] == IGNORED).all()
 
 
-def test_other_bands_of_a_checkpoint_are_as_many() -> None:
+def test_other_bands_of_a_checkpoint_are_as_many(monkeypatch) -> None:
     file = checkpoint.Checkpoint(Path("a.pth"), build_header(1, bands="4,3,2,1"), {})
     assert header_for(file, None, {"bands": "1,2,3,4"}, Classes.generic(N_CLASS)).bands == "1,2,3,4"
     with pytest.raises(InputError, match=r"--bands 1: a\.pth was made with 4 bands"):
         header_for(file, None, {"bands": "1"}, Classes.generic(N_CLASS))
     with pytest.raises(InputError, match=r"made with 4 bands; released files are of 3"):
-        export_header(file)
-
-
-def export_header(file: checkpoint.Checkpoint) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "read", lambda path: file)
+        monkeypatch.setattr(checkpoint, "read", lambda path: file)
         checkpoint.export(file.path, Path("b.pth"))

@@ -4,7 +4,6 @@ import functools
 import json
 import math
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,14 +24,13 @@ from pictures import SIZE, run, write_checkpoint
 from PIL import Image
 from torch import Tensor
 
-import train_deep_globe
 from dataset.base import Sample
 from engine.patches import ImagePatches
 from imaging.sources import MemorySource
 from models.glnet import Predictions
 from training.options import build_parser
 from training.setup import evaluation_settings, training_settings
-from utils.canvas import UPSAMPLES, ScoreCanvas, enlarge
+from utils.canvas import UPSAMPLES, ArgmaxSink, ScoreCanvas, enlarge
 from utils.errors import InputError
 from utils.selection import UncertainPatches
 from utils.tiling import BLENDS, Axis, Box, Patches, PatchGrid, PatchSubset, RegionGrids, Size, border_weights
@@ -98,9 +96,6 @@ def random_logits(grid: Patches, seed: int = 0) -> Tensor:
     return torch.randn(len(grid), 3, *cells, generator=torch.Generator().manual_seed(seed))
 
 
-# weights
-
-
 def test_weights_are_positive_symmetric_and_fall_from_the_middle_to_the_borders() -> None:
     for blend, length in product(BLENDS, (1, 2, 37, 508)):
         weights = border_weights(length, blend)
@@ -129,11 +124,37 @@ def test_a_patch_hardly_counts_at_a_border_inside_the_image() -> None:
     assert shares["gaussian"] < 0.06
 
 
-# canvases
+def seams(ids: Tensor, grid: PatchGrid) -> float:
+    """The share of class borders in ids (H, W) that are patch borders, over the same share of all pairs of pixels."""
+    borders, lines = [], []
+    for labels, axis in ((ids, grid.rows), (ids.T, grid.columns)):
+        starts, ends = torch.zeros(2, axis.side + 1, dtype=torch.bool)
+        starts[list(axis.starts)] = ends[torch.tensor(axis.starts) + axis.patch] = True
+        borders.append((labels[1:] != labels[:-1]).flatten())
+        lines.append((starts | ends)[1:-1, None].expand(-1, labels.shape[1]).flatten())
+    found, at = torch.cat(borders), torch.cat(lines)
+    return float(at[found].float().mean() / at.float().mean())
+
+
+def test_blending_removes_the_lattice_of_a_random_network() -> None:
+    """In blocks every class border is one of cells, as is every patch border: the ratio is large without any seam."""
+    halves = torch.zeros(100, 100, dtype=torch.uint8)
+    halves[:, 40:] += 1
+    halves[:, 50:] += 1
+    assert seams(halves, PatchGrid.cover((100, 100), 60, 20)) == pytest.approx(0.5 / (2 / 99))  # borders at 40 and 60
+    found, grid = forward(shared_model(), 2, build_sample((101, 131)), build_settings())
+    ratios = {}
+    for blend, upsample in CHOICES:
+        ids = ArgmaxSink(grid.image)
+        ScoreCanvas(grid, ids, blend=blend, upsample=upsample).add(found.local, slice(0, len(grid)))
+        ratios[blend, upsample] = seams(ids.ids, grid)
+    for blend in ("linear", "gaussian"):
+        assert ratios[blend, "nearest"] < 0.7 * ratios["none", "nearest"]
+        assert ratios[blend, "bilinear"] < 1.4 < 2 < ratios["none", "bilinear"]
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_canvas_equals_the_dense_reference_whatever_the_sub_batches(name: str) -> None:
+def test_a_canvas_equals_the_dense_reference_whatever_the_sub_batches(name) -> None:
     """Sums and means, the latter by any number of patches at a time bit by bit; other scores where no patch is."""
     grid = GRIDS[name]
     logits, other = random_logits(grid), torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -150,20 +171,19 @@ def test_a_canvas_equals_the_dense_reference_whatever_the_sub_batches(name: str)
             assert torch.equal(streamed(grid, logits, 1, outside=outside, **options), found)
 
 
+@pytest.mark.parametrize("upsample", UPSAMPLES)
 @pytest.mark.parametrize(("cells", "size"), [((16, 16), (100, 131)), ((127, 127), (306, 2448)), ((31, 31), (1, 20))])
-def test_enlarging_by_bands_equals_bilinear_of_the_whole(cells: Size, size: Size) -> None:
+def test_enlarging_by_bands_equals_enlarging_the_whole(cells, size, upsample) -> None:
     logits = torch.randn(1, 2, *cells, generator=torch.Generator().manual_seed(0))
-    expected = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
+    corners = None if upsample == "nearest" else False
+    expected = F.interpolate(logits, size=size, mode=upsample, align_corners=corners)[0]
     whole = Scores(size)
-    enlarge(logits, size, whole, size[0], "bilinear")
+    enlarge(logits, size, whole, size[0], upsample)
     torch.testing.assert_close(whole.whole(), expected, rtol=1e-4, atol=1e-4)
     for band in (1, 7, 512):
         sink = Scores(size)
-        enlarge(logits, size, sink, band, "bilinear")
+        enlarge(logits, size, sink, band, upsample)
         assert torch.equal(sink.whole(), whole.whole())
-
-
-# the predictor
 
 
 @functools.cache
@@ -174,7 +194,7 @@ def plain_network(mode: int) -> tuple[Sample, Predictions]:
 
 
 @pytest.mark.parametrize(("mode", "share"), [(2, 1.0), (2, 0.4), (3, 1.0)])
-def test_predictions_are_the_dense_reference_of_the_plain_network(mode: int, share: float) -> None:
+def test_predictions_are_the_dense_reference_of_the_plain_network(mode, share) -> None:
     """In mode 2 a patch has the same logits whichever others are computed."""
     sample, found = plain_network(mode)
     settings = build_settings(selection=UncertainPatches(share), **SMOOTH)
@@ -198,10 +218,7 @@ def test_in_mode_1_scores_are_torch_s_bilinear_map() -> None:
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
 
 
-# the commands
-
-
-def test_prediction_takes_and_records_the_options(tmp_path: Path) -> None:
+def test_prediction_takes_and_records_the_options(tmp_path) -> None:
     weights, sample = write_checkpoint(tmp_path / "weights.pth"), build_sample(SIZE)
     Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     options = [*ARGUMENTS, "--probabilities"]
@@ -217,13 +234,7 @@ def test_evaluation_takes_the_options() -> None:
     options = build_parser().parse_args(["--evaluation", *ARGUMENTS])
     settings = evaluation_settings(options, build_header(2), torch.device("cpu"))
     assert {name: getattr(settings, name) for name in SMOOTH} == SMOOTH
-    default = training_settings(build_parser().parse_args([]), build_header(2), torch.device("cpu"))
-    assert (default.blend, default.upsample) == ("none", "nearest")
-
-
-def test_options_that_do_nothing_are_refused(capsys) -> None:
     with pytest.raises(InputError, match="--blend linear cannot be used: mode 1 has no patches"):
         build_header(1).settings(blend="linear")
-    for option in ("--blend=linear", "--upsample=bilinear"):
-        assert train_deep_globe.main(["--mode=1", option]) == 2
-        assert f"error: {option.replace('=', ' ')} goes with --evaluation" in capsys.readouterr().err
+    default = training_settings(build_parser().parse_args([]), build_header(2), torch.device("cpu"))
+    assert (default.blend, default.upsample) == ("none", "nearest")

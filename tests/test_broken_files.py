@@ -54,10 +54,10 @@ def refusal(read: Callable[[Path], None], path: Path) -> str | None:
 
 
 @pytest.mark.parametrize("without_rasterio", [False, True])
-def test_the_reader_refuses_broken_files_in_one_line(tmp_path: Path, without_rasterio: bool) -> None:
+def test_the_reader_refuses_broken_files_in_one_line(tmp_path, without_rasterio) -> None:
     rng = np.random.default_rng(5)
     refused = 0
-    for k in range(400):
+    for k in range(300):
         path = draw_file(rng, tmp_path, k).path
         path.write_bytes(damage(rng, path.read_bytes()))
         patch = pytest.MonkeyPatch()
@@ -69,10 +69,10 @@ def test_the_reader_refuses_broken_files_in_one_line(tmp_path: Path, without_ras
             assert "\n" not in message
         patch.undo()
         path.unlink()
-    assert refused > 200
+    assert refused > 150
 
 
-def test_predict_skips_broken_files_and_does_the_rest(tmp_path: Path, capsys) -> None:
+def test_predict_skips_broken_files_and_does_the_rest(tmp_path, capsys) -> None:
     rng = np.random.default_rng(6)
     folder = tmp_path / "images"
     folder.mkdir()
@@ -84,6 +84,7 @@ def test_predict_skips_broken_files_and_does_the_rest(tmp_path: Path, capsys) ->
     assert run(checkpoint, folder, *folder.glob("*.ppm"), output=tmp_path / "out") == 1
     told = capsys.readouterr()
     assert "Traceback" not in told.out + told.err
+    assert "images could not be segmented" in told.err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert len(summary["images"]) + len(summary["failures"]) == 121
     assert len(summary["failures"]) > 40

@@ -14,17 +14,19 @@ from builders import (
     build_predictor,
     build_sample,
     build_settings,
+    gradients,
+    learning_model,
     segment_scores,
     shared_model,
+    train_epoch,
 )
 from test_distributed import together
-from test_training import gradients
 from torch import Tensor
 
 from dataset.base import Sample
 from engine.patches import ImagePatches, TrainingPatches
 from evaluation.run import evaluate_images
-from helper import TRAINING_STEPS, EpochState, train_one_epoch
+from helper import TRAINING_STEPS, EpochState
 from imaging.sources import MemorySource
 from models.glnet import GLNet
 from utils.classes import IGNORED
@@ -44,12 +46,9 @@ COARSE_TO_FINE = build_settings(selection=FOCUS)
 
 def build_binary(everywhere: float, learning: int = 0) -> GLNet:
     """A network of two classes whose global branch finds `everywhere` (large: foreground, negative: background)."""
-    model = build_model(2)
+    model = learning_model(learning, 2) if learning else build_model(2)
     with torch.no_grad():
-        model.global_.head.bias += torch.tensor([-everywhere, everywhere])
-    if learning:
-        model.learn(STAGES[learning].trains)
-        model.train()
+        model.global_.head.bias.data += torch.tensor([-everywhere, everywhere])
     return model
 
 
@@ -84,12 +83,9 @@ def scores(model: GLNet, mode: int, sample: Sample, settings: Settings, means: b
     return segment_scores(model, mode, sample, settings, means=means)
 
 
-# inference
-
-
 @pytest.mark.parametrize("means", [False, True])
 @pytest.mark.parametrize("mode", [1, 2, 3])
-def test_a_box_that_is_the_whole_image_gives_plain_glnet_bit_by_bit(mode: int, means: bool) -> None:
+def test_a_box_that_is_the_whole_image_gives_plain_glnet_bit_by_bit(mode, means) -> None:
     model, sample = build_binary(100.0), build_sample((100, 150))
     expected = scores(model, mode, sample, PLAIN, means)
     found = scores(model, mode, sample, COARSE_TO_FINE, means)
@@ -98,7 +94,7 @@ def test_a_box_that_is_the_whole_image_gives_plain_glnet_bit_by_bit(mode: int, m
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_where_nothing_is_found_every_prediction_is_the_coarse_one(mode: int) -> None:
+def test_where_nothing_is_found_every_prediction_is_the_coarse_one(mode) -> None:
     model, sample = build_binary(-100.0), build_sample((100, 150))
     coarse = scores(model, 1, sample, PLAIN)["global"]
     for found in scores(model, mode, sample, COARSE_TO_FINE).values():
@@ -107,7 +103,7 @@ def test_where_nothing_is_found_every_prediction_is_the_coarse_one(mode: int) ->
 
 @pytest.mark.parametrize("mode", [2, 3])
 @pytest.mark.parametrize("size", [(300, 170), (50, 260)])
-def test_outside_the_boxes_is_background(mode: int, size: tuple[int, int]) -> None:
+def test_outside_the_boxes_is_background(mode, size) -> None:
     sample = build_sample(size)
     boxes = [Box(0, 0, min(64, size[0]), 64), Box(0, size[1] - 64, min(64, size[0]), 64)]
     settings = told(size, *boxes)
@@ -154,11 +150,8 @@ def test_coverage_is_counted_over_images_and_turns() -> None:
     assert (plain.pixels_not_covered, plain.patches_not_computed) == (0, 0)
 
 
-# training
-
-
 @pytest.mark.parametrize("mode", [2, 3])
-def test_training_with_the_whole_image_as_box_is_plain_training_bit_by_bit(mode: int) -> None:
+def test_training_with_the_whole_image_as_box_is_plain_training_bit_by_bit(mode) -> None:
     batch = [labelled((100, 90), Box(10, 10, 60, 60)), labelled((64, 120), Box(0, 0, 5, 5), seed=1)]
     seen = []
     for settings in (PLAIN, COARSE_TO_FINE):
@@ -182,7 +175,7 @@ def mixed_batch() -> list[Sample]:
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_images_of_any_size_and_content_train_in_one_batch(mode: int) -> None:
+def test_images_of_any_size_and_content_train_in_one_batch(mode) -> None:
     """The coarse prediction finds nothing: the boxes come from the labels."""
     model, batch, metrics = build_binary(-100.0, mode), mixed_batch(), StageMetrics(STAGES[mode], 2)
     terms = TRAINING_STEPS[mode](model, batch, COARSE_TO_FINE, metrics)
@@ -193,7 +186,7 @@ def test_images_of_any_size_and_content_train_in_one_batch(mode: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_an_image_without_foreground_adds_no_term_of_patches(mode: int) -> None:
+def test_an_image_without_foreground_adds_no_term_of_patches(mode) -> None:
     """In mode 3 with norm layers in evaluation: in training they see the batch as one."""
     one, nothing = labelled((100, 150), Box(20, 30, 40, 40)), labelled((90, 100), seed=1)
     alone, both = (build_binary(-100.0, mode).eval() for _ in range(2))
@@ -219,23 +212,11 @@ def test_a_coarse_box_that_misses_too_much_of_the_label_is_replaced_by_the_label
 
 def train(batches: list[list[Sample]], mode: int, ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], list[dict]]:
     """The network's state after a step for each batch, and what each step told; nothing is ever found."""
-    model, seen = build_binary(-100.0, mode), []
+    model, progress = build_binary(-100.0, mode), EpochState(StageMetrics(STAGES[mode], 2))
     learned = [p for p in model.parameters() if p.requires_grad]
     # a large eps: else the step of a gradient near 0 is as large as any, whatever rounding makes of it
     optimizer = torch.optim.Adam(learned, lr=1e-3, weight_decay=0.1, eps=1e-3)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
-    progress = EpochState(StageMetrics(STAGES[mode], 2))
-    train_one_epoch(
-        model,
-        STAGES[mode],
-        batches,
-        optimizer,
-        scheduler,
-        COARSE_TO_FINE,
-        on_step=seen.append,
-        epoch=progress,
-        ranks=ranks,
-    )
+    seen = train_epoch(model, mode, batches, optimizer, selection=FOCUS, epoch=progress, ranks=ranks)
     assert progress.skipped == 0
     assert progress.batches == len(batches)
     return {name: x for name, x in model.state_dict().items() if "tracked" not in name}, seen
@@ -258,7 +239,7 @@ def train_together(mode: int, ranks: Ranks) -> tuple[dict[str, Tensor], list[dic
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_processes_with_nothing_to_learn_from_keep_step(mode: int, tmp_path) -> None:
+def test_processes_with_nothing_to_learn_from_keep_step(mode, tmp_path) -> None:
     (state, seen), (other, told) = together(train_together, 2, tmp_path, mode)
     assert seen == told
     assert len(seen) == 3

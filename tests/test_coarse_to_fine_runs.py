@@ -1,7 +1,6 @@
 """Coarse to fine from the command line: what is recorded, and evaluation and prediction that agree."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +15,6 @@ import train_deep_globe
 from dataset.describe import main as describe_main
 from dataset.registry import describe
 from models import checkpoint
-from models.header import Header
-from training import state
-from utils.errors import InputError
-from utils.selection import BOX_MARGIN
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +44,7 @@ def work(tmp_path_factory) -> runs.Folders:
     return folders
 
 
-def test_prediction_follows_the_checkpoint_and_equals_evaluation(work: runs.Folders, tmp_path: Path, capsys) -> None:
+def test_prediction_follows_the_checkpoint_and_equals_evaluation(work, tmp_path, capsys) -> None:
     assert train_deep_globe.main(evaluation(work, f"--save_predictions={tmp_path / 'masks'}")) == 0
     table = capsys.readouterr().out
     record = json.loads((work.logs / "glnet.json").read_text())
@@ -79,26 +74,9 @@ def test_prediction_follows_the_checkpoint_and_equals_evaluation(work: runs.Fold
         assert np.isfinite(file["probabilities"]).all()
 
 
-def test_training_takes_and_records_the_options(work: runs.Folders, tmp_path: Path) -> None:
+def test_training_takes_and_records_the_options(work, tmp_path) -> None:
     folders = work.beside(tmp_path)
     given = ["--dataset=folder", "--num_epochs=1", "--coarse_to_fine"]
     assert train_deep_globe.main([*folders.arguments(2, *given, "--box_margin=0.5"), "--task_name=two_more"]) == 0
     header = checkpoint.read(folders.models / "two_more.pth").header
     assert (header.stage, header.coarse_to_fine, header.box_margin) == (2, True, 0.5)
-
-
-def test_older_files_are_of_plain_glnet_and_damaged_ones_refused() -> None:
-    record = build_header(2).to_record()
-    old = {name: value for name, value in record.items() if name not in ("coarse_to_fine", "box_margin")}
-    header = Header.from_record(old)
-    assert (header.coarse_to_fine, header.box_margin) == (False, BOX_MARGIN)
-    for damage in ({"coarse_to_fine": 1}, {"box_margin": -1.0}, {"box_margin": "wide"}, {"box_margin": float("nan")}):
-        with pytest.raises((ValueError, TypeError)):
-            Header.from_record({**record, **damage})
-
-
-@pytest.mark.parametrize("name", ["coarse_to_fine", "box_margin", "box_recall"])
-def test_a_run_does_not_go_on_with_other_boxes(name: str) -> None:
-    given = {"coarse_to_fine": True, "box_margin": 0.1, "box_recall": 0.9}
-    with pytest.raises(InputError, match=f"--{name} was"):
-        state.changed_options({**given, name: 0.5}, given, anyway=False)

@@ -3,16 +3,14 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import runs
 import torch
-from builders import SIDE, build_header, build_model, build_sample, build_settings
-from PIL import Image
+from builders import SIDE, build_header, build_model, build_sample, build_settings, describe_set, write_noise
 
 import predict
 import train_deep_globe
-from dataset.base import Item, SegmentationDataset
+from dataset.base import SegmentationDataset
 from engine.predictor import Predictor
 from imaging.sources import MemorySource
 from models import checkpoint
@@ -21,7 +19,6 @@ from utils.canvas import ArgmaxSink
 from utils.classes import Classes
 from utils.settings import MOST_SHRUNK, ContextScale
 from utils.stages import STAGES
-from utils.tiling import Size
 from utils.turns import TURNS
 
 SCALE = ContextScale(64, 2.0)
@@ -39,11 +36,6 @@ SIDES = [
 """Sizes of images with the sides of their shrunk images."""
 
 
-@pytest.mark.parametrize(("image", "side"), SIDES)
-def test_the_side_of_the_shrunk_image_keeps_the_factor(image: Size, side: int) -> None:
-    assert SCALE.side(image) == side
-
-
 def test_the_example_of_exported_files_shrinks_alike() -> None:
     pytest.importorskip("onnxruntime")
     from examples.segment_onnx import shrunk_side
@@ -55,23 +47,21 @@ def test_the_example_of_exported_files_shrinks_alike() -> None:
         assert shrunk_side({**about, "scale": None}, image) == 64
 
 
-def test_sides_are_what_the_encoder_takes() -> None:
+def test_the_side_of_the_shrunk_image_keeps_the_factor_and_is_what_the_encoder_takes() -> None:
+    assert [SCALE.side(image) for image, _ in SIDES] == [side for _, side in SIDES]
     for multiple in (4, 224):
         scale = ContextScale(224, 3.0, multiple)
         sides = {scale.side((n, n + 50)) for n in range(100, 9000, 77)}
         assert len(sides) > 3
         assert all(side % multiple == 0 and 224 <= side <= MOST_SHRUNK for side in sides)
-
-
-def test_a_given_size_g_replaces_the_scale() -> None:
     file = checkpoint.Checkpoint(Path("a.pth"), build_header(1, size_g=64, scale=2.0), {})
     assert header_for(file, None, {}, Classes.generic(7)).context() == SCALE
-    assert header_for(file, None, {"size_g": 64}, Classes.generic(7)).context() is None
+    assert header_for(file, None, {"size_g": 64}, Classes.generic(7)).context() is None  # which is given
     assert build_header(1).context() is None
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
-def test_a_predictor_shrinks_each_image_by_the_scale(mode: int) -> None:
+def test_a_predictor_shrinks_each_image_by_the_scale(mode) -> None:
     """As one whose size_g is that side does; turned, too."""
     model, settings, image = build_model(), build_settings(), MemorySource(build_sample((150, 170)).image)
     context = ContextScale(SIDE, 100 / SIDE)
@@ -87,13 +77,9 @@ def test_a_predictor_shrinks_each_image_by_the_scale(mode: int) -> None:
         assert torch.equal(found["scale"], found["side"])
 
 
-def test_samples_are_shrunk_by_the_scale_and_kept_within_the_bound(tmp_path: Path, monkeypatch) -> None:
-    rng = np.random.default_rng(0)
+def test_samples_are_shrunk_by_the_scale_and_kept_within_the_bound(tmp_path, monkeypatch) -> None:
     sizes = [(100, 100), (256, 256), (400, 200)]
-    items = []
-    for k, size in enumerate(sizes):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / f"{k}.png")
-        items.append(Item(str(k), tmp_path / f"{k}.png", None))
+    items = [write_noise(tmp_path, str(k), size) for k, size in enumerate(sizes)]
     data = SegmentationDataset(items, Classes.generic(3), 64)
     data.context, data.keep_shrunk = SCALE, True
     monkeypatch.setattr("dataset.base.KEPT_SHRUNK_BYTES", 3 * (64**2 + 128**2))
@@ -102,26 +88,13 @@ def test_samples_are_shrunk_by_the_scale_and_kept_within_the_bound(tmp_path: Pat
     assert set(data._shrunk) == {0, 1}
 
 
-def write_data(root: Path) -> Path:
-    """Images of 80 and 200 pixels."""
-    rng = np.random.default_rng(0)
-    root.mkdir()
-    for k in range(4):
-        side = 80 if k < 2 else 200
-        Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(root / f"{k}.png")
-        Image.fromarray(rng.integers(0, 2, (side, side), np.uint8)).save(root / f"{k}_label.png")
-    classes = [{"name": "a"}, {"name": "b"}]
-    record = {"images": "{id}.png", "labels": "{id}_label.png", "classes": classes, "splits": {"fractions": {}}}
-    (root / "dataset.json").write_text(json.dumps(record))
-    return root
-
-
 @pytest.mark.slow
-def test_the_scale_goes_from_training_to_validation_evaluation_and_prediction(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
-) -> None:
+def test_the_scale_goes_from_training_to_validation_evaluation_and_prediction(tmp_path, monkeypatch, caplog) -> None:
     caplog.set_level("INFO")
-    folders, seen = runs.Folders(tmp_path, write_data(tmp_path / "data")), []
+    (tmp_path / "data").mkdir()
+    for k, side in enumerate((80, 80, 200, 200)):
+        write_noise(tmp_path / "data", str(k), (side, side))
+    folders, seen = runs.Folders(tmp_path, describe_set(tmp_path / "data")), []
     plain = Predictor._segment_turned
 
     def noted(self: Predictor, image, global_image, *others):

@@ -1,14 +1,13 @@
 """Images and labels are read right or refused by name; samples are drawn, turned and shrunk as they should be."""
 
 import multiprocessing
-import subprocess
-import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
 from PIL import Image, ImageFile
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -55,6 +54,7 @@ def label_forms(ids: np.ndarray) -> dict[str, Image.Image]:
     rgb = PALETTE[ids]
     return {
         "rgb": Image.fromarray(rgb),
+        "black and white": Image.fromarray(PALETTE[ids % 2 * 6]),
         "rgba": Image.fromarray(rgb).convert("RGBA"),
         "grey ids": Image.fromarray(ids),
         "grey ids of 16 bits": Image.fromarray(ids.astype(np.uint16)),
@@ -66,17 +66,17 @@ def label_forms(ids: np.ndarray) -> dict[str, Image.Image]:
 
 
 @pytest.mark.parametrize("form", label_forms(np.zeros((1, 1), np.uint8)))
-def test_every_form_of_a_label_gives_the_same_ids(tmp_path: Path, form: str) -> None:
+def test_every_form_of_a_label_gives_the_same_ids(tmp_path, form) -> None:
     ids = RNG.integers(0, 7, (9, 13), np.uint8)
     path = tmp_path / "7_mask.png"
     label_forms(ids)[form].save(path)
     read = read_label(path, DEEP_GLOBE, (9, 13))
     assert read.dtype == np.uint8
-    np.testing.assert_array_equal(read, ids)
+    np.testing.assert_array_equal(read, ids % 2 * 6 if form == "black and white" else ids)
 
 
 @pytest.mark.parametrize("form", ["grey", "three channels", "palette of other colours", "palette of class colours"])
-def test_id_255_is_kept_in_every_form_of_ids(tmp_path: Path, form: str) -> None:
+def test_id_255_is_kept_in_every_form_of_ids(tmp_path, form) -> None:
     ids = RNG.choice(np.array([0, 1, 6, 255], np.uint8), (9, 13))
     image = {
         "grey": Image.fromarray(ids),
@@ -88,54 +88,24 @@ def test_id_255_is_kept_in_every_form_of_ids(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13)), ids)
 
 
-def test_black_and_white_colours_are_classes_not_ids(tmp_path: Path) -> None:
-    ids = RNG.choice(np.array([0, 6], np.uint8), (9, 13))
-    Image.fromarray(PALETTE[ids]).save(tmp_path / "7_mask.png")
-    np.testing.assert_array_equal(read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13)), ids)
-
-
-def test_one_bit_labels_hold_ids_0_and_1(tmp_path: Path) -> None:
-    ids = RNG.integers(0, 2, (9, 13), np.uint8)
-    Image.fromarray(ids.astype(bool)).save(tmp_path / "7_mask.png")
-    np.testing.assert_array_equal(read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13)), ids)
-
-
-def test_a_foreign_colour_is_refused_with_its_place_and_count(tmp_path: Path) -> None:
+def test_foreign_colours_indices_and_sizes_are_refused_with_place_and_count(tmp_path) -> None:
     pixels = PALETTE[RNG.integers(0, 7, (9, 13))]
     pixels[4, 5:8] = (9, 8, 7)
     Image.fromarray(pixels).save(tmp_path / "7_mask.png")
     expected = r"7_mask\.png: colour \(9, 8, 7\) at row 4, column 5 .* \(3 such pixels\)"
     with pytest.raises(InputError, match=expected):
         read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13))
-
-
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_a_foreign_id_is_refused_with_its_place_and_count(tmp_path: Path, kind: type) -> None:
-    ids = RNG.integers(0, 7, (9, 13)).astype(kind)
-    ids[4, 5:7] = 7
-    Image.fromarray(ids).save(tmp_path / "7_mask.png")
-    with pytest.raises(InputError, match=r"7_mask\.png: id 7 at row 4, column 5 \(2 such pixels\).*0\.\.6, or 255"):
-        read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13))
-
-
-def test_an_index_outside_the_palette_is_refused_not_taken_for_black(tmp_path: Path) -> None:
     # Pillow fits the bits per pixel to the palette, so 255 is written as 15
     with_palette(RNG.choice(np.array([0, 1, 255], np.uint8), (9, 13)), PALETTE).save(tmp_path / "7_mask.png")
     with pytest.raises(InputError, match=r"7_mask\.png: index 15 is neither a class nor in the palette of 7 colours"):
         read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (9, 13))
+    with pytest.raises(InputError, match=r"7_mask\.png is 9 x 13 pixels, but its image is 20 x 24"):
+        read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (20, 24))
 
 
-def test_a_label_of_another_size_than_its_image_is_refused(tmp_path: Path) -> None:
-    write_pair(tmp_path, "119", (24, 20))
-    with pytest.raises(InputError, match=r"119_mask\.png is 24 x 20 pixels, but its image is 20 x 24"):
-        read_label(tmp_path / "119_mask.png", DEEP_GLOBE, (20, 24))
-
-
-@pytest.mark.parametrize("kept", [0.02, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("kept", [0, 0.3, 0.999])
 @pytest.mark.parametrize("name", ["7_sat.jpg", "7_sat.png"])
-def test_truncated_files_are_refused_by_name_whatever_pillow_is_set_to(
-    tmp_path: Path, name: str, kept: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_truncated_files_are_refused_by_name_whatever_pillow_is_set_to(tmp_path, name, kept, monkeypatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     path = tmp_path / name
     Image.fromarray(RNG.integers(0, 256, (80, 80, 3), np.uint8)).save(path)
@@ -146,37 +116,20 @@ def test_truncated_files_are_refused_by_name_whatever_pillow_is_set_to(
     assert ImageFile.LOAD_TRUNCATED_IMAGES, "the setting is put back"
 
 
-def test_a_png_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
-    write_pair(tmp_path, "119")
-    data = bytearray((tmp_path / "119_mask.png").read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / "119_mask.png").write_bytes(data)
-    with pytest.raises(InputError, match=r"119_mask\.png cannot be read"):
-        read_label(tmp_path / "119_mask.png", DEEP_GLOBE, (24, 24))
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no image at all"])
-def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [None, b"no image at all"])
+def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path, content) -> None:
     if content is not None:
         (tmp_path / "7_sat.jpg").write_bytes(content)
     with pytest.raises(InputError, match=r"7_sat\.jpg cannot be read: (No such file|not an image)"):
         read_image(tmp_path / "7_sat.jpg")
 
 
-def test_the_pixel_limit_is_ours_not_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pixel_limit_is_ours_not_pillows(tmp_path, monkeypatch) -> None:
     write_pair(tmp_path, "119")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert read_image(tmp_path / "119_sat.jpg").shape == (3, 24, 24)
     with pytest.raises(InputError, match=r"119_sat\.jpg has 576 pixels, more than the 575 allowed"):
         read_image(tmp_path / "119_sat.jpg", max_pixels=575)
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
-def test_images_of_every_8_bit_mode_become_rgb(tmp_path: Path, mode: str) -> None:
-    grey = Image.fromarray(RNG.choice(np.array([0, 255], np.uint8), (9, 13)))
-    grey.convert(mode).save(tmp_path / "7_sat.png")
-    expected = np.asarray(grey.convert("RGB")).transpose(2, 0, 1)
-    np.testing.assert_array_equal(read_image(tmp_path / "7_sat.png"), expected)
 
 
 def painted(tmp_path: Path, size: tuple[int, int], augment: bool = True, seed: int = 0) -> SegmentationDataset:
@@ -190,7 +143,7 @@ def drawn(dataset: SegmentationDataset, epochs: int) -> list[bytes]:
     return [dataset[epoch, 0].image.numpy().tobytes() for epoch in range(epochs)]
 
 
-def test_a_sample_holds_image_and_label_at_both_sizes_as_pillow_shrinks_them(tmp_path: Path) -> None:
+def test_a_sample_holds_image_and_label_at_both_sizes_as_pillow_shrinks_them(tmp_path) -> None:
     dataset = painted(tmp_path, (30, 50), augment=False)
     sample = dataset[0]
     image, label = Image.open(tmp_path / "119_sat.jpg"), Image.fromarray(sample.label.numpy())
@@ -202,7 +155,7 @@ def test_a_sample_holds_image_and_label_at_both_sizes_as_pillow_shrinks_them(tmp
     np.testing.assert_array_equal(sample.global_label, np.asarray(label.resize((2, 2), Image.Resampling.NEAREST)))
 
 
-def test_a_turned_sample_is_turned_whole_with_its_label_and_its_shrunk_image(tmp_path: Path) -> None:
+def test_a_turned_sample_is_turned_whole_with_its_label_and_its_shrunk_image(tmp_path) -> None:
     dataset = painted(tmp_path, (30, 50))
     for epoch in range(20):
         sample = dataset[epoch, 0]
@@ -214,7 +167,7 @@ def test_a_turned_sample_is_turned_whole_with_its_label_and_its_shrunk_image(tmp
         torch.testing.assert_close(sample.global_label, shrink_label(sample.label, (2, 2)))
 
 
-def test_all_eight_turns_and_no_others_occur_as_often_as_they_should(tmp_path: Path) -> None:
+def test_all_eight_turns_and_no_others_occur_as_often_as_they_should(tmp_path) -> None:
     dataset = painted(tmp_path, (6, 9))
     original = np.asarray(Image.open(tmp_path / "119_sat.jpg"))
     turns = {}
@@ -227,20 +180,7 @@ def test_all_eight_turns_and_no_others_occur_as_often_as_they_should(tmp_path: P
         assert count == pytest.approx(600 / (4 if quarters == 0 else 12), rel=0.4)
 
 
-def test_augmentation_depends_on_seed_epoch_and_id_only(tmp_path: Path) -> None:
-    first = painted(tmp_path, (6, 9), seed=1)
-    assert drawn(first, 30) == drawn(painted(tmp_path, (6, 9), seed=1), 30)
-    assert drawn(first, 30) != drawn(painted(tmp_path, (6, 9), seed=2), 30)
-    assert len(set(drawn(first, 30))) > 1
-    item = first.items[0]
-    moved = SegmentationDataset([item._replace(id="other"), item], DEEP_GLOBE, 8, augment=True, seed=1)
-    assert [moved[epoch, 1].image.numpy().tobytes() for epoch in range(30)] == drawn(first, 30)
-    assert drawn(moved, 30) != drawn(first, 30)
-
-
-def test_shrunk_images_are_kept_within_a_limit_and_stay_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shrunk_images_are_kept_within_a_limit_and_stay_the_same(tmp_path, monkeypatch) -> None:
     dataset = small_set(tmp_path)
     dataset.augment, dataset.keep_shrunk = False, True
     monkeypatch.setattr("dataset.base.KEPT_SHRUNK_BYTES", 3 * 8 * 8 * 3)
@@ -257,24 +197,20 @@ def test_shrunk_images_are_kept_within_a_limit_and_stay_the_same(
         assert not b.global_image.is_shared()  # a worker that sent it does not hold a file open for it
 
 
-def test_without_the_whole_image_the_rest_of_a_sample_is_the_same(tmp_path: Path) -> None:
+def test_without_the_whole_image_the_rest_of_a_sample_is_the_same(tmp_path) -> None:
     dataset = small_set(tmp_path)
     whole = dataset[2, 3]
     dataset.whole = False
     assert dataset[2, 3].image is None
     assert_same(dataset[2, 3]._replace(image=whole.image), whole)
-
-
-def test_an_image_without_label_gives_none(tmp_path: Path) -> None:
-    dataset = painted(tmp_path, (6, 9))
-    sample = SegmentationDataset([dataset.items[0]._replace(label=None)], DEEP_GLOBE, 8, augment=True)[3, 0]
-    assert sample.label is None and sample.global_label is None
+    dataset.items[3] = dataset.items[3]._replace(label=None)
+    assert dataset[2, 3].label is None and dataset[2, 3].global_label is None
 
 
 @pytest.mark.parametrize(
     "source", [1, 2, 5, 7, 29, 31, 124, 127, 253, 500, 508, 512, 719, 1000, 1023, 2448, 2449, 5000]
 )
-def test_shrunk_labels_equal_pillows(source: int) -> None:
+def test_shrunk_labels_equal_pillows(source) -> None:
     line = np.arange(source)
     for target in (1, 2, 3, 8, 21, 31, 63, 126, 127, 128, 134, 250, 375, 508):
         for label in (line >> 8, line & 255):  # two bytes tell every index
@@ -312,7 +248,7 @@ def assert_same(a: Sample, b: Sample) -> None:
         torch.testing.assert_close(x, y)
 
 
-def test_two_workers_load_what_one_process_loads_in_lists_of_any_sizes(tmp_path: Path) -> None:
+def test_two_workers_load_what_one_process_loads_in_lists_of_any_sizes(tmp_path) -> None:
     dataset = small_set(tmp_path)
     sampler = EpochSampler(len(dataset), seed=5)
     sampler.set_epoch(7)
@@ -322,7 +258,7 @@ def test_two_workers_load_what_one_process_loads_in_lists_of_any_sizes(tmp_path:
         assert_same(sample, dataset[key])
 
 
-def test_workers_of_a_persistent_loader_serve_every_epoch_until_it_is_closed(tmp_path: Path) -> None:
+def test_workers_of_a_persistent_loader_serve_every_epoch_until_it_is_closed(tmp_path) -> None:
     dataset = small_set(tmp_path)
     parts = BatchPart(EpochSampler(len(dataset), seed=5), batch_size=2)
     loader = SampleLoader(dataset, sampler=parts, num_workers=1, persistent=True)
@@ -343,7 +279,7 @@ def test_workers_of_a_persistent_loader_serve_every_epoch_until_it_is_closed(tmp
     assert not multiprocessing.active_children()
 
 
-def test_samples_are_pinned_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_pinned_whole(tmp_path, monkeypatch) -> None:
     dataset = small_set(tmp_path)
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x, *_: pinned.append(x) or x)
@@ -354,7 +290,7 @@ def test_samples_are_pinned_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert SampleLoader(dataset, pin=True).pin_memory and not SampleLoader(dataset).pin_memory
 
 
-def test_cuda_gets_pinned_memory_and_the_host_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_gets_pinned_memory_and_the_host_does_not_wait(monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda x: bool(calls))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: calls.append("pin") or x)
@@ -365,7 +301,7 @@ def test_cuda_gets_pinned_memory_and_the_host_does_not_wait(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path: Path, workers: int) -> None:
+def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path, workers) -> None:
     dataset = small_set(tmp_path)
     (tmp_path / "2_sat.jpg").write_bytes(b"")
     with pytest.raises(InputError) as caught:
@@ -376,7 +312,7 @@ def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path: Path, worke
 
 
 @pytest.mark.slow
-def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path: Path) -> None:
+def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path) -> None:
     code = (
         "import sys; from dataset import synthetic; from dataset.loader import SampleLoader\n"
         "from dataset.registry import describe; from pathlib import Path\n"
@@ -385,6 +321,4 @@ def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path: Path)
         "samples = iter(SampleLoader(data, num_workers=1)); next(samples)\n"
         "sys.modules['kept'] = samples\n"
     )
-    root = Path(__file__).parent.parent
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], cwd=root, timeout=100, check=False)
-    assert ended.returncode == 0
+    runs.run_python(code, tmp_path / "data")

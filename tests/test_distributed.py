@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +13,13 @@ from typing import Any
 import pytest
 import runs
 import torch
-from builders import N_CLASS, build_model, build_predictor, build_sample, build_settings
+from builders import N_CLASS, build_model, build_predictor, build_sample, build_settings, learning_model, train_epoch
 from torch import Tensor, nn
 
 import helper
-import train_deep_globe
 from dataset.loader import BatchPart, EpochSampler
 from engine import global_only
 from evaluation.run import Evaluation, evaluate_images
-from helper import train_one_epoch
 from utils import distributed
 from utils.classes import Classes
 from utils.distributed import ALONE, Ranks
@@ -49,17 +46,13 @@ MEASURED = replace(Classes.generic(N_CLASS), foreground=(1, 3), measures=tuple(M
 
 def train_and_report(mode: int, ranks: Ranks, norms_learn: bool, **changes: Any) -> list[dict[str, Tensor]]:
     """For each batch: gradients, norm statistics and loss terms after its step; weights stay as they are."""
-    stage, model, seen = STAGES[mode], build_model(), []
-    model.learn(stage.trains)
-    model.train()
+    model, seen = learning_model(mode), []
     if not norms_learn:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         model.train = lambda mode=True: model
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=0.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
 
     def report(values: dict[str, float]) -> None:
         grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -67,8 +60,7 @@ def train_and_report(mode: int, ranks: Ranks, norms_learn: bool, **changes: Any)
         seen.append({**grads, **buffers, **{name: torch.tensor(value) for name, value in values.items()}})
 
     parts = [build_batch(indices[ranks.rank :: ranks.world]) for indices in BATCHES]
-    settings = build_settings(**changes)
-    train_one_epoch(model, stage, parts, optimizer, scheduler, settings, on_step=report, ranks=ranks)
+    train_epoch(model, mode, parts, optimizer, on_step=report, ranks=ranks, **changes)
     return seen
 
 
@@ -78,20 +70,16 @@ def evaluate_and_report(mode: int, ranks: Ranks) -> Evaluation:
     return evaluate_images(predictor, batches, StageMetrics(STAGES[mode], MEASURED), ranks=ranks)
 
 
-def _work(what: Callable, arguments: tuple, rank: int, world: int, port: int, path: Path) -> None:
+def _work(what: Callable, arguments: tuple, rank: int, world: int, port: str, path: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= runs.environment_of(rank, world, port)
     torch.save(what(*arguments, distributed.start("cpu")), path / f"{rank}.pt")
     distributed.stop()
 
 
 def together(what: Callable, world: int, path: Path, *arguments: Any) -> list[Any]:
     """What `what(*arguments, ranks)` gives in each of `world` processes; none may hang."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
+    context, port = multiprocessing.get_context("forkserver"), runs.free_port()
     processes = [
         context.Process(target=_work, args=(what, arguments, rank, world, port, path)) for rank in range(world)
     ]
@@ -123,45 +111,37 @@ def gradients_in_training(mode: int, ranks: Ranks) -> list[dict[str, Tensor]]:
     return train_and_report(mode, ranks, norms_learn=True)
 
 
-@pytest.mark.parametrize(("mode", "world"), [(1, 3), (2, 2), (3, 3)])
-def test_gradients_and_losses_equal_those_of_one_process(tmp_path: Path, mode: int, world: int) -> None:
+@pytest.mark.parametrize(
+    ("what", "mode", "world"),
+    [
+        (gradients_in_eval_mode, 1, 3),
+        (gradients_in_training, 2, 2),
+        (gradients_in_eval_mode, 3, 3),
+        (weighted_gradients, 1, 2),  # parts count by their weight, not by their pixels
+        (gradients_of_drawn_patches, 2, 2),
+        (gradients_of_drawn_patches, 3, 2),
+    ],
+)
+def test_gradients_and_losses_equal_those_of_one_process(tmp_path, what, mode, world) -> None:
     """Stage 2's as it trains; those of stages 1 and 3 with norm layers in evaluation. Uneven parts, and none."""
-    assert_equal_gradients(gradients_in_training if mode == 2 else gradients_in_eval_mode, tmp_path, mode, world)
-
-
-def test_gradients_and_losses_with_class_weights_equal_those_of_one_process(tmp_path: Path) -> None:
-    """Parts whose classes weigh differently count by their weight, not by their pixels."""
-    assert_equal_gradients(weighted_gradients, tmp_path, 1, 2)
-
-
-@pytest.mark.parametrize("mode", [2, 3])
-def test_drawn_patches_and_clipped_gradients_equal_those_of_one_process(tmp_path: Path, mode: int) -> None:
-    assert_equal_gradients(gradients_of_drawn_patches, tmp_path, mode, 2)
-
-
-def assert_equal_gradients(what: Callable, path: Path, mode: int, world: int) -> None:
     expected = what(mode, ALONE)
-    found = together(what, world, path, mode)
+    found = together(what, world, tmp_path, mode)
     for step, wanted in enumerate(expected):
         for name, tensor in wanted.items():
-            if "running" in name:
-                continue
-            for rank in range(world):
+            for rank in range(0 if "running" in name else world):
                 difference = (found[rank][step][name] - tensor).norm()
                 assert difference <= 1e-5 * tensor.norm(), (step, name, rank)
 
 
-def test_statistics_are_the_mean_over_the_processes_that_had_images(tmp_path: Path) -> None:
+def test_statistics_are_the_mean_over_the_processes_that_had_images(tmp_path) -> None:
     found = together(gradients_in_training, 2, tmp_path, 1)
     assert found[0][1].keys() == found[1][1].keys()
     for step in (0, 1):
         for name, tensor in found[0][step].items():
             assert torch.equal(tensor, found[1][step][name]), name  # the same everywhere
-    model, means = build_model(), []
+    means = []
     for indices in (BATCHES[0][0::2], BATCHES[0][1::2]):
-        model = build_model()
-        model.learn(STAGES[1].trains)
-        model.train()
+        model = learning_model(1)
         model.global_(global_only.global_inputs(build_batch(indices), build_settings()))
         means.append({name: b for name, b in model.named_buffers() if "running" in name})
     for name in means[0]:
@@ -169,7 +149,7 @@ def test_statistics_are_the_mean_over_the_processes_that_had_images(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("mode", "world"), [(1, 2), (3, 3)])
-def test_evaluation_counts_the_same_in_any_number_of_processes(tmp_path: Path, mode: int, world: int) -> None:
+def test_evaluation_counts_the_same_in_any_number_of_processes(tmp_path, mode, world) -> None:
     expected = evaluate_and_report(mode, ALONE)
     for found in together(evaluate_and_report, world, tmp_path, mode):
         assert (found.images, found.complete) == (5, True)
@@ -179,7 +159,7 @@ def test_evaluation_counts_the_same_in_any_number_of_processes(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(("length", "batch_size", "world"), [(7, 3, 1), (7, 3, 2), (10, 4, 3), (5, 4, 4), (1, 6, 2)])
-def test_parts_of_batches_make_every_index_once(length: int, batch_size: int, world: int) -> None:
+def test_parts_of_batches_make_every_index_once(length, batch_size, world) -> None:
     sampler = EpochSampler(length, seed=1)
     parts = [BatchPart(sampler, batch_size, rank, world) for rank in range(world)]
     parts[0].set_epoch(2)
@@ -193,10 +173,7 @@ def test_parts_of_batches_make_every_index_once(length: int, batch_size: int, wo
     assert len(parts[0]) == 1
 
 
-# whole runs
-
-
-def test_two_processes_killed_and_resumed_end_as_uninterrupted_ones(reference, tmp_path: Path) -> None:
+def test_two_processes_killed_and_resumed_end_as_uninterrupted_ones(reference, tmp_path) -> None:
     """An uneven end, a kill and a signal."""
     whole = reference.folders.beside(tmp_path / "whole")
     results = runs.Run(whole.arguments(1), tmp_path / "whole.txt", world=2).start().wait()
@@ -235,7 +212,7 @@ def fail_in_one(rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_failing_process_brings_the_others_down_with_its_message(reference, tmp_path: Path, rank: int) -> None:
+def test_a_failing_process_brings_the_others_down_with_its_message(reference, tmp_path, rank) -> None:
     folders = reference.folders.beside(tmp_path)
     run = runs.Run(folders.arguments(1), tmp_path / "failed.txt", world=2, prepare=fail_in_one, extra=(rank,))
     results = run.start().wait(limit=60)
@@ -252,13 +229,8 @@ def test_a_failing_process_brings_the_others_down_with_its_message(reference, tm
         (["--device=cuda:1"], "--device cuda:1 names one device, but there are 2 processes"),
     ],
 )
-def test_what_several_processes_cannot_do_is_refused(reference, tmp_path: Path, arguments: list[str], told) -> None:
+def test_what_several_processes_cannot_do_is_refused(reference, tmp_path, arguments, told) -> None:
     folders = reference.folders.beside(tmp_path)
     results = runs.Run(folders.arguments(1, *arguments), tmp_path / "refused.txt", world=2).start().wait()
     assert {result.code for result in results} == {2}
     assert told in results[0].output
-
-
-def test_sync_bn_is_refused_in_mode_2(reference, capsys) -> None:
-    assert train_deep_globe.main(reference.folders.arguments(2, "--sync_bn", "--task_name=x")) == 2
-    assert "mode 2 normalises every sub-batch alone" in capsys.readouterr().err

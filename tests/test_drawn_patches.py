@@ -1,20 +1,25 @@
 """`--patches N`: each image gives a training step N of its patches, and all else is as with all patches."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
+import builders
 import pytest
 import torch
-from builders import MIN_OVERLAP, SIDE, build_model, build_sample, build_settings
-from PIL import Image
+from builders import (
+    MIN_OVERLAP,
+    SIDE,
+    build_sample,
+    build_settings,
+    gradients,
+    learning_model,
+    write_noise,
+)
 from torch import Tensor
 
 from dataset.base import Item, Sample, SegmentationDataset
 from engine.patches import TrainingPatches
-from helper import TRAINING_STEPS
 from utils.classes import IGNORED, Classes
 from utils.metrics import StageMetrics
-from utils.stages import STAGES
 from utils.tiling import Patches, PatchGrid, PatchSubset
 
 SAMPLE = build_sample((130, 150), seed=7, left_out=0.2)
@@ -23,12 +28,9 @@ SAMPLE = build_sample((130, 150), seed=7, left_out=0.2)
 
 def take_step(mode: int, batch: list[Sample], **changes) -> tuple[dict[str, Tensor], dict[str, Tensor], StageMetrics]:
     """Terms, gradients and norm statistics, and the metric of one batch."""
-    model, metrics = build_model(), StageMetrics(STAGES[mode], 5)
-    model.learn(STAGES[mode].trains)
-    model.train()
-    terms = TRAINING_STEPS[mode](model, batch, build_settings(**changes), metrics)
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return terms, found | {name: b for name, b in model.named_buffers() if "running" in name}, metrics
+    model = learning_model(mode)
+    terms, metrics = builders.take_step(model, mode, batch, **changes)
+    return terms, gradients(model) | {name: b for name, b in model.named_buffers() if "running" in name}, metrics
 
 
 def assert_equal(found, expected) -> None:
@@ -58,7 +60,7 @@ class Chosen:
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])
-def test_stage_2_computes_what_it_would_of_these_patches_alone(count: int) -> None:
+def test_stage_2_computes_what_it_would_of_these_patches_alone(count) -> None:
     """Bit by bit: gradients, norm statistics and the metric, which leaves out pixels without a patch."""
     kept = drawn(SAMPLE, count)
     assert len(set(kept)) == count
@@ -73,13 +75,13 @@ def test_stage_2_computes_what_it_would_of_these_patches_alone(count: int) -> No
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
-def test_as_many_as_there_are_or_none_given_are_all(mode: int) -> None:
+def test_as_many_as_there_are_or_none_given_are_all(mode) -> None:
     plain = take_step(mode, [SAMPLE])
     for count in (0, 9, 100):
         assert_equal(take_step(mode, [SAMPLE], patches=count), plain)
 
 
-def test_stage_3_merges_all_patches_and_learns_from_these(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_3_merges_all_patches_and_learns_from_these(monkeypatch) -> None:
     sample = SAMPLE._replace(label=SAMPLE.label.where(SAMPLE.label != IGNORED, torch.zeros_like(SAMPLE.label)))
     plain = take_step(3, [sample], sub_batch_size=4)
     terms, tensors, metrics = take_step(3, [sample], patches=6, sub_batch_size=4)
@@ -99,12 +101,8 @@ def test_stage_3_merges_all_patches_and_learns_from_these(monkeypatch: pytest.Mo
     assert 0 < metrics.matrices["ensemble"].counts.sum() < plain[2].matrices["ensemble"].counts.sum()
 
 
-def test_the_draw_follows_from_seed_epoch_and_id_alone(tmp_path: Path) -> None:
-    items = []
-    for name in ("a", "b"):
-        for ending in ("", "_label"):
-            Image.new("L" if ending else "RGB", (100, 100)).save(tmp_path / f"{name}{ending}.png")
-        items.append(Item(name, tmp_path / f"{name}.png", tmp_path / f"{name}_label.png"))
+def test_the_draw_follows_from_seed_epoch_and_id_alone(tmp_path) -> None:
+    items = [write_noise(tmp_path, name, (100, 100)) for name in "ab"]
 
     def seeds(items: list[Item], seed: int, index: int) -> list[int]:
         data = SegmentationDataset(items, Classes.generic(3), SIDE, seed=seed)

@@ -95,7 +95,7 @@ def check_alike(
 
 
 @OPTIONS
-def test_the_pyramid_of_training_is_that_of_the_definition(fused: bool, norm: str, trains: bool, width: int) -> None:
+def test_the_pyramid_of_training_is_that_of_the_definition(fused, norm, trains, width) -> None:
     fpn, own, other = build_fpn(fused, norm, trains, width), build_maps(SIDES, width), build_maps(OTHER_SIDES, width)
     given = other if fused else None
     inputs = [*own.c, *(x for levels in other.levels for x in levels if fused)]
@@ -111,7 +111,7 @@ def test_the_pyramid_of_training_is_that_of_the_definition(fused: bool, norm: st
 
 
 @OPTIONS
-def test_convolutions_of_ps3_need_no_ps3(fused: bool, norm: str, trains: bool, width: int) -> None:
+def test_convolutions_of_ps3_need_no_ps3(fused, norm, trains, width) -> None:
     """Sums over taps are in float32, and a fused pyramid with norm layers must be in evaluation mode."""
     fpn = build_fpn(fused, norm, trains and not (fused and norm == "batch"), width)
     own, other = build_maps(SIDES, width), build_maps(OTHER_SIDES, width) if fused else None
@@ -155,7 +155,7 @@ def test_heads_and_ensemble_read_ps3_as_defined() -> None:
 
 
 @pytest.mark.parametrize("name", ["global_", "local"])
-def test_logits_of_a_branch_need_no_ps3(name: str) -> None:
+def test_logits_of_a_branch_need_no_ps3(name) -> None:
     torch.manual_seed(0)
     branch = getattr(GLNet(3, BACKBONE, pyramid_width=4, pyramid_norm="batch"), name).eval()
     nn.init.normal_(branch.head.weight)

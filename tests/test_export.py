@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import runs
 import torch
 import torchvision
 from builders import BACKBONE, N_CLASS, build_header, shared_model, write_thin_checkpoint
@@ -94,7 +94,7 @@ def folder_of(mode: int, exported: Path, network: GLNet) -> Path:
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_parts_compute_what_the_network_computes(mode: int, norm: str, network: GLNet) -> None:
+def test_parts_compute_what_the_network_computes(mode, norm, network) -> None:
     if norm == "batch":
         network = GLNet(N_CLASS, BACKBONE, pyramid_width=8, pyramid_norm=norm).eval()
     with torch.no_grad():
@@ -107,12 +107,9 @@ def test_parts_compute_what_the_network_computes(mode: int, norm: str, network: 
                 torch.testing.assert_close(found, tensors[name], atol=1e-4, rtol=1e-4)
 
 
-def test_an_export_holds_every_part_and_its_description(exported: Path) -> None:
+def test_every_part_is_a_graph_of_standard_operators_that_names_no_files_of_the_exporter(exported) -> None:
     assert {path.name for path in exported.iterdir()} == {"glnet.json", *(f"{name}.onnx" for name in PARTS)}
     assert not list(exported.parent.glob(".*"))
-
-
-def test_graphs_are_of_standard_operators_and_name_no_files_of_the_exporter(exported: Path) -> None:
     for path in exported.glob("*.onnx"):
         model = onnx.load(path)
         onnx.checker.check_model(model)
@@ -136,26 +133,37 @@ def test_the_example_segments_as_the_project_does(mode, size, exported, network,
     assert (found == expected).mean() >= 0.999
 
 
-def test_the_example_needs_neither_torch_nor_the_project(exported: Path, tmp_path: Path) -> None:
+def test_the_example_needs_neither_torch_nor_the_project(exported, tmp_path) -> None:
     image = save(tmp_path / "a.png", (70, 100))
-    command = [sys.executable, "-I", "-c", WITHOUT_TORCH, segment_onnx.__file__, exported, "a.png", "mask.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    arguments = segment_onnx.__file__, exported, "a.png", "mask.png"
+    runs.run_python(WITHOUT_TORCH, *arguments, folder=tmp_path, flags=("-I",))
     mask = Image.open(tmp_path / "mask.png")
     assert np.array_equal(mask, segment_onnx.segment(segment_onnx.Network(exported), image))
     palette = [value for color in Classes.generic(N_CLASS).palette for value in color]
     assert mask.getpalette()[: len(palette)] == palette
 
 
-def test_the_example_refuses_networks_that_select_patches(exported: Path, tmp_path: Path) -> None:
+def test_the_example_refuses_networks_that_select_patches(exported, tmp_path) -> None:
     about = json.loads((exported / "glnet.json").read_text())
     (tmp_path / "glnet.json").write_text(json.dumps({**about, "coarse_to_fine": True}))
     with pytest.raises(SystemExit, match="coarse to fine"):
         segment_onnx.Network(tmp_path)
 
 
-def test_programs_of_torch_export_compute_the_same(exported, programs, tmp_path, capsys):
+def test_programs_of_torch_export_compute_the_same(exported, programs, tmp_path, capsys, monkeypatch):
+    """Files are compared at sizes that fit no encoder, too."""
+    seen, compare = [], export.compare
+
+    def noted(path: Path, part, tensors: dict) -> float:
+        seen.append((path.name, tuple(tensors[part.inputs[0]].shape[2:])))
+        return compare(path, part, tensors)
+
+    monkeypatch.setattr(export, "compare", noted)
     export_once(programs, exported.with_suffix(".pth"), tmp_path / "programs", "pt2")
+    side_g, side_p = export.ODD_SIZES
+    for name, side in (("global", side_g), ("local", side_p), ("refined", side_g)):
+        assert (f"{name}.pt2", (side, side)) in seen
+        assert sum(one[0] == f"{name}.pt2" for one in seen) == 2
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == [f"{name}.pt2" for name in PARTS]
     assert json.loads((tmp_path / "programs" / "glnet.json").read_text())["opset"] is None
@@ -172,22 +180,7 @@ def test_nothing_stays_of_an_export_that_is_off(exported, programs, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_files_are_compared_at_sizes_that_fit_no_encoder_too(exported, programs, tmp_path, monkeypatch):
-    seen, compare = [], export.compare
-
-    def noted(path: Path, part, tensors: dict) -> float:
-        seen.append((path.name, tuple(tensors[part.inputs[0]].shape[2:])))
-        return compare(path, part, tensors)
-
-    monkeypatch.setattr(export, "compare", noted)
-    export_once(programs, exported.with_suffix(".pth"), tmp_path / "programs", "pt2")
-    side_g, side_p = export.ODD_SIZES
-    for name, side in (("global", side_g), ("local", side_p), ("refined", side_g)):
-        assert (f"{name}.pt2", (side, side)) in seen
-        assert sum(one[0] == f"{name}.pt2" for one in seen) == 2
-
-
-def test_an_encoder_of_timm_keeps_its_padding_at_every_size(tmp_path: Path) -> None:
+def test_an_encoder_of_timm_keeps_its_padding_at_every_size(tmp_path) -> None:
     """The command compares; here the file is run at other sizes than those."""
     pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -202,23 +195,20 @@ def test_an_encoder_of_timm_keeps_its_padding_at_every_size(tmp_path: Path) -> N
         export.compare(tmp_path / "out" / "global.onnx", part, {"image": image, **expected})
 
 
-def test_programs_of_images_that_are_too_small_are_refused(tmp_path: Path) -> None:
-    write_thin_checkpoint(tmp_path / "network.pth", 1, size_g=32)
-    with pytest.raises(InputError, match="--format pt2 needs sides of at least 33 pixels; use --format onnx"):
-        export.export(tmp_path / "network.pth", tmp_path / "programs", None, None, "pt2")
-
-
-def test_a_network_without_shared_maps_is_refused(tmp_path: Path) -> None:
-    write_thin_checkpoint(tmp_path / "network.pth", 2, share="none")
-    with pytest.raises(InputError, match=r"network.pth was trained with --share none.*--mode 1"):
-        export.export(tmp_path / "network.pth", tmp_path / "programs", None, None, "pt2")
-
-
-@pytest.mark.parametrize("name", export.PACKAGES)
-def test_a_missing_package_is_named_with_the_way_to_get_it(name, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=rf"{name}.*: pip install onnx onnxruntime onnxscript$"):
-        export.export(tmp_path / "missing.pth", tmp_path / "out", None, None, "onnx")
+def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch) -> None:
+    """Programs of small images, networks without shared maps, and any network where a package is missing."""
+    wrong = {
+        "--format pt2 needs sides of at least 33 pixels; use --format onnx": (1, {"size_g": 32}),
+        r"network.pth was trained with --share none.*--mode 1": (2, {"share": "none"}),
+    }
+    for message, (stage, changes) in wrong.items():
+        write_thin_checkpoint(tmp_path / "network.pth", stage, **changes)
+        with pytest.raises(InputError, match=message):
+            export.export(tmp_path / "network.pth", tmp_path / "programs", None, None, "pt2")
+    for name in export.PACKAGES:
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=rf"{name}.*: pip install onnx onnxrunt"):
+            patch.setitem(sys.modules, name, None)
+            export.export(tmp_path / "missing.pth", tmp_path / "out", None, None, "onnx")
 
 
 @pytest.mark.parametrize(("error", "code"), [(InputError("the file"), 2), (RunError("the file"), 1)])
@@ -232,7 +222,7 @@ def test_the_command_ends_in_one_line(error, code, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: the file\n"
 
 
-def test_new_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_new_folders_appear_whole_or_not_at_all(tmp_path) -> None:
     (tmp_path / ".a.part").mkdir()
     (tmp_path / ".a.part" / "left").touch()  # by a killed process
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a") as beside:
@@ -252,28 +242,18 @@ def test_new_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
         raise AssertionError
 
 
-def test_the_example_refuses_pictures_of_more_than_8_bits(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    deep = {
-        "grey.png": cv2.imwrite(str(tmp_path / "grey.png"), rng.integers(0, 9999, (9, 8)).astype(np.uint16)),
-        "rgb.png": cv2.imwrite(str(tmp_path / "rgb.png"), rng.integers(0, 9999, (9, 8, 3)).astype(np.uint16)),
-        "rgb.ppm": cv2.imwrite(str(tmp_path / "rgb.ppm"), rng.integers(0, 9999, (9, 8, 3)).astype(np.uint16)),
-        "rgb.jp2": cv2.imwrite(str(tmp_path / "rgb.jp2"), rng.integers(0, 9999, (90, 80, 3)).astype(np.uint16)),
-    }
-    Image.fromarray(rng.random((9, 8)).astype(np.float32)).save(tmp_path / "float.tif")
-    Image.fromarray(rng.integers(0, 9999, (9, 8)).astype(np.int32)).save(tmp_path / "int.tif")
-    for name in (*(name for name, written in deep.items() if written), "float.tif", "int.tif"):
+def test_the_example_refuses_pictures_of_more_than_8_bits(tmp_path) -> None:
+    deep = np.random.default_rng(0).integers(0, 9999, (90, 80, 3)).astype(np.uint16)
+    written = {name: cv2.imwrite(str(tmp_path / name), deep) for name in ("rgb.png", "rgb.ppm", "rgb.jp2")}
+    written["grey.png"] = cv2.imwrite(str(tmp_path / "grey.png"), deep[..., 0])
+    Image.fromarray(deep[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(deep[..., 0].astype(np.int32)).save(tmp_path / "int.tif")
+    for name in (*(name for name, done in written.items() if done), "float.tif", "int.tif"):
         with pytest.raises(SystemExit, match=f"{name} has samples of more than 8 bits"):
             segment_onnx.read(tmp_path / name)
     plain = save(tmp_path / "a.png", (90, 80))
-    for mode, name in (
-        ("RGB", "a.ppm"),
-        ("L", "a.png"),
-        ("P", "a.gif"),
-        ("1", "a.tif"),
-        ("CMYK", "a.jpg"),
-        ("RGB", "a.jp2"),
-    ):
+    forms = {"a.ppm": "RGB", "a.png": "L", "a.gif": "P", "a.tif": "1", "a.jpg": "CMYK", "a.jp2": "RGB"}
+    for name, mode in forms.items():
         plain.convert(mode).save(tmp_path / name)
         read = segment_onnx.read(tmp_path / name)
         assert (read.mode, read.size) == ("RGB", plain.size)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def run_check(folder: Path, *options: str) -> int:
     return train_deep_globe.main(arguments)
 
 
-def test_missing_pixels_of_the_image_are_left_out_of_the_label(tmp_path: Path) -> None:
+def test_missing_pixels_of_the_image_are_left_out_of_the_label(tmp_path) -> None:
     pytest.importorskip("rasterio")
     values = RNG.normal(0, 1, (3, *SIZE)).astype(np.float32)
     values[1, 3:6], values[:, 10:12] = np.nan, -9999
@@ -60,22 +61,24 @@ def test_missing_pixels_of_the_image_are_left_out_of_the_label(tmp_path: Path) -
     assert not data[0].image.numpy()[:, missing].any()
 
 
-def test_turned_images_are_counted_and_told_how_their_labels_fit(tmp_path: Path, capsys) -> None:
-    write_set(tmp_path, 3)
+def test_turned_and_stretched_images_are_counted_and_told_how_their_labels_fit(tmp_path, capsys) -> None:
+    write_set(tmp_path, 4)
     write_image(tmp_path / "0.png", SIZE, 3)
     write_image(tmp_path / "1.png", SIZE[::-1], 6)
     write_image(tmp_path / "2.png", SIZE, 6)  # its label has the stored size
+    (tmp_path / "3.png").write_bytes(png(RNG.integers(0, 2048, (3, *SIZE)), 16))
     assert run_describe(tmp_path) == 0
     told = capsys.readouterr().out
     assert "Turned for display: 2 images, labels taken as displayed" in told
     assert "Turned for display: 1 images, labels taken as stored, turned with the image" in told
-    assert run_check(tmp_path) == 0
+    assert run_check(tmp_path, "--stretch=0,4000") == 0
     told = capsys.readouterr().out
     assert "Turned for display, labels taken as displayed: 2 images" in told
     assert "Turned for display, labels taken as stored, turned with the image: 1 images" in told
+    assert "Stretched from uint16 (0,4000): 1 images" in told
 
 
-def test_describe_shows_nodata_as_a_row_of_its_own(tmp_path: Path, capsys) -> None:
+def test_describe_shows_nodata_as_a_row_of_its_own(tmp_path, capsys) -> None:
     pytest.importorskip("rasterio")
     write_image(tmp_path / "a.png")
     label = RNG.integers(0, 3, (1, *SIZE)).astype(np.float32)
@@ -100,7 +103,7 @@ def test_describe_refuses_fractions_and_negative_values_by_what_they_are(tmp_pat
     assert f"a.tif holds {text}" in capsys.readouterr().err
 
 
-def test_ids_above_255_become_classes_by_the_sets_file(tmp_path: Path) -> None:
+def test_ids_above_255_become_classes_by_the_sets_file(tmp_path) -> None:
     write_image(tmp_path / "a.png")
     label = RNG.choice(np.array([0, 300, 400], np.uint16), SIZE)
     Image.fromarray(label).save(tmp_path / "a_mask.png")
@@ -117,7 +120,7 @@ def voc_palette() -> np.ndarray:
     return palette
 
 
-def test_describe_takes_no_void_colour_for_a_class(tmp_path: Path, capsys) -> None:
+def test_describe_takes_no_void_colour_for_a_class(tmp_path, capsys) -> None:
     """As palette indices, where 255 is void, and as colours."""
     ids = RNG.choice(np.array([0, 1, 4, 15, 255], np.uint8), SIZE)
     for name, colored in (("palette", False), ("rgb", True)):
@@ -141,13 +144,13 @@ def test_describe_takes_no_void_colour_for_a_class(tmp_path: Path, capsys) -> No
             assert np.array_equal(sample.label.numpy(), table[used])
 
 
-def test_a_set_with_one_class_is_refused_by_what_it_lacks(tmp_path: Path, capsys) -> None:
+def test_a_set_with_one_class_is_refused_by_what_it_lacks(tmp_path, capsys) -> None:
     write_set(tmp_path, 2, classes=1)
     assert run_describe(tmp_path) == 2
     assert "the labels hold only 0 beside what is ignored, in all files; a data set has two" in capsys.readouterr().err
 
 
-def test_odd_files_are_named_and_skipped_by_describe_and_check(tmp_path: Path, capsys) -> None:
+def test_odd_files_are_named_and_skipped_by_describe_and_check(tmp_path, capsys) -> None:
     pytest.importorskip("rasterio")
     write_set(tmp_path, 3)
     name = os.fsdecode(b"caf\xe9")
@@ -170,7 +173,7 @@ def test_odd_files_are_named_and_skipped_by_describe_and_check(tmp_path: Path, c
     assert "Wrong: 1 of train: unreadable" in told.out
 
 
-def test_ids_are_bytes_for_the_hash_and_the_augmentation(tmp_path: Path) -> None:
+def test_ids_are_bytes_for_the_hash_and_the_augmentation(tmp_path) -> None:
     name = os.fsdecode(b"\xff\xfe")
     assert hashed_split(name, {"val": 0.5}, 0) in ("train", "val")
     write_image(tmp_path / "a.png")
@@ -179,23 +182,19 @@ def test_ids_are_bytes_for_the_hash_and_the_augmentation(tmp_path: Path) -> None
     assert data.fingerprint().startswith("1 images")
 
 
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"utf-16"])
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-def test_lists_with_marks_line_ends_blanks_and_comments(tmp_path: Path, mark: bytes, end: bytes) -> None:
+def test_lists_with_marks_line_ends_blanks_and_comments(tmp_path) -> None:
     lines = [b"# made by hand", b"a1  ", b"\tb 2 # the second", b"", b"c#3", b"d # 4"]
-    content = end.join(lines) + end
-    content = content.decode().encode("utf-16") if mark == b"utf-16" else mark + content
-    (tmp_path / "train.txt").write_bytes(content)
-    assert read_list(tmp_path / "train.txt", {"d # 4"}) == ["a1", "b 2", "c#3", "d # 4"]
-
-
-def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    for mark, end in product((b"", b"\xef\xbb\xbf", b"utf-16"), (b"\n", b"\r\n", b"\r")):
+        content = end.join(lines) + end
+        content = content.decode().encode("utf-16") if mark == b"utf-16" else mark + content
+        (tmp_path / "train.txt").write_bytes(content)
+        assert read_list(tmp_path / "train.txt", {"d # 4"}) == ["a1", "b 2", "c#3", "d # 4"]
     (tmp_path / "train.txt").write_bytes(b"\x89PNG\0\0\0\x0d")
     with pytest.raises(InputError, match=r"train\.txt cannot be read: not a text file"):
         read_list(tmp_path / "train.txt")
 
 
-def test_lists_and_json_are_read_alike_by_describe_and_training(tmp_path: Path) -> None:
+def test_lists_and_json_are_read_alike_by_describe_and_training(tmp_path) -> None:
     write_set(tmp_path, 3)
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "train.txt").write_bytes(b"\xef\xbb\xbf0\r\n1 \r\n# no more\r\n")
@@ -252,7 +251,7 @@ def test_a_lone_image_of_the_smallest_size_is_refused(images, batch, size_g, mor
         check_batches(images, batch, size_g, **more)
 
 
-def test_check_data_names_images_that_are_too_small(tmp_path: Path, capsys) -> None:
+def test_check_data_names_images_that_are_too_small(tmp_path, capsys) -> None:
     write_set(tmp_path, 2)
     write_image(tmp_path / "tiny.png", (20, 30))
     Image.fromarray(RNG.integers(0, 3, (20, 30)).astype(np.uint8)).save(tmp_path / "tiny_mask.png")
@@ -265,15 +264,7 @@ def test_check_data_names_images_that_are_too_small(tmp_path: Path, capsys) -> N
     assert "--size_g 32 with one image in a batch" in capsys.readouterr().out
 
 
-def test_check_data_says_what_is_stretched(tmp_path: Path, capsys) -> None:
-    write_set(tmp_path, 2)
-    (tmp_path / "0.png").write_bytes(png(RNG.integers(0, 2048, (3, *SIZE)), 16))
-    assert run_describe(tmp_path) == 0
-    assert run_check(tmp_path, "--stretch=0,4000") == 0
-    assert "Stretched from uint16 (0,4000): 1 images" in capsys.readouterr().out
-
-
-def test_without_rasterio_files_that_need_it_are_refused_in_one_line(tmp_path: Path, monkeypatch) -> None:
+def test_without_rasterio_files_that_need_it_are_refused_in_one_line(tmp_path, monkeypatch) -> None:
     pytest.importorskip("rasterio")
     values = RNG.integers(0, 200, (6, *SIZE)).astype(np.uint8)
     write_raster(tmp_path / "bands.tif", values)

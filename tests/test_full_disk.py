@@ -5,8 +5,6 @@ import json
 import multiprocessing
 import os
 import resource
-import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -118,37 +116,6 @@ def same_content(one: Path, other: Path) -> bool:
         with rasterio.open(path) as file:
             found.append(file.read())
     return np.array_equal(*found)
-
-
-@pytest.fixture(scope="module")
-def small_disk(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("disk")
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if not sys.platform.startswith("linux") or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_full_disk(inputs, small_disk, capfd, kind) -> None:
-    image, options, result = FORMATS[kind]
-    whole = whole_result(inputs, kind)
-    size = whole.stat().st_size
-    out = small_disk / kind
-    out.mkdir()
-    ballast = small_disk / "ballast"
-    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    ballast.write_bytes(bytes(max(0, free - max(0, min(size * 2 // 3, size - 4096)) // 4096 * 4096)))
-    capfd.readouterr()
-    code = run(inputs / "one.pth", inputs / image, output=out, options=options)
-    said = "".join(capfd.readouterr())
-    ballast.unlink()
-    check_refused(kind, out, code, said)
-    assert run(inputs / "one.pth", inputs / image, output=out, options=options) == 0
-    assert same_content(out / result, whole)
-    for path in out.iterdir():
-        path.unlink()
 
 
 def test_a_raster_whose_last_block_is_lost_is_no_result(tmp_path, monkeypatch) -> None:

@@ -64,7 +64,7 @@ class Scores(ArgmaxSink):
 
 
 @MODES
-def test_released_names_and_shapes_round_trip_bit_for_bit(mode: int) -> None:
+def test_released_names_and_shapes_round_trip_bit_for_bit(mode) -> None:
     model = golden_model(mode)
     released = checkpoint.to_released(model.state_dict(), mode)
     assert [(n, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in released.items()] == STATE
@@ -76,7 +76,7 @@ def test_released_names_and_shapes_round_trip_bit_for_bit(mode: int) -> None:
 
 
 @pytest.mark.parametrize("golden", json.loads((GOLDEN / "grids.json").read_text()), ids=lambda g: str(g["patch"]))
-def test_grids_equal_the_released_corners(golden: dict) -> None:
+def test_grids_equal_the_released_corners(golden) -> None:
     grid = PatchGrid.cover((golden["height"], golden["width"]), golden["patch"])
     assert [[box.top, box.left] for box in grid.boxes()] == golden["top_left"]
     assert [grid.patch[0] / golden["height"], grid.patch[1] / golden["width"]] == golden["ratio"]
@@ -86,7 +86,7 @@ def test_grids_equal_the_released_corners(golden: dict) -> None:
 @pytest.mark.parametrize(
     ("name", "options"), [("gamma3", {}), ("gamma6", {"gamma": 6.0}), ("gamma3_ignore0", {"ignored": 0})]
 )
-def test_focal_loss_equals_the_released_value(name: str, options: dict) -> None:
+def test_focal_loss_equals_the_released_value(name, options) -> None:
     golden = arrays("losses")
     loss = focal_loss(torch.from_numpy(golden["logits"]), torch.from_numpy(golden["target"]), **options)
     assert float(loss) == pytest.approx(float(golden[name]), rel=1e-6)
@@ -132,7 +132,7 @@ def test_plain_branch_equals_the_released_one_level_by_level() -> None:
 
 @pytest.mark.parametrize("form", ("plain", "prepared"))
 @MODES
-def test_evaluation_equals_the_released_predictions(mode: int, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_equals_the_released_predictions(mode, form, monkeypatch) -> None:
     golden, network, stage = arrays("evaluation"), golden_model(mode), STAGES[mode]
     predictor = Predictor.prepare(network, stage, golden_settings(), size_g=META["size_g"])
     merged: list[Pyramid] = []
@@ -171,7 +171,7 @@ def check_merged(pyramid: Pyramid, prefix: str) -> None:
 
 
 @MODES
-def test_two_training_steps_equal_the_released_ones(mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_training_steps_equal_the_released_ones(mode, monkeypatch) -> None:
     golden, model, stage = arrays(f"training_mode{mode}"), golden_model(mode), STAGES[mode]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     terms = record_backpropagated_terms(monkeypatch)

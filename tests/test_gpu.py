@@ -7,7 +7,6 @@ import os
 import signal
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 
 import builders
 import pytest
@@ -52,7 +51,7 @@ def settings_of(device: torch.device, precision: str = "fp32") -> TrainingSettin
 
 @MODES
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
-def test_scores_are_those_of_the_cpu(mode: int, precision: str, tolerance: float) -> None:
+def test_scores_are_those_of_the_cpu(mode, precision, tolerance) -> None:
     sample = build_sample((100, 150))
     expected = builders.segment_scores(shared_model(), mode, sample, builders.build_settings())
     sinks = {name: builders.Scores((100, 150)) for name in STAGES[mode].predictions}
@@ -67,9 +66,7 @@ def test_scores_are_those_of_the_cpu(mode: int, precision: str, tolerance: float
 
 def gradients(device: torch.device, mode: int, precision: str) -> tuple[dict[str, float], torch.Tensor]:
     """The terms of the loss, and all gradients in one vector, of the first step."""
-    model = build_model().to(device)
-    model.learn(STAGES[mode].trains)
-    model.train()
+    model = builders.learning_model(mode).to(device)
     metrics, batch = StageMetrics(STAGES[mode], N_CLASS), [build_sample((80, 100), 0), build_sample((64, 64), 1)]
     with autocast(device, precision):
         terms = TRAINING_STEPS[mode](model, batch, settings_of(device, precision), metrics)
@@ -79,7 +76,7 @@ def gradients(device: torch.device, mode: int, precision: str) -> tuple[dict[str
 
 @MODES
 @pytest.mark.parametrize("precision", LIKENESS)
-def test_gradients_of_a_step_are_those_of_the_cpu(mode: int, precision: str) -> None:
+def test_gradients_of_a_step_are_those_of_the_cpu(mode, precision) -> None:
     terms, found = gradients(DEVICE, mode, precision)
     expected_terms, expected = gradients(torch.device("cpu"), mode, "fp32")
     assert found.isfinite().all()
@@ -89,9 +86,8 @@ def test_gradients_of_a_step_are_those_of_the_cpu(mode: int, precision: str) -> 
 
 @MODES
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_an_optimizer_step_changes_what_learns_and_nothing_else(mode: int, precision: str) -> None:
-    model, stage = build_model().to(DEVICE), STAGES[mode]
-    model.learn(stage.trains)
+def test_an_optimizer_step_changes_what_learns_and_nothing_else(mode, precision) -> None:
+    model, stage = builders.learning_model(mode).to(DEVICE), STAGES[mode]
     before = deepcopy(model.state_dict())
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1)
@@ -115,7 +111,7 @@ def test_merged_maps_are_those_of_the_cpu() -> None:
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_large_scene_is_segmented_as_on_the_cpu(tmp_path: Path) -> None:
+def test_a_large_scene_is_segmented_as_on_the_cpu(tmp_path) -> None:
     """In scenes that are read ahead, with probabilities."""
     checkpoint, image = write_checkpoint(tmp_path / "three.pth", 3), random_image((300, 420))
     found = []
@@ -128,7 +124,7 @@ def test_a_large_scene_is_segmented_as_on_the_cpu(tmp_path: Path) -> None:
 
 
 @MODES
-def test_a_stopped_run_is_resumed(reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+def test_a_stopped_run_is_resumed(reference, tmp_path, monkeypatch, mode) -> None:
     """It ends with the weights of one that was not stopped: bit by bit on the CPU, on a GPU up to its order of sums."""
     options = [f"--device={CHOSEN}", "--deterministic"]
     whole, parts = (reference.folders.beside(tmp_path / name) for name in ("whole", "parts"))

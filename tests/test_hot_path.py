@@ -7,8 +7,7 @@ import torch.nn.functional as F
 pytest.importorskip("torch._subclasses.fake_tensor")
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 from unittest.mock import patch
 
@@ -24,12 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Accessing the
 
 
 class CallCount(TorchDispatchMode):
-    """Counts operator calls.
-
-    Attributes:
-        calls: by operator.
-        paused: nothing is counted while it is set.
-    """
+    """Counts operator calls, by operator, unless it is paused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,44 +53,20 @@ def _is_free(func: Any) -> bool:
     return any(alias is not None and not alias.is_write for alias in aliases)
 
 
-@contextmanager
-def host_copies() -> Iterator[list[torch.Size]]:
-    """A context within `fake_accelerator`; yields the shapes of the tensors that were copied to the host."""
-    found: list[torch.Size] = []
-    copied = Tensor.cpu
-
-    def cpu(x: Tensor) -> Tensor:
-        found.append(x.shape)
-        return copied(x)
-
-    with patch.object(Tensor, "cpu", cpu):
-        yield found
-
-
 def count(kind: str, mode: int, side: int = 2448, backbone: str = "resnet50") -> tuple[Counter[str], int]:
-    """Count the calls of segmenting one image, all predictions of the mode, or of a training step with one image.
-
-    Args:
-        kind: `inference` or `training`.
-        mode: 1, 2 or 3.
-        side: of the image, in pixels; patches and the shrunk image have 508.
-        backbone: of the network.
-
-    Returns:
-        The calls by operator, and the number of copies to the host.
-    """
+    """The calls by operator, and the copies to the host, of segmenting an image, or of a training step with one."""
     calls = CallCount()
     if kind == "training":
         with fake_training(mode, TrainingSettings(), side, backbone=backbone) as (_, step, samples):
             calls.skip(branch.backbone for branch in (step.model.global_, step.model.local, step.model.refined))
-            with host_copies() as copies, calls:
+            with patch.object(Tensor, "cpu", autospec=True, side_effect=Tensor.cpu) as copies, calls:
                 step(samples)
     else:
         with fake_inference(mode, Settings(), side, backbone=backbone) as (_, inference, sample):
             calls.skip(inference.predictor.network.backbones.values())
-            with host_copies() as copies, calls:
+            with patch.object(Tensor, "cpu", autospec=True, side_effect=Tensor.cpu) as copies, calls:
                 inference(sample)
-    return calls.calls, len(copies)
+    return calls.calls, copies.call_count
 
 
 def test_a_large_image_takes_few_calls_beside_the_encoders() -> None:
@@ -107,11 +77,10 @@ def test_a_large_image_takes_few_calls_beside_the_encoders() -> None:
     assert copies == 12  # the scores of both predictions of each sub-batch
 
 
-@pytest.mark.parametrize(
-    ("kind", "mode", "copies"), [("inference", 1, 0), ("inference", 2, 0), ("training", 1, 0), ("training", 2, 0)]
-)
-def test_the_host_never_waits_for_the_device(kind: str, mode: int, copies: int) -> None:
-    assert count(kind, mode, side=508, backbone="resnet18")[1] == copies
+@pytest.mark.parametrize("kind", ["inference", "training"])
+@pytest.mark.parametrize("mode", [1, 2])
+def test_the_host_never_waits_for_the_device(kind, mode) -> None:
+    assert count(kind, mode, side=508, backbone="resnet18")[1] == 0
 
 
 def test_resized_taps_have_the_values_and_gradients_of_the_convolution() -> None:

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -142,7 +141,7 @@ def evaluation(folders: runs.Folders, mode: int, *more: str) -> list[str]:
     return [*folders.arguments(mode, "--evaluation", reads), "--task_name=eval", *more]
 
 
-def test_the_numbers_are_those_of_the_json(reference, tmp_path: Path) -> None:
+def test_the_numbers_are_those_of_the_json_and_the_pictures_show_errors(reference, tmp_path) -> None:
     folders = reference.folders.beside(tmp_path)
     for mode, stage in STAGES.items():
         arguments = evaluation(folders, mode, "--tta=flip", f"--report={tmp_path / 'report'}")
@@ -171,25 +170,15 @@ def test_the_numbers_are_those_of_the_json(reference, tmp_path: Path) -> None:
         assert set(page.pictures) == {f"{kind} of {id_}" for id_ in ids for kind in kinds}
         for told in (runs.NAMES[mode] + ".pth", "torchvision", "size_p 64", "crossvali"):
             assert told in page.text
-
-
-def test_the_pictures_of_a_run_show_its_errors(reference, tmp_path: Path) -> None:
-    folders = reference.folders.beside(tmp_path)
-    assert train_deep_globe.main(evaluation(folders, 3, f"--report={tmp_path / 'report'}")) == 0
-    page = read_page(tmp_path / "report" / NAME)
-    sources = {name: decode(source) for name, source in page.pictures.items()}
-    for name in sources:
-        kind, _, id_ = name.partition(" of ")
-        if kind == "errors":
-            one, label, found = (
-                np.asarray(sources[f"{k} of {id_}"].convert("RGB")) for k in (kind, "label", "ensemble")
-            )
+        for id_ in ids:
+            sources = (page.pictures[f"{kind} of {id_}"] for kind in ("errors", "label", stage.headline))
+            errors, label, found = (np.asarray(decode(source).convert("RGB")) for source in sources)
             wrong = (label != found).any(2)
-            assert (one[wrong] == WRONG).all()
-            assert (one[~wrong] == RIGHT).all()
+            assert (errors[wrong] == WRONG).all()
+            assert (errors[~wrong] == RIGHT).all()
 
 
-def test_several_processes_write_the_report_of_one(reference, tmp_path: Path) -> None:
+def test_several_processes_write_the_report_of_one(reference, tmp_path) -> None:
     alone, together = (reference.folders.beside(tmp_path / name) for name in ("alone", "together"))
     for folders, world in ((alone, 1), (together, 2)):
         arguments = evaluation(folders, 1, f"--report={folders.root / 'report'}", "--device=cpu")
@@ -201,7 +190,7 @@ def test_several_processes_write_the_report_of_one(reference, tmp_path: Path) ->
     assert not [path for path in (together.root / "report").iterdir() if path.name != NAME]
 
 
-def test_the_best_and_the_worst_images_are_shown_by_their_own_scores(noise: Path) -> None:
+def test_the_best_and_the_worst_images_are_shown_by_their_own_scores(noise) -> None:
     page = read_page(noise)
     order = [int(number) for number in re.findall(r"image of image <(\d+)>", "\n".join(page.pictures))]
     assert order == [*range(SHOWN), *range(22, 22 - SHOWN, -1)]
@@ -219,7 +208,7 @@ def test_every_process_keeps_no_more_than_the_report_shows() -> None:
     assert len(images.ranking) == 60
 
 
-def test_a_report_stays_below_its_bound_and_its_pictures_are_small(noise: Path) -> None:
+def test_a_report_stays_below_its_bound_and_its_pictures_are_small(noise) -> None:
     assert noise.stat().st_size < LIMIT
     page = read_page(noise)
     sizes = {name: decode(source).size for name, source in page.pictures.items()}
@@ -233,13 +222,13 @@ def test_a_report_stays_below_its_bound_and_its_pictures_are_small(noise: Path) 
     assert max(total.values()) <= MOST_BYTES
 
 
-def test_a_report_needs_no_other_file(noise: Path) -> None:
+def test_a_report_needs_no_other_file(noise) -> None:
     text = noise.read_text(encoding="utf-8")
     assert all(link.startswith("data:") for link in read_page(noise).links)
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|fetch\(|XMLHttpRequest|\bimport\b", text)
 
 
-def test_a_split_without_labels_has_pictures_and_no_scores(tmp_path: Path) -> None:
+def test_a_split_without_labels_has_pictures_and_no_scores(tmp_path) -> None:
     page = read_page(build_report(tmp_path, [(64, 80)] * 24, labelled=False))
     assert "The split has no labels, so there are no scores" in page.text
     assert "mIoU" not in page.text
@@ -248,7 +237,7 @@ def test_a_split_without_labels_has_pictures_and_no_scores(tmp_path: Path) -> No
     assert {name.partition(" of ")[0] for name in page.pictures} == {"image", "global", "local", "ensemble"}
 
 
-def test_unlabelled_splits_are_reported_by_the_command(reference, tmp_path: Path) -> None:
+def test_unlabelled_splits_are_reported_by_the_command(reference, tmp_path) -> None:
     folders = reference.folders.beside(tmp_path)
     data = tmp_path / "data"
     shutil.copytree(folders.data, data)
@@ -261,7 +250,7 @@ def test_unlabelled_splits_are_reported_by_the_command(reference, tmp_path: Path
 
 
 @pytest.mark.parametrize("count", [1, 2, 60, 255])
-def test_any_number_of_classes_with_long_names_is_shown(tmp_path: Path, count: int) -> None:
+def test_any_number_of_classes_with_long_names_is_shown(tmp_path, count) -> None:
     generic = Classes.generic(count)
     names = tuple(f"{'very' * 12} long <b>name</b> {k}" for k in range(count))
     path = build_report(tmp_path, [(70, 64)], Classes(names, generic.palette))
@@ -290,23 +279,16 @@ def test_joined_classes_keep_every_pixel() -> None:
         ([[3, 1, 0], [0, 0, 0], [0, 0, 0]], (), (3 / 4 + 0) / 2),
     ],
 )
-def test_an_image_s_own_score_is_of_the_classes_that_occur(
-    counts: list[list[int]], left_out: tuple[int, ...], expected: float | None
-) -> None:
+def test_an_image_s_own_score_is_of_the_classes_that_occur(counts, left_out, expected) -> None:
     assert own_mean_iou(np.array(counts), left_out) == (None if expected is None else pytest.approx(expected))
 
 
-def test_pixels_that_do_not_count_are_grey_in_the_map_of_errors(noise: Path) -> None:
+def test_pixels_that_do_not_count_are_grey_in_the_map_of_errors(noise) -> None:
     page = read_page(noise)
     (source,) = (source for name, source in page.pictures.items() if name.startswith("errors of image <22>"))
     errors = np.asarray(decode(source).convert("RGB"))
     assert (errors[:3] == NO_CLASS).all()
     assert {*map(tuple, errors[3:].reshape(-1, 3).tolist())} == {RIGHT, WRONG}
-
-
-@pytest.fixture
-def profile(tmp_path: Path) -> Iterator[str]:
-    yield f"--user-data-dir={tmp_path / 'profile'}"
 
 
 CLICK = """<script>
@@ -321,15 +303,13 @@ addEventListener("load", function () {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_opens_the_report_and_enlarges_a_picture_without_an_error(
-    noise: Path, tmp_path: Path, profile: str
-) -> None:
+def test_a_browser_opens_the_report_and_enlarges_a_picture_without_an_error(noise, tmp_path) -> None:
     page = tmp_path / "page.html"
     page.write_text(noise.read_text(encoding="utf-8").replace("</body>", CLICK), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", profile]
-    command = [str(CHROMIUM), *flags, "--enable-logging=stderr", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    quiet = "--disable-gpu --disable-quic --disable-sync --disable-background-networking --disable-component-update"
+    flags = f"--headless --no-sandbox --no-first-run --disable-dev-shm-usage {quiet}".split()
+    flags += ["--enable-logging=stderr", "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([str(CHROMIUM), *flags, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert 'data-ready="yes"' in done.stdout
     assert 'data-shown="local"' in done.stdout

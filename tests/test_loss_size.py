@@ -1,20 +1,16 @@
 """`--loss_size full`: logits are enlarged to the labels, in all stages."""
 
-from pathlib import Path
-
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import MIN_OVERLAP, SIDE, build_model, build_sample, build_settings, forward
-from PIL import Image
+from builders import MIN_OVERLAP, SIDE, build_model, build_sample, build_settings, forward, take_step, write_item
 from torch import Tensor
 
-from dataset.base import Item, SegmentationDataset
-from helper import TRAINING_STEPS
+from dataset.base import SegmentationDataset
 from models.glnet import GLNet
 from utils.classes import Classes
 from utils.loss import focal_loss
-from utils.metrics import StageMetrics
 from utils.resize import shrink_label
 from utils.stages import STAGES
 from utils.tiling import PatchGrid
@@ -27,12 +23,11 @@ FULL = SAMPLE._replace(global_label=shrink_label(SAMPLE.label, (SIDE, SIDE)))
 def terms_of(model: GLNet, mode: int, sample, **changes) -> dict[str, Tensor]:
     """The loss terms of a step, with norm layers in evaluation."""
     model.learn(STAGES[mode].trains)
-    metrics = StageMetrics(STAGES[mode], 5)
-    return TRAINING_STEPS[mode](model.eval(), [sample], build_settings(sub_batch_size=9, **changes), metrics)
+    return take_step(model.eval(), mode, [sample], sub_batch_size=9, **changes)[0]
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
-def test_logits_are_enlarged_bilinearly_to_labels_of_the_input_s_size(mode: int) -> None:
+def test_logits_are_enlarged_bilinearly_to_labels_of_the_input_s_size(mode) -> None:
     settings = build_settings()
     found = terms_of(build_model(), mode, FULL, full_labels=True)
     logits = forward(build_model(), mode, SAMPLE, settings)[0]
@@ -47,11 +42,9 @@ def test_logits_are_enlarged_bilinearly_to_labels_of_the_input_s_size(mode: int)
         assert float(found[f"focal_{name}"]) != float(terms_of(build_model(), mode, SAMPLE)[f"focal_{name}"])
 
 
-def test_the_shrunk_label_is_as_large_as_the_shrunk_image(tmp_path: Path) -> None:
-    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+def test_the_shrunk_label_is_as_large_as_the_shrunk_image(tmp_path) -> None:
     label = (torch.arange(600).view(20, 30) % 5).byte()
-    Image.fromarray(label.numpy()).save(tmp_path / "a_label.png")
-    item = Item("a", tmp_path / "a.png", tmp_path / "a_label.png")
+    item = write_item(tmp_path, "a", np.zeros((20, 30, 3)), label.numpy())
     data = SegmentationDataset([item], Classes.generic(5), 16)
     assert torch.equal(data[0].global_label, shrink_label(label, (4, 4)))
     data.full_labels = True

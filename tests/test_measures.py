@@ -30,8 +30,9 @@ def jaccard(truth: np.ndarray, guess: np.ndarray) -> float:
     return (truth & guess).sum() / union if union else 1.0
 
 
-def test_measures_of_two_images_equal_the_hand_computed_ones() -> None:
+def test_measures_equal_the_hand_computed_ones() -> None:
     scores = Scores(BINARY)
+    assert all(np.isnan(value) for value in scores.measures().values())
     scores.update(mask(0, 8), mask(0, 6))  # Jaccard 6/8; 80 % right
     scores.update(mask(0, 6), mask(3, 6))  # Jaccard 3/6, below 0.65; 70 % right
     assert scores.measures() == pytest.approx(
@@ -39,23 +40,16 @@ def test_measures_of_two_images_equal_the_hand_computed_ones() -> None:
     )
     # IoU is of all pixels together
     assert scores.iou()[1] == pytest.approx((60 + 30) / (80 + 60))
-
-
-def test_the_threshold_itself_passes() -> None:
-    scores = Scores(BINARY)
-    truth = torch.zeros(1, 20, dtype=torch.uint8)
-    guess = truth.clone()
-    truth[:, :20], guess[:, :13] = 1, 1  # 13/20 = 0.65
-    scores.update(truth, guess)
+    scores, guess = Scores(BINARY), torch.zeros(1, 20, dtype=torch.uint8)
+    guess[:, :13] = 1  # 13/20 = 0.65: the threshold itself passes
+    scores.update(torch.ones_like(guess), guess)
     assert scores.measures()["thresholded_jaccard"] == pytest.approx(0.65)
-
-
-def test_an_image_without_lesion_is_perfect_when_none_is_found_and_nothing_otherwise() -> None:
-    scores = Scores(BINARY)
+    scores = Scores(BINARY)  # without lesion an image is perfect when none is found, and nothing otherwise
     scores.update(mask(0, 0), mask(0, 0))
     assert scores.measures()["jaccard"] == 1
     scores.update(mask(0, 0), mask(0, 1))
     assert scores.measures()["jaccard"] == 0.5
+    assert Scores(Classes.generic(3)).measures() == {}
 
 
 def test_random_images_with_ignored_pixels_agree_with_numpy() -> None:
@@ -90,32 +84,20 @@ def test_sums_of_several_processes_give_the_measures_of_all_images() -> None:
     assert parts[0].measures() == pytest.approx(whole.measures())
 
 
-def test_nothing_counted_gives_nan_and_no_measures_none() -> None:
-    assert all(np.isnan(value) for value in Scores(BINARY).measures().values())
-    assert Scores(Classes.generic(3)).measures() == {}
-
-
-def test_records_of_classes_go_through_json_and_back() -> None:
+def test_records_of_classes_go_through_json_and_back_and_older_ones_are_read() -> None:
     classes = replace(BINARY, ignored=(7, (1, 2, 3)))
     for one in (classes, BINARY, Classes.generic(5)):
         assert Classes.from_record(json.loads(json.dumps(one.to_record()))) == one
-
-
-def test_older_records_of_classes_are_read() -> None:
     record = {"names": ["a", "b"], "palette": [[0, 0, 0], [1, 2, 3]], "left_out": [0]}
     classes = Classes.from_record(record)
     assert classes == Classes(("a", "b"), ((0, 0, 0), (1, 2, 3)), (0,))
     assert (classes.values, classes.ignored, classes.foreground, classes.measures) == ((0, 1), (255,), (), ())
-
-
-def test_distinct_colors_are_different_and_no_greys() -> None:
     colors = distinct_colors(250)
-    assert len(set(colors)) == 250
-    assert all(len(set(color)) > 1 for color in colors)
+    assert len(set(colors)) == 250 and all(len(set(color)) > 1 for color in colors)  # no greys
 
 
 @pytest.mark.parametrize("n_class", [1, 2, 7])
-def test_the_mean_iou_that_a_progress_bar_shows_is_the_reported_one(n_class: int) -> None:
+def test_the_mean_iou_that_a_progress_bar_shows_is_the_reported_one(n_class) -> None:
     metrics = StageMetrics(STAGES[1], n_class)
     rng = np.random.default_rng(0)
     metrics.matrices["global"].counts += torch.from_numpy(rng.integers(0, 1000, (n_class, n_class)))

@@ -1,9 +1,9 @@
 """Processes that should meet: nonsense in the environment, and others that never come, are said in one line."""
 
-import socket
 from datetime import timedelta
 
 import pytest
+from runs import free_port
 
 from utils import distributed
 from utils.distributed import ALONE, Ranks
@@ -21,7 +21,7 @@ def start(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Ranks:
 
 
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": ""}])
-def test_a_world_of_one_or_none_is_a_single_process(monkeypatch, environment: dict[str, str]) -> None:
+def test_a_world_of_one_or_none_is_a_single_process(monkeypatch, environment) -> None:
     assert start(monkeypatch, **environment) == ALONE
     assert distributed.world_size() == 1
 
@@ -37,7 +37,7 @@ def test_a_world_of_one_or_none_is_a_single_process(monkeypatch, environment: di
         ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1', not a number"),
     ],
 )
-def test_an_environment_without_sense_is_refused(monkeypatch, environment: dict[str, str], told: str) -> None:
+def test_an_environment_without_sense_is_refused(monkeypatch, environment, told) -> None:
     with pytest.raises(InputError, match=told):
         start(monkeypatch, **environment)
 
@@ -45,13 +45,9 @@ def test_an_environment_without_sense_is_refused(monkeypatch, environment: dict[
 def test_a_process_that_nobody_answers_says_so_and_ends(monkeypatch, capsys) -> None:
     monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=2))
     monkeypatch.setattr(distributed, "TOLD_AFTER", 0.1)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-        with pytest.raises(
-            InputError, match=rf"process 1 of 2 did not meet the others at localhost:{port} .* within 2 s"
-        ):
-            start(monkeypatch, WORLD_SIZE="2", RANK="1", MASTER_ADDR="localhost", MASTER_PORT=port)
+    port, told = free_port(), r"process 1 of 2 did not meet the others at localhost:\d+ .* within 2 s"
+    with pytest.raises(InputError, match=told):
+        start(monkeypatch, WORLD_SIZE="2", RANK="1", MASTER_ADDR="localhost", MASTER_PORT=port)
     assert f"process 1 waits for the others at localhost:{port}" in capsys.readouterr().err
 
 

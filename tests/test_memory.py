@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Accessing the
     ("side", "sub_batch", "precision", "budget"),
     [(1000, 1, "fp32", 620), (1000, 1, "bf16", 310), (2448, 6, "fp32", 880), (2448, 6, "bf16", 440)],
 )
-def test_inference_stays_within_its_budget(side: int, sub_batch: int, precision: str, budget: float) -> None:
+def test_inference_stays_within_its_budget(side, sub_batch, precision, budget) -> None:
     """The budget is that of a 2448 x 2448 image; one patch after another takes as much for a smaller one."""
     found = count_inference(sub_batch, precision, side=side)
     assert 50 < found["device"] < budget  # the weights alone take more than the lower bound
@@ -21,7 +21,7 @@ def test_inference_stays_within_its_budget(side: int, sub_batch: int, precision:
 
 
 @pytest.mark.parametrize(("mode", "images", "gigabytes"), [(1, 6, 3.4), (2, 1, 4.2), (3, 6, 4.7)])
-def test_a_training_step_with_2448_images_stays_within_its_budget(mode: int, images: int, gigabytes: float) -> None:
+def test_a_training_step_with_2448_images_stays_within_its_budget(mode, images, gigabytes) -> None:
     """Of six images; mode 2 computes one after the other, so that one is enough to count it."""
     found = count_training(mode, "fp32", batch=images)
     assert 0.5 < found["device"] / 1024 < gigabytes  # weights and moments take more than half

@@ -31,7 +31,7 @@ def unpack(folder: Path, name: str) -> Path:
     return path
 
 
-def test_an_older_checkpoint_gives_its_network_and_header(tmp_path: Path) -> None:
+def test_an_older_checkpoint_gives_its_network_and_header(tmp_path) -> None:
     file = checkpoint.read(unpack(tmp_path, "checkpoint_v1.pth"))
     assert file.header == build_header(2)
     model = build_thin_model(prefix="other.")
@@ -41,7 +41,7 @@ def test_an_older_checkpoint_gives_its_network_and_header(tmp_path: Path) -> Non
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_an_older_resume_file_goes_on(tmp_path: Path) -> None:
+def test_an_older_resume_file_goes_on(tmp_path) -> None:
     snapshot = state.read(unpack(tmp_path, "resume_v2.pth"))
     model, stage = build_thin_model(prefix="other."), STAGES[1]
     model.learn(stage.trains)
@@ -70,14 +70,14 @@ def test_an_older_resume_file_goes_on(tmp_path: Path) -> None:
     assert scheduler.get_last_lr() == [5e-5 * 0.7]
 
 
-def test_options_that_an_older_resume_file_lacks_count_as_their_defaults(tmp_path: Path) -> None:
+def test_options_that_an_older_resume_file_lacks_count_as_their_defaults(tmp_path) -> None:
     saved = dict(state.read(unpack(tmp_path, "resume_v2.pth"))["options"])
     options = build_parser().parse_args([])
     now = {**state.options_record(options), **saved}
     assert state.changed_options(saved, now, anyway=False) == {}
     del saved["gamma"]
     assert state.changed_options(saved, now, anyway=False) == {}
-    for name, value in {"warmup": 5, "backbone_lr": 0.1, "tf32": True, "split_seed": 3}.items():
+    for name, value in {"warmup": 5, "backbone_lr": 0.1, "tf32": True, "split_seed": 3, "box_recall": 0.5}.items():
         with pytest.raises(InputError, match=f"another experiment: --{name} was {value}, now removed; "):
             state.changed_options({**saved, name: value}, now, anyway=False)
     assert state.changed_options({**saved, "max_bad_steps": 3, "cudnn_benchmark": True}, now, anyway=False) == {}

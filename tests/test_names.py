@@ -1,7 +1,6 @@
 """Images of any name are segmented, and named, whatever the terminal shows and GDAL takes."""
 
 import io
-import json
 import os
 import shutil
 import sys
@@ -9,34 +8,14 @@ from pathlib import Path
 
 import pytest
 from builders import build_header
-from pictures import run, save, write_checkpoint
+from pictures import run, save, summary
 
 from evaluation import html_report
 from training import model_card
 from training.state import RunFiles, RunState
 from utils.stages import STAGES
 
-ODD = [
-    "-a",
-    "(b)",
-    "[c]",
-    "#d",
-    ";e",
-    "f;g",
-    "gpkg_h",
-    "sqlite_i",
-    "ogr_empty_table",
-    "'j",
-    'k"l',
-    "$m",
-    "größe",
-    "n.o",
-]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "one.pth", 1)
+ODD = ["-a", "(b)", "[c]", "#d", ";e", "gpkg_h", "sqlite_i", "ogr_empty_table", "'j", 'k"l', "$m", "größe", "n.o"]
 
 
 @pytest.mark.parametrize("kind", ["gpkg", "geojson"])
@@ -47,9 +26,7 @@ def test_layers_of_odd_names_are_made(checkpoint, tmp_path, kind) -> None:
         save(tmp_path / "images" / f"{name}.png", (20, 30))
     out = tmp_path / "out"
     assert run(checkpoint, tmp_path / "images", output=out, options=["--polygons", kind]) == 0
-    counts = {
-        Path(one["image"]).stem: one["features"] for one in json.loads((out / "summary.json").read_text())["images"]
-    }
+    counts = {Path(one["image"]).stem: one["features"] for one in summary(out)["images"]}
     assert set(counts) == set(ODD)
     for name, count in counts.items():
         plain = shutil.copy(out / f"{name}.{kind}", tmp_path / f"plain.{kind}")  # GDAL opens no name with a semicolon
@@ -69,7 +46,7 @@ def test_a_package_that_another_program_has_open_is_not_replaced(checkpoint, tmp
     (out / f"a.gpkg{journal}").write_bytes(b"changes")
     assert run(checkpoint, *images, output=out, options=["--polygons", "gpkg"]) == 0  # it is kept
     assert run(checkpoint, *images, output=out, options=["--polygons", "gpkg", "--overwrite"]) == 1
-    (failure,) = json.loads((out / "summary.json").read_text())["failures"]
+    (failure,) = summary(out)["failures"]
     assert failure.startswith(
         f"{out / 'a.gpkg'} cannot be written: another program has it open, or left a.gpkg{journal}"
     )
@@ -95,7 +72,7 @@ def test_a_terminal_that_cannot_show_a_name_ends_nothing(checkpoint, tmp_path, m
     said = screens[0].buffer.getvalue().decode(encoding)
     assert said.count("skipped: ") == len(names)
     assert ("日本.png" if encoding == "utf-8" else r"\u65e5\u672c.png") in said
-    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["failures"]) == len(names)
+    assert len(summary(tmp_path / "out")["failures"]) == len(names)
 
 
 def test_reports_hold_names_that_are_no_text(tmp_path, monkeypatch) -> None:

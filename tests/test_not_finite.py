@@ -1,12 +1,11 @@
 """Scores that are not finite numbers: no mask and no score comes of them; image and precision are named."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from builders import N_CLASS, build_header, build_model, build_predictor, build_sample, build_settings
-from pictures import run, save
+from pictures import run, save, summary
 
 import train_deep_globe
 from dataset import synthetic
@@ -46,7 +45,7 @@ def test_prediction_names_the_image_and_makes_no_result(tmp_path, mode, name, op
     out = tmp_path / "out"
     assert run(tmp_path / "bad.pth", tmp_path / "a.png", tmp_path / "b.png", output=out, options=options) == 1
     assert [path.name for path in out.iterdir()] == ["summary.json"]
-    failures = json.loads((out / "summary.json").read_text())["failures"]
+    failures = summary(out)["failures"]
     assert [str(tmp_path / f"{k}.png") in failures[i] for i, k in enumerate("ab")] == [True, True]
     assert all("not finite" in line for line in failures)
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import build_model, build_sample, build_settings
+from builders import build_sample, learning_model, train_epoch
 
-from helper import EpochState, StageMetrics, train_one_epoch
+from helper import EpochState, StageMetrics
 from training.average import WeightAverage, learned_state
 from training.optimizer import build_optimizer, build_schedule, poly
 from training.run import TrainingRun
@@ -18,22 +18,13 @@ from utils.stages import STAGES
 BATCHES = [[build_sample((64, 64), k)] for k in range(3)]
 
 
-def learning_model(mode: int = 1):
-    model = build_model()
-    model.learn(STAGES[mode].trains)
-    return model.train()
-
-
-def train(model, optimizer, schedule=None, **changes) -> list[dict[str, float]]:
-    """One step for each batch; the values of each step."""
-    seen: list[dict[str, float]] = []
-    schedule = schedule or torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
-    train_one_epoch(model, STAGES[1], BATCHES, optimizer, schedule, build_settings(**changes), on_step=seen.append)
-    return seen
+def train(model, optimizer, schedule=None) -> None:
+    """One step for each batch."""
+    train_epoch(model, 1, BATCHES, optimizer, scheduler=schedule)
 
 
 def test_optimizer_and_schedule_are_the_released_ones() -> None:
-    model = learning_model()
+    model = learning_model(1)
     optimizer = build_optimizer(model, 1e-3)
     (group,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.Adam
@@ -45,7 +36,7 @@ def test_optimizer_and_schedule_are_the_released_ones() -> None:
 
 def test_a_changed_rate_holds_after_a_resume() -> None:
     def trainer(lr: float) -> TrainerState:
-        model = learning_model()
+        model = learning_model(1)
         optimizer = build_optimizer(model, lr)
         run, epoch = RunState("now"), EpochState(StageMetrics(STAGES[1], model.n_class))
         scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -65,11 +56,8 @@ def test_a_changed_rate_holds_after_a_resume() -> None:
             assert torch.equal(before.optimizer.state[one]["exp_avg"], after.optimizer.state[other]["exp_avg"])
 
 
-# the average of the weights
-
-
 def test_the_average_follows_every_step_and_what_it_is_taken_of_stays() -> None:
-    model, states = learning_model(), []
+    model, states = learning_model(1), []
     optimizer = build_optimizer(model, 1e-3)
     average = WeightAverage(model, 0.15, optimizer)
     names = {name.split(".")[0] for name in average.values}
@@ -94,16 +82,13 @@ def test_the_average_follows_every_step_and_what_it_is_taken_of_stays() -> None:
 
 
 def test_a_skipped_step_does_not_move_the_average() -> None:
-    model = learning_model()
+    model = learning_model(1)
     optimizer = build_optimizer(model, 1e-3)
     average = WeightAverage(model, 0.5, optimizer)
     with torch.no_grad():
         model.global_.head.bias.fill_(float("nan"))
     train(model, optimizer)
     assert average.updates == 0
-
-
-# validation now and then
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", ["bands", "thumbnail first", "another shape", "gif", "png", "webp", "nitf"])
-def test_a_file_of_several_images_is_refused_as_image_and_as_label(tmp_path: Path, case: str) -> None:
+def test_a_file_of_several_images_is_refused_as_image_and_as_label(tmp_path, case) -> None:
     grey = picture(bands=())
     if case == "bands":
         path = several(tmp_path / "a.tif", grey, picture(bands=()), picture(bands=()))
@@ -54,7 +54,7 @@ def test_a_file_of_several_images_is_refused_as_image_and_as_label(tmp_path: Pat
             read(path)
 
 
-def test_copies_masks_and_previews_are_not_several_images(tmp_path: Path) -> None:
+def test_copies_masks_and_previews_are_not_several_images(tmp_path) -> None:
     whole = picture()
     late = several(tmp_path / "a.tif", whole, picture((10, 15)))  # a preview that does not say so
     np.testing.assert_array_equal(pixels(late), np.asarray(whole).transpose(2, 0, 1))
@@ -63,7 +63,7 @@ def test_copies_masks_and_previews_are_not_several_images(tmp_path: Path) -> Non
     assert probe(tmp_path / "a.jpg").size == SIZE
 
 
-def test_overviews_and_masks_of_a_raster_are_not_several_images(tmp_path: Path) -> None:
+def test_overviews_and_masks_of_a_raster_are_not_several_images(tmp_path) -> None:
     rasterio = pytest.importorskip("rasterio")
     values = RNG.integers(0, 255, (3, 300, 411)).astype(np.uint8)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
@@ -75,7 +75,7 @@ def test_overviews_and_masks_of_a_raster_are_not_several_images(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("form", ["NC", "NC4"])
-def test_netcdf_and_hdf5_are_read_and_their_parts_can_be_saved(tmp_path: Path, form: str) -> None:
+def test_netcdf_and_hdf5_are_read_and_their_parts_can_be_saved(tmp_path, form) -> None:
     """NC4 is HDF5, which Pillow knows by name alone."""
     shutil = pytest.importorskip("rasterio.shutil")
     values = RNG.integers(0, 255, (3, *SIZE)).astype(np.uint8)
@@ -87,7 +87,7 @@ def test_netcdf_and_hdf5_are_read_and_their_parts_can_be_saved(tmp_path: Path, f
 
 
 @pytest.mark.parametrize("name", ['NETCDF:"a.nc":band', "/vsizip/a.zip/a.tif", "https://example.org/a.tif"])
-def test_a_name_that_is_no_file_is_refused_with_what_helps(name: str) -> None:
+def test_a_name_that_is_no_file_is_refused_with_what_helps(name) -> None:
     with pytest.raises(InputError, match=r"only files are read: save it as one, where GDAL opens it: rio convert"):
         find_images([name])
     with pytest.raises(InputError, match=r"there is no image$"):

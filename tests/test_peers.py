@@ -1,7 +1,6 @@
 """The benchmark of other networks: all segment the same image, each in its precision, and are counted and timed."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ pytest.importorskip("segmentation_models_pytorch")
 pytestmark = pytest.mark.slow
 
 
-def test_networks_are_counted_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_networks_are_counted_and_timed(tmp_path, capsys) -> None:
     arguments = ["--side=72", "--size_p=64", "--rounds=1", "--device=cpu", "--precisions=bf16"]
     more = ["--networks", "GLNet, mode 1", "U-Net", "--json", str(tmp_path / "peers.json")]
     assert main(["peers", *arguments, *more]) == 0

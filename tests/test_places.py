@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import N_CLASS
-from pictures import random_image, run, write_checkpoint, write_raster
+from pictures import random_image, run, summary, write_raster
 
 from imaging import georeference
 from imaging.georeference import Georeference, GroundAreas, check_proj, same_place
@@ -21,11 +21,6 @@ shapely = pytest.importorskip("shapely")
 from rasterio.warp import transform  # noqa: E402
 
 GEOSTATIONARY = "+proj=geos +h=35785831 +lon_0=0 +sweep=y"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "one.pth", 1)
 
 
 def layer(path: Path, ids: np.ndarray, crs: str, place: tuple[float, ...]) -> list:
@@ -94,7 +89,7 @@ def test_a_region_off_the_earth_is_its_images_failure_in_geojson_alone(checkpoin
     for kind, code in (("geojson", 1), ("gpkg", 0)):
         out = tmp_path / kind
         assert run(checkpoint, *images, output=out, options=["--polygons", kind]) == code
-        found = json.loads((out / "summary.json").read_text())
+        found = summary(out)
         assert [
             str(out / "disk.geojson") in line and "no place on the Earth" in line for line in found["failures"]
         ] == [True] * code
@@ -156,7 +151,7 @@ def test_another_place_is_noticed(checkpoint, tmp_path, monkeypatch) -> None:
             assert same_place(Georeference(keywords), file, size) is same
     monkeypatch.setattr("imaging.raster_writer.same_place", lambda *_: False)
     assert run(checkpoint, path, output=tmp_path / "out") == 1
-    failure = json.loads((tmp_path / "out" / "summary.json").read_text())["failures"][0]
+    failure = summary(tmp_path / "out")["failures"][0]
     assert failure.startswith(f"{tmp_path / 'out' / 'a_mask.tif'} cannot be written: ")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"summary.json"}
 

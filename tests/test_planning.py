@@ -1,7 +1,5 @@
 """Planning a run over files reads their headers once each, and a file's percentiles are computed once."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from files import write_raster
@@ -13,7 +11,6 @@ from prediction import run as prediction_run
 from prediction.outputs import OutputOptions
 from prediction.run import PredictionRun
 from prediction.segmenter import Segmenter
-from utils.tiling import Size
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> li
     return calls
 
 
-def test_planning_reads_each_header_once_and_no_pixels(segmenter: Segmenter, tmp_path: Path, monkeypatch) -> None:
+def test_planning_reads_each_header_once_and_no_pixels(segmenter, tmp_path, monkeypatch) -> None:
     images = [tmp_path / f"{k}.png" for k in range(300)]
     for path in images:
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
@@ -47,9 +44,7 @@ def test_planning_reads_each_header_once_and_no_pixels(segmenter: Segmenter, tmp
 
 
 @pytest.mark.parametrize("size", [(90, 120), (90, 300)])
-def test_percentiles_are_computed_once_for_a_file(
-    segmenter: Segmenter, tmp_path: Path, monkeypatch, size: Size
-) -> None:
+def test_percentiles_are_computed_once_for_a_file(segmenter, tmp_path, monkeypatch, size) -> None:
     """Also where it is segmented as several scenes, read in windows."""
     rng = np.random.default_rng(0)
     path = write_raster(tmp_path / "deep.tif", rng.integers(0, 2000, (3, *size)).astype(np.uint16))

@@ -1,6 +1,5 @@
 """`predict.py` on the files that people have: none is read wrongly, none ends the run, nothing is lost in silence."""
 
-import json
 import os
 import struct
 import sys
@@ -12,7 +11,7 @@ import torch
 from builders import build_header, build_model
 from files import png, png_chunk
 from files import write_raster as write_any
-from pictures import PIXEL, random_image, run, save, write_checkpoint, write_raster
+from pictures import PIXEL, exif_of, random_image, run, save, summary, write_raster
 from PIL import Image
 
 from models import checkpoint as checkpoints
@@ -32,17 +31,8 @@ RNG = np.random.default_rng(2)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "one.pth", 1)
-
-
-@pytest.fixture(scope="module")
 def segmenter(checkpoint) -> Segmenter:
     return Segmenter.from_checkpoint(checkpoint, device="cpu")
-
-
-def summary(out: Path) -> dict:
-    return json.loads((out / "summary.json").read_text())
 
 
 def deep(bands: int = 3, dtype: str = "uint16") -> np.ndarray:
@@ -86,18 +76,6 @@ def test_bands_of_a_plain_tiff_with_four(segmenter, tmp_path) -> None:
     for name, more in {"a": {"photometric": "rgb", "alpha": "no"}, "b": {"photometric": "minisblack"}, "c": {}}.items():
         path = write_any(tmp_path / f"{name}.tif", values, **more)
         assert np.array_equal(segmenter.segment(path, bands=(4, 3, 2)), expected), name
-
-
-@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
-def test_masks_have_the_displayed_shape(checkpoint, tmp_path, orientation, caplog) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(random_image(SIZE).permute(1, 2, 0).numpy()).save(tmp_path / "a.png", exif=exif)
-    caplog.set_level("INFO")
-    assert run(checkpoint, tmp_path / "a.png", output=tmp_path / "out") == 0
-    width, height = Image.open(tmp_path / "out" / "a_mask.png").size
-    assert (height, width) == (SIZE if orientation < 5 else SIZE[::-1])
-    assert ("1 images are turned as they are displayed" in caplog.text) == (orientation > 1)
 
 
 def points() -> list:
@@ -193,19 +171,20 @@ def test_rational_polynomials_are_kept_and_control_points_without_reference_said
     assert "the georeference of points.tif is not kept: its control points name no reference system" in caplog.text
 
 
-@pytest.mark.parametrize("orientation", [3, 6, 7])
-def test_a_turned_picture_keeps_its_place_on_the_ground(checkpoint, tmp_path, orientation) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(random_image(SIZE).permute(1, 2, 0).numpy()).save(tmp_path / "a.png", exif=exif)
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_a_turned_picture_keeps_its_place_on_the_ground(checkpoint, tmp_path, orientation, caplog) -> None:
+    caplog.set_level("INFO")
+    Image.fromarray(random_image(SIZE).permute(1, 2, 0).numpy()).save(tmp_path / "a.png", exif=exif_of(orientation))
     (tmp_path / "a.pgw").write_text(WORLD)
     assert run(checkpoint, tmp_path / "a.png", output=tmp_path / "out") == 0
     with rasterio.open(tmp_path / "out" / "a_mask.tif") as mask:
         corners = [mask.transform * corner for corner in ((0, 0), (mask.width, mask.height))]
         assert np.sort(np.round(corners, 6), axis=0).tolist() == [[500000, 4999980], [500030, 5000000]]
         column, row = ~mask.transform * (500000.25, 4999999.75)  # the first pixel that is stored
+    assert (mask.height, mask.width) == (SIZE if orientation < 5 else SIZE[::-1])  # as it is displayed
     last = mask.width - 0.5, mask.height - 0.5
-    assert (column, row) == pytest.approx({3: last, 6: (last[0], 0.5), 7: last}[orientation])
+    assert (column, row) == pytest.approx({1: (0.5, 0.5), 3: last, 6: (last[0], 0.5), 7: last}[orientation])
+    assert ("1 images are turned as they are displayed" in caplog.text) == (orientation > 1)
 
 
 def test_nan_and_infinity_are_left_out_of_masks_and_areas(checkpoint, segmenter, tmp_path) -> None:
@@ -230,8 +209,8 @@ def meridian_and_parallel(latitude: float) -> tuple[float, float]:
     return north, 111412.84 * np.cos(at) - 93.5 * np.cos(3 * at) + 0.118 * np.cos(5 * at)
 
 
-@pytest.mark.parametrize("latitude", [0, 45, 70])
-@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:3395", "EPSG:32631", "feet", "EPSG:6933"])
+@pytest.mark.parametrize("latitude", [0, 70])
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:32631", "feet", "EPSG:6933"])
 def test_areas_are_true_on_the_ground(checkpoint, tmp_path, latitude, crs) -> None:
     if crs == "feet":  # Lambert's conformal cone, whose parallels are far from some of these latitudes
         crs = "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=45 +lon_0=3 +datum=WGS84 +units=us-ft"
@@ -289,31 +268,25 @@ def test_a_segmenter_refuses_what_is_no_picture(segmenter, image, message) -> No
         segmenter.segment(image)
 
 
-@pytest.mark.parametrize("stretch", ["2%,198%", "9,1", "0,inf", "x", 5, (0, 100), "1,2,3"])
-def test_a_wrong_stretch_is_refused_in_one_line(checkpoint, segmenter, stretch) -> None:
-    for use in (
-        lambda: segmenter.segment(np.zeros((4, 5), np.uint8), stretch=stretch),
-        lambda: Segmenter.from_checkpoint(checkpoint, device="cpu", stretch=stretch),
-    ):
-        with pytest.raises(InputError, match=r"^--stretch .*: give two rising percentiles"):
-            use()
+WRONG = {
+    "stretch": ["2%,198%", "-1%,5%", "9,1", "0,inf", "nan,1", "x", "", 5, (0, 100), "1,2,3"],
+    "bands": ["x", "", "0", "1,,2", "1.5", 3, 2.5, (0, 1, 2), (1.0, 2, 3), [], "1,2,-3", [1] * 17],
+}
 
 
-@pytest.mark.parametrize("bands", ["x", "", 3, 2.5, (0, 1, 2), (1.0, 2, 3), [], "1,2,-3"])
-def test_wrong_bands_are_refused_in_one_line(checkpoint, segmenter, bands) -> None:
-    for use in (
-        lambda: segmenter.segment(np.zeros((4, 5), np.uint8), bands=bands),
-        lambda: Segmenter.from_checkpoint(checkpoint, device="cpu", bands=bands),
-    ):
-        with pytest.raises(InputError, match=r"^--bands .*: give 1 to 16 band numbers"):
-            use()
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_wrong_stretch_and_wrong_bands_are_refused_in_one_line(checkpoint, segmenter, name, value) -> None:
+    give = {"stretch": "give two rising percentiles", "bands": "give 1 to 16 band numbers"}[name]
+    with pytest.raises(InputError, match=rf"^--{name} .*: {give}"):
+        segmenter.segment(np.zeros((4, 5), np.uint8), **{name: value})
+    with pytest.raises(InputError, match=rf"^--{name} .*: {give}"):
+        Segmenter.from_checkpoint(checkpoint, device="cpu", **{name: value})
 
 
 def test_bands_and_stretch_can_be_spelt_as_options_are(segmenter) -> None:
-    values = deep()
-    expected = segmenter.segment(values.transpose(1, 2, 0), bands=(3, 2, 1), stretch=Stretch(0, 3000, False))
-    found = segmenter.segment(values.transpose(1, 2, 0), bands="3,2,1", stretch="0,3000")
-    np.testing.assert_array_equal(found, expected)
+    values = deep().transpose(1, 2, 0)
+    expected = segmenter.segment(values, bands=(3, 2, 1), stretch=Stretch(0, 3000, False))
+    np.testing.assert_array_equal(segmenter.segment(values, bands="3,2,1", stretch="0,3000"), expected)
 
 
 def test_masked_pixels_of_an_array_have_no_data(segmenter) -> None:

@@ -1,19 +1,16 @@
 """`predict.py` in processes of its own: several that share the work, and how much memory one takes."""
 
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 from pictures import random_image, run, save, write_checkpoint
 from PIL import Image
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_several_processes_write_the_same_files(tmp_path):
@@ -26,16 +23,13 @@ def test_several_processes_write_the_same_files(tmp_path):
     options = ["--scene_size", "100", "--probabilities"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert run(checkpoint, images, output=alone, options=options) == 1
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = runs.free_port()
     command = [sys.executable, "predict.py", "--checkpoint", checkpoint, "--input", images, "--output", together]
     processes = []
-    for rank in ("0", "1"):
-        several = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": rank}
-        environment = {**os.environ, **several, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+    for rank in (0, 1):
+        environment = {**os.environ, **runs.environment_of(rank, 2, port), "OMP_NUM_THREADS": "1"}
         whole = [*map(str, command), *options, "--device", "cpu"]
-        processes.append(subprocess.Popen(whole, cwd=ROOT, env=environment, stderr=subprocess.PIPE))
+        processes.append(subprocess.Popen(whole, cwd=runs.ROOT, env=environment, stderr=subprocess.PIPE))
     errors = [process.communicate(timeout=200)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [1, 1], errors
     assert {path.name for path in alone.iterdir()} == {path.name for path in together.iterdir()}
@@ -72,29 +66,12 @@ def test_memory_does_not_grow_with_height(tmp_path):
     peaks = []
     for height in (1000, 6000):
         path = tmp_path / f"{height}.tif"
-        profile = {
-            "driver": "GTiff",
-            "count": 3,
-            "height": height,
-            "width": 4000,
-            "dtype": "uint8",
-            "crs": "EPSG:32633",
-        }
+        profile = {"driver": "GTiff", "count": 3, "height": height, "width": 4000, "dtype": "uint8"}
+        profile["crs"] = "EPSG:32633"
         tiles = {"tiled": True, "compress": "lzw", "photometric": "rgb"}
         with rasterio.open(path, "w", **profile, **tiles) as file:
             for top in range(0, height, 1000):
                 band = np.broadcast_to(random_image((1, 4000), top).numpy(), (3, 1000, 4000))
                 file.write(band, window=((top, top + 1000), (0, 4000)))
-        command = [sys.executable, "-c", GROWTH, str(path)]
-        found = subprocess.run(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "GDAL_CACHEMAX": "16"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert found.returncode == 0, found.stderr
-        peaks.append(int(found.stdout.split()[-1]))
+        peaks.append(int(runs.run_python(GROWTH, path, GDAL_CACHEMAX="16").split()[-1]))
     assert peaks[1] - peaks[0] < 25  # MB; the taller image has 57 MB more, and its ids 19

@@ -44,7 +44,7 @@ def rows_of(text: str) -> dict[str, list[str]]:
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
 
 
-def test_a_run_is_shown_beside_published_numbers_with_the_difference_in_points(tmp_path: Path, capsys) -> None:
+def test_a_run_is_shown_beside_published_numbers_with_the_difference_in_points(tmp_path, capsys) -> None:
     assert compare.main([str(write(tmp_path / "eval.json", evaluation())), "--published", "deep_globe"]) == 0
     text = capsys.readouterr().out
     rows = rows_of(text)
@@ -58,21 +58,17 @@ def test_a_run_is_shown_beside_published_numbers_with_the_difference_in_points(t
     assert "207 images of split crossvali: mIoU 69.12 %, 823 MB" in text
     assert "gpustat" in text
     assert "max_memory_allocated" in text
-
-
-def test_results_of_the_run_s_mode_come_first(tmp_path: Path, capsys) -> None:
-    record = evaluation(mode=1, split="test")
-    assert compare.main([str(write(tmp_path / "eval.json", record))]) == 0
+    assert compare.main([str(write(tmp_path / "eval.json", evaluation(mode=1, split="test")))]) == 0
     names = list(rows_of(capsys.readouterr().out))
-    assert names[2:4] == ["global branch alone", "released weights, mode 1"]
-
-
-def test_a_file_of_an_older_evaluation_is_compared_too(tmp_path: Path, capsys) -> None:
-    record = {name: value for name, value in evaluation().items() if name not in ("dataset", "split", "device")}
-    assert compare.main([str(write(tmp_path / "eval.json", record))]) == 0
+    assert names[2:4] == ["global branch alone", "released weights, mode 1"]  # results of the run's mode come first
+    older = {name: value for name, value in evaluation().items() if name not in ("dataset", "split", "device")}
+    assert compare.main([str(write(tmp_path / "eval.json", older))]) == 0
     text = capsys.readouterr().out
     assert "split unknown" in text
     assert rows_of(text)["GLNet"][3] == "(-2.48)"
+    assert [(one.score, one.split, one.source) for one in released_scores(3)] == [
+        *((69.9, "crossvali", USER), (71.6, "test", PAPER)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,25 +82,13 @@ def test_a_file_of_an_older_evaluation_is_compared_too(tmp_path: Path, capsys) -
         (json.dumps(evaluation(classes=["skin", "lesion"])), "has 2 classes, DeepGlobe 7"),
     ],
 )
-def test_another_file_is_refused_in_one_line(tmp_path: Path, capsys, content: str, message: str) -> None:
+def test_another_file_is_refused_in_one_line(tmp_path, refused, content, message) -> None:
     path = tmp_path / "run.json"
     path.write_text(content)
-    assert compare.main([str(path)]) == 2
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.count("\n") == 1
-    assert str(path) in captured.err
-    assert message in captured.err
-    assert compare.main([str(tmp_path / "missing.json")]) == 2
-
-
-def test_published_results_of_the_released_weights_name_split_and_source() -> None:
-    found = {mode: [(one.score, one.split, one.source) for one in released_scores(mode)] for mode in STAGES}
-    assert found == {
-        1: [(63.9, "crossvali", USER), (66.4, "test", PAPER)],
-        2: [(69.2, "crossvali", USER)],
-        3: [(69.9, "crossvali", USER), (71.6, "test", PAPER)],
-    }
+    told = refused(compare.main, path)
+    assert str(path) in told
+    assert message in told
+    refused(compare.main, tmp_path / "missing.json")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +114,7 @@ def run(work: Path, *more: str, folder: str = "weights") -> int:
     return released_weights.main([*where, *SIZES, *more])
 
 
-def test_every_mode_is_evaluated_under_every_normalisation(work: Path, capsys, tmp_path: Path) -> None:
+def test_every_mode_is_evaluated_under_every_normalisation(work, capsys, tmp_path) -> None:
     assert run(work, f"--json={tmp_path / 'scores.json'}") == 0
     lines = capsys.readouterr().out.splitlines()
     record = json.loads((tmp_path / "scores.json").read_text())
@@ -145,7 +129,7 @@ def test_every_mode_is_evaluated_under_every_normalisation(work: Path, capsys, t
     assert len({json.dumps(scores) for scores in record["modes"]["1"].values()}) > 1
 
 
-def test_a_limit_and_missing_files_are_told(work: Path, capsys, tmp_path: Path) -> None:
+def test_a_limit_and_missing_files_are_told(work, capsys, tmp_path) -> None:
     (work / "first").mkdir()
     name = released_weights.FILES[1]
     (work / "first" / name).hardlink_to(work / "weights" / name)
@@ -164,9 +148,7 @@ def test_a_limit_and_missing_files_are_told(work: Path, capsys, tmp_path: Path) 
         (["--limit=0"], "weights", "--limit 0 must be at least 1"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_one_line(
-    work: Path, capsys, more: list[str], folder: str, message: str
-) -> None:
+def test_what_cannot_be_evaluated_is_refused_in_one_line(work, capsys, more, folder, message) -> None:
     assert run(work, *more, folder=folder) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1

@@ -1,7 +1,5 @@
 """`--pyramid_norm`, `--pyramid_width` and `--start`: every form of the network agrees on them."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from builders import (
@@ -15,7 +13,7 @@ from builders import (
     forward_scores,
     segment_scores,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import local2global
@@ -52,7 +50,7 @@ def build(norm: str = "batch", width: int = WIDTH, seed: int = 0) -> GLNet:
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
-def test_the_prepared_network_gives_the_plain_ones_scores(mode: int) -> None:
+def test_the_prepared_network_gives_the_plain_ones_scores(mode) -> None:
     model, sample = build(), build_sample(SIZE)
     plain, found = (give(model, mode, sample, build_settings()) for give in (forward_scores, segment_scores))
     for name, scores in plain.items():
@@ -90,14 +88,6 @@ def test_a_norm_layer_is_what_torch_computes_after_each_convolution() -> None:
     torch.testing.assert_close(mean, pyramid.smooth.norm.bias, rtol=1e-3, atol=1e-4)
 
 
-def test_weights_start_by_fan_in_with_a_norm_layer_and_as_released_without() -> None:
-    layer = SameConv(64, 64, 3, "batch")
-    assert layer.weight.std().item() == pytest.approx(layer.initial_std, rel=0.02)
-    assert layer.initial_std == pytest.approx((64 * 9) ** -0.5)
-    released = SameConv(64, 64, 3)
-    assert released.weight.std().item() == pytest.approx(INITIAL_STD, rel=0.02)
-
-
 def test_stage_3_trains_with_norm_layers_and_changes_the_refined_branch_alone() -> None:
     model = build()
     model.learn(STAGES[3].trains)
@@ -112,7 +102,7 @@ def test_stage_3_trains_with_norm_layers_and_changes_the_refined_branch_alone() 
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_stage_2_starts_as_the_global_head(norm: str) -> None:
+def test_stage_2_starts_as_the_global_head(norm) -> None:
     model, sample = build(norm), build_sample(SIZE)
     model.continue_global()
     found, grid = forward(model, 2, sample, build_settings())
@@ -125,7 +115,7 @@ def test_stage_2_starts_as_the_global_head(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_stage_3_starts_as_the_global_branch(norm: str) -> None:
+def test_stage_3_starts_as_the_global_branch(norm) -> None:
     model, sample = build(norm), build_sample(SIZE)
     model.start_refined()
     model.continue_refined()
@@ -136,7 +126,7 @@ def test_stage_3_starts_as_the_global_branch(norm: str) -> None:
     assert (found.ensemble - expected.ensemble).abs().max() <= 1e-4 * expected.ensemble.abs().max()
 
 
-def test_a_checkpoint_records_the_pyramid_and_the_released_form_refuses_it(tmp_path: Path) -> None:
+def test_a_checkpoint_records_the_pyramid_and_the_released_form_refuses_it(tmp_path) -> None:
     header = build_header(2, pyramid_width=WIDTH, pyramid_norm="batch")
     assert Header.from_record(header.to_record()) == header
     model = build_network(header)
@@ -149,9 +139,14 @@ def test_a_checkpoint_records_the_pyramid_and_the_released_form_refuses_it(tmp_p
 
 
 def test_the_defaults_are_the_released_network() -> None:
-    torch.manual_seed(0)
-    default = GLNet(N_CLASS, BACKBONE).state_dict()
-    torch.manual_seed(0)
-    found: dict[str, Tensor] = GLNet(N_CLASS, BACKBONE, pyramid_width=256, pyramid_norm="none").state_dict()
-    assert all(torch.equal(x, found[name]) for name, x in default.items()) and len(found) == len(default)
-    assert not any(".norm." in name for name in default)
+    """Weights start by fan-in with a norm layer, and as released without."""
+    states = []
+    for given in ({}, {"pyramid_width": 256, "pyramid_norm": "none"}):
+        torch.manual_seed(0)
+        states.append(GLNet(N_CLASS, BACKBONE, **given).state_dict())
+    assert states[0].keys() == states[1].keys() and not any(".norm." in name for name in states[0])
+    assert all(torch.equal(x, states[1][name]) for name, x in states[0].items())
+    layer = SameConv(64, 64, 3, "batch")
+    assert layer.weight.std().item() == pytest.approx(layer.initial_std, rel=0.02)
+    assert layer.initial_std == pytest.approx((64 * 9) ** -0.5)
+    assert SameConv(64, 64, 3).weight.std().item() == pytest.approx(INITIAL_STD, rel=0.02)

@@ -1,7 +1,6 @@
 """The one reader: random files give the same pixels everywhere, namely those that they store."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from files import Stored, draw_file
 from PIL import Image, ImageOps
 
 from dataset.base import Item, SegmentationDataset
-from imaging.image_file import SAMPLE_SIDE, View, open_image, spaced
+from imaging.image_file import SAMPLE_SIDE, open_image, spaced
 from imaging.probe import probe
 from utils.classes import Classes
 from utils.stretch import Stretch
@@ -62,7 +61,7 @@ def read_both(file: Stored, rng) -> dict[str, np.ndarray]:
     return {"training": data.read(0)[0].numpy(), "evaluation": data[0].image.numpy(), **found}
 
 
-def test_random_files_give_what_they_store_in_training_evaluation_and_prediction(tmp_path: Path, monkeypatch) -> None:
+def test_random_files_give_what_they_store_in_training_evaluation_and_prediction(tmp_path, monkeypatch) -> None:
     rng = np.random.default_rng(11)
     kinds, without = set(), 0
     for k in range(FILES):
@@ -88,15 +87,8 @@ def test_random_files_give_what_they_store_in_training_evaluation_and_prediction
     assert without > 100
 
 
-def test_the_sample_is_spread_evenly_and_the_same_however_it_is_read(tmp_path: Path) -> None:
+def test_the_sample_is_spread_evenly_and_the_same_however_it_is_read(tmp_path) -> None:
     assert spaced(3).tolist() == [0, 1, 2]
     rows = spaced(10_000)
     assert len(rows) == SAMPLE_SIDE
     assert set(np.diff(rows)) == {9, 10}
-
-
-def test_fixed_limits_need_no_sample(tmp_path: Path) -> None:
-    values = np.array([[0, 100, 200, 400]], np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    with open_image(tmp_path / "a.png", View(None, Stretch.parse("100,200"))) as image:
-        assert image.read(Box(0, 0, 1, 4))[0].tolist() == [[0, 0, 255, 255]]

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 import pytest
 from builders import build_header
@@ -11,7 +10,7 @@ from runs import Folders, generate
 from models.restore import build_network
 from train_deep_globe import main
 from training.options import build_parser
-from training.recipe import RECIPES, parse, reach, reach_line
+from training.recipe import RECIPES, parse, reach_line
 from utils.errors import InputError
 from utils.settings import OF_WEIGHTS, RECORDED
 from utils.stages import STAGES
@@ -45,12 +44,8 @@ def test_every_entry_of_a_recipe_is_an_option_with_a_valid_value() -> None:
     assert set(OF_WEIGHTS) <= set(RECORDED)
 
 
-def test_the_released_run_of_stage_2_reaches_four_deviations() -> None:
-    assert reach(2e-5, 50 * 76) == pytest.approx(0.040, rel=0.01)
-
-
 @pytest.mark.parametrize(("lr", "warns"), [(2e-5, False), (1e-6, True)])
-def test_a_run_that_can_hardly_move_a_weight_is_warned_of(lr: float, warns: bool) -> None:
+def test_a_run_that_can_hardly_move_a_weight_is_warned_of(lr, warns) -> None:
     model = build_network(build_header(2))
     model.learn(STAGES[2].trains)
     line, found = reach_line(lr, model, STAGES[2], 50 * 76)
@@ -60,7 +55,7 @@ def test_a_run_that_can_hardly_move_a_weight_is_warned_of(lr: float, warns: bool
         assert "by 0.04, 4.0 standard deviations" in line
 
 
-def test_the_options_of_a_recipe_are_recorded_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_options_of_a_recipe_are_recorded_one_by_one(tmp_path, caplog) -> None:
     folders = Folders(tmp_path, generate(tmp_path / "data", images=4, size=64))
     arguments = folders.arguments(1, "--recipe=modern", "--pyramid_width=4", "--num_epochs=1")
     with caplog.at_level("INFO"):

@@ -9,7 +9,7 @@ from models.regulariser import conv_and_distance, last_conv
 
 
 @pytest.mark.parametrize("crop_size", [(4, 5), (9, 8)])
-def test_convolution_and_distance_have_the_values_and_gradients_of_the_two_apart(crop_size: tuple[int, int]) -> None:
+def test_convolution_and_distance_have_the_values_and_gradients_of_the_two_apart(crop_size) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 6, 9, 8, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 6, 3, 3, dtype=torch.float64, requires_grad=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders import N_CLASS, build_header, build_model
-from pictures import random_image, run, save, write_raster
+from pictures import random_image, run, save, summary, write_raster
 from PIL import Image
 
 import predict
@@ -45,10 +45,6 @@ def load_once():
         load = functools.cache(Segmenter.from_checkpoint)
         patch.setattr(Segmenter, "from_checkpoint", load)
         yield
-
-
-def summary(out: Path) -> dict:
-    return json.loads((out / SUMMARY).read_text())
 
 
 def draw(rng: np.random.Generator, images: Path, checkpoints: dict[str, Path]) -> tuple[list, Path, list[str]]:
@@ -94,7 +90,7 @@ def check(out: Path, checkpoints: dict[str, Path]) -> None:
         assert one["mask"] not in ids_of or one["pixels"] == found["results"][one["mask"]]["areas"]["pixels"]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_after_any_runs_each_mask_is_what_its_record_names(tmp_path, capsys, checkpoints, seed) -> None:
     rng = np.random.default_rng(seed)
     (tmp_path / "images").mkdir()
@@ -123,9 +119,6 @@ CHANGES = [
     ("", ["--mode", "1"], "mode 2, now 1"),
     ("", ["--tta", "d4"], "tta none, now d4"),
     ("", ["--stretch", "0,100"], "stretch 2%,98%, now 0,100"),
-    ("", ["--bands", "3,2,1"], "bands None, now 3,2,1"),
-    ("", ["--size_g", "96"], "size_g 64, now 96"),
-    ("", ["--precision", "bf16"], "precision fp32, now bf16"),
     ("", ["--colors"], "colors False, now True"),
     ("own", [], "no record says what made it"),
     ("old", [], "no record says what made it"),

@@ -1,6 +1,5 @@
 """A run that is killed or stopped, wherever that falls, and goes on ends as if nothing had happened."""
 
-import json
 import random
 import re
 import signal
@@ -10,11 +9,11 @@ from pathlib import Path
 import pytest
 import runs
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_deep_globe
 from models import checkpoint
 from training import state
+from training.options import RELEASED, build_parser
 from training.state import RunFiles
 from utils.errors import InputError
 
@@ -34,7 +33,7 @@ def assert_good_files(folders: runs.Folders, mode: int) -> None:
 
 
 def scalar_steps(folder: Path) -> dict[str, list[int]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    events = runs.read_events(folder)
     return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
@@ -45,8 +44,7 @@ def assert_same_end(folders: runs.Folders, expected: runs.Folders, mode: int) ->
     best, expected_best = (checkpoint.read(f.models / f"{name}.best.pth").tensors for f in (folders, expected))
     runs.assert_equal_weights(best, expected_best)
     assert (folders.logs / f"{name}.log").read_text() == (expected.logs / f"{name}.log").read_text()
-    lines = [json.loads(line) for line in (folders.logs / f"{name}.jsonl").read_text().splitlines()]
-    wanted = [json.loads(line) for line in (expected.logs / f"{name}.jsonl").read_text().splitlines()]
+    lines, wanted = folders.epochs(name), expected.epochs(name)
     for key in ("epoch", "loss", "best", "train", "validation", "skipped_steps", "learning_rate"):
         assert [line[key] for line in lines] == [line[key] for line in wanted], key
     for part in ("", "IoU/train iou", "IoU/validation iou"):
@@ -68,7 +66,7 @@ def kill_after_saves(run: runs.Run, path: Path, count: int, delay: float) -> int
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
-def test_killed_three_times_it_ends_with_the_same_bits(reference, tmp_path: Path, mode: int) -> None:
+def test_killed_three_times_it_ends_with_the_same_bits(reference, tmp_path, mode) -> None:
     """Twice at random moments, once in the middle of a file; at no time is a good checkpoint missing."""
     rng = random.Random(mode)
     folders = reference.folders.beside(tmp_path)
@@ -95,7 +93,7 @@ MOMENTS = [  # one after another; an epoch saves after each of its three steps, 
 ]
 
 
-def test_killed_around_every_kind_of_file_it_ends_with_the_same_bits(reference, tmp_path: Path) -> None:
+def test_killed_around_every_kind_of_file_it_ends_with_the_same_bits(reference, tmp_path) -> None:
     folders = reference.folders.beside(tmp_path)
     arguments = folders.arguments(1, runs.SAVE_OFTEN, "--resume=auto")
     for moment in MOMENTS:
@@ -108,7 +106,7 @@ def test_killed_around_every_kind_of_file_it_ends_with_the_same_bits(reference, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves_and_the_run_goes_on(reference, tmp_path: Path, number: int) -> None:
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(reference, tmp_path, number) -> None:
     folders = reference.folders.beside(tmp_path)
     run = runs.Run(folders.arguments(1), tmp_path / "stopped").start()
     while "loss=" not in run.text() and run.processes[0].is_alive():
@@ -121,9 +119,6 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(reference, tmp_path: Path
     result = runs.run(folders.arguments(1, "--resume=auto"), tmp_path / "rest")
     assert result.code == 0, result.output
     assert_same_end(folders, reference.folders, 1)
-
-
-# what may be resumed
 
 
 def call(capsys, *arguments: str) -> tuple[int, str]:
@@ -147,7 +142,7 @@ def unfinished(reference, tmp_path_factory) -> runs.Folders:
     return folders
 
 
-def test_an_unfinished_run_is_not_overwritten_unasked(unfinished: runs.Folders, capsys) -> None:
+def test_an_unfinished_run_is_not_overwritten_unasked(unfinished, capsys) -> None:
     path = unfinished.models / "one.resume.pth"
     before = path.stat()
     code, told = call(capsys, *unfinished.arguments(1))
@@ -158,15 +153,40 @@ def test_an_unfinished_run_is_not_overwritten_unasked(unfinished: runs.Folders, 
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-@pytest.mark.parametrize("change", ["--lr=0.5", "--batch_size=3", "--seed=1", "--num_epochs=3", "--sub_batch_size=2"])
-def test_an_option_that_makes_another_experiment_is_refused(unfinished: runs.Folders, capsys, change: str) -> None:
-    code, told = call(capsys, *unfinished.arguments(1, "--resume=auto", change))
-    name, value = change.split("=")
-    assert code == 2
-    assert re.search(rf"another experiment: {name} was \S+, now {value}; .*--resume_anyway", told), told
+def test_an_option_that_makes_another_experiment_is_refused(unfinished, capsys) -> None:
+    for change in ("--lr=0.5", "--batch_size=3"):
+        code, told = call(capsys, *unfinished.arguments(1, "--resume=auto", change))
+        name, value = change.split("=")
+        assert code == 2
+        assert re.search(rf"another experiment: {name} was \S+, now {value}; .*--resume_anyway", told), told
 
 
-def test_resume_takes_a_path_and_tells_what_changed(unfinished: runs.Folders, tmp_path: Path) -> None:
+def test_options_that_change_what_is_learned_make_another_experiment() -> None:
+    """All others may change, those that a file of before lacks count as their defaults."""
+    parser = build_parser()
+    given = ["--class_weights", "1", "2", "--window=64", "--windows=2"]
+    changes = [
+        *(["--seed=1"], ["--num_epochs=3"], ["--sub_batch_size=2"], ["--dataset=inria"], ["--loss=ce"], ["--gamma=2"]),
+        *(["--class_weights", "1", "3"], ["--coarse_to_fine"], ["--box_margin=0.3"]),
+        *(["--window=40"], ["--windows=3"], ["--augment"], ["--patches=2"], ["--turns=mirror"], ["--loss_size=full"]),
+        *(["--ema=0.9"], ["--share=none"]),
+    ]
+    saved = state.options_record(parser.parse_args(given))
+    for change in changes:
+        now = state.options_record(parser.parse_args([*given, *change]))
+        with pytest.raises(InputError, match=f"another experiment: {change[0].split('=')[0]} was"):
+            state.changed_options(saved, now, anyway=False)
+        assert len(state.changed_options(saved, now, anyway=True)) == 1
+    free = state.options_record(parser.parse_args([*given, "--split_lists=b", "--init_from=a.pth", "--val_every=2"]))
+    assert len(state.changed_options(saved, free, anyway=False)) == 3
+    assert state.changed_options({}, RELEASED, anyway=False) == {}
+    now = {"share": "none", "pyramid_width": 256, "pyramid_norm": "none"}
+    assert state.changed_options({"share_maps": False}, now, anyway=False) == {}
+    with pytest.raises(InputError, match="--share was own, now none"):
+        state.changed_options({"share_maps": True}, now, anyway=False)
+
+
+def test_resume_takes_a_path_and_tells_what_changed(unfinished, tmp_path) -> None:
     """Under another name, with another experiment's option; its own file is left alone."""
     path = unfinished.models / "one.resume.pth"
     more = [f"--resume={path}", "--resume_anyway", "--task_name=other", "--num_epochs=3", "--save_every=5"]
@@ -176,7 +196,7 @@ def test_resume_takes_a_path_and_tells_what_changed(unfinished: runs.Folders, tm
     assert "changed since: --save_every was 1e-09, now 5.0" in result.output
     assert path.exists()
     assert (unfinished.models / "other.pth").exists()
-    assert [json.loads(x)["epoch"] for x in (unfinished.logs / "other.jsonl").read_text().splitlines()] == [2, 3]
+    assert [line["epoch"] for line in unfinished.epochs("other")] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +208,7 @@ def test_resume_takes_a_path_and_tells_what_changed(unfinished: runs.Folders, tm
         ("--num_epochs=9", "changed since: --num_epochs was 2, now 9"),
     ],
 )
-def test_any_change_that_is_allowed_goes_on(unfinished: runs.Folders, tmp_path: Path, change: str, told: str) -> None:
+def test_any_change_that_is_allowed_goes_on(unfinished, tmp_path, change, told) -> None:
     """The run was killed in epoch 2 after its first step; steps, schedule and rate follow the new options."""
     folders = unfinished.beside(tmp_path)
     path = unfinished.models / "one.resume.pth"
@@ -196,9 +216,8 @@ def test_any_change_that_is_allowed_goes_on(unfinished: runs.Folders, tmp_path: 
     result = runs.run(folders.arguments(1, *arguments), tmp_path / "other")
     assert result.code == 0, result.output
     assert told in result.output
-    lines = [json.loads(line) for line in (folders.logs / "other.jsonl").read_text().splitlines()]
-    assert lines[0]["epoch"] == 2
-    events = EventAccumulator(str(folders.logs / "other")).Reload().Scalars("learning_rate")
+    assert folders.epochs("other")[0]["epoch"] == 2
+    events = runs.read_events(folders.logs / "other").Scalars("learning_rate")
     values = {event.step: event.value for event in events}
     name, value = change.removeprefix("--").split("=")
     changed = {"batch_size": 2, "num_epochs": 2, "lr": 5e-5, **{name: float(value)}}
@@ -211,13 +230,13 @@ def test_any_change_that_is_allowed_goes_on(unfinished: runs.Folders, tmp_path: 
     assert max(values) == total - 1 or change == "--num_epochs=9"
 
 
-def test_fewer_epochs_than_were_begun_are_refused(unfinished: runs.Folders, capsys) -> None:
+def test_fewer_epochs_than_were_begun_are_refused(unfinished, capsys) -> None:
     code, told = call(capsys, *unfinished.arguments(1, "--resume=auto", "--resume_anyway", "--num_epochs=1"))
     assert code == 2
     assert told.splitlines()[-1].startswith("error: --num_epochs 1 is less than the 2 epochs")
 
 
-def test_overwrite_starts_over(unfinished: runs.Folders, reference, tmp_path: Path) -> None:
+def test_overwrite_starts_over(unfinished, reference, tmp_path) -> None:
     folders = reference.folders.beside(tmp_path)
     (folders.models / "one.resume.pth").hardlink_to(unfinished.models / "one.resume.pth")
     result = runs.run(folders.arguments(1, "--overwrite"), tmp_path / "over")
@@ -249,7 +268,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_resume_file_is_refused(unfinished: runs.Folders, tmp_path: Path, capsys, damage: str) -> None:
+def test_a_damaged_resume_file_is_refused(unfinished, tmp_path, capsys, damage) -> None:
     path = tmp_path / "damaged.resume.pth"
     whole = unfinished.models / "one.resume.pth"
     if damage == "cut short":
@@ -262,7 +281,7 @@ def test_a_damaged_resume_file_is_refused(unfinished: runs.Folders, tmp_path: Pa
     assert not (unfinished.models / "another.pth").exists()
 
 
-def test_a_state_survives_its_file(tmp_path: Path) -> None:
+def test_a_state_survives_its_file(tmp_path) -> None:
     """Numbers, random states and all; what is no resume file is named."""
     torch.manual_seed(3)
     random.seed(3)

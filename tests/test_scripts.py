@@ -68,39 +68,20 @@ def work() -> Iterator[Path]:
         yield folder
 
 
-def test_every_stage_leaves_its_last_and_its_best_checkpoint_with_a_card_and_keeps_older_ones(work: Path) -> None:
+def test_every_stage_leaves_its_last_and_its_best_checkpoint_with_a_card_and_keeps_older_ones(work) -> None:
     names = {path.name for path in (work / "models").iterdir()}
     expected = {f"{task}{ending}" for task in TASKS for ending in (".pth", ".best.pth", ".md")}
     assert names == expected | {f"{TASKS[0]}.previous.pth", f"{TASKS[0]}.best.previous.pth"}
     for ending in (".pth", ".best.pth"):
         older = work / "models" / f"{TASKS[0]}{ending}"
         assert older.with_suffix(".previous.pth").read_text() == f"an older run's {ending}"
-
-
-def test_every_stage_leaves_its_log_and_its_events(work: Path) -> None:
     for task in TASKS:
         lines = (work / "logs" / f"{task}.log").read_text().splitlines()
-        assert len(lines) == 10
-        assert lines[0].startswith("epoch [1/1] IoU: train = ")
-        assert lines[-1] == RULE
+        assert (len(lines), lines[-1]) == (10, RULE)
         assert list((work / "logs" / task).rglob("events.out.tfevents.*"))
 
 
-def test_evaluation_writes_the_keys_that_it_should(work: Path) -> None:
-    record = json.loads((work / "logs" / "eval.json").read_text())
-    assert {"mode", "classes", "images", "seconds_per_image", "peak_memory_mb", *PREDICTIONS} <= set(record)
-    assert (record["mode"], record["images"], record["classes"]) == (3, 1, list(DEEP_GLOBE.names))
-    assert record["seconds_per_image"] > 0
-    assert record["peak_memory_mb"] > 0
-    table = (work / "table.txt").read_text()
-    for name in PREDICTIONS:
-        assert len(record[name]["iou"]) == len(DEEP_GLOBE)
-        mean = sum(value or 0 for value in record[name]["iou"][1:]) / 6
-        assert record[name]["mIoU"] == pytest.approx(mean)
-        assert f"{100 * mean:.2f}" in table
-
-
-def test_saved_predictions_are_class_colours_and_give_the_written_scores(work: Path) -> None:
+def test_saved_predictions_are_class_colours_and_give_the_written_scores(work) -> None:
     data = describe("deep_globe", work / "data").open("crossvali", 64)
     matrix = ConfusionMatrix(len(DEEP_GLOBE))
     assert {path.name for path in (work / "pictures").iterdir()} == {f"{item.id}_mask.png" for item in data.items}
@@ -111,11 +92,17 @@ def test_saved_predictions_are_class_colours_and_give_the_written_scores(work: P
         hits = hits.all(axis=3)
         assert hits.any(axis=0).all()
         matrix.update(sample.label, sample.label.new_tensor(hits.argmax(axis=0)))
-    written = json.loads((work / "logs" / "eval.json").read_text())["ensemble"]["iou"]
-    np.testing.assert_allclose(matrix.iou(), np.array(written, dtype=float))
+    written = json.loads((work / "logs" / "eval.json").read_text())
+    np.testing.assert_allclose(matrix.iou(), np.array(written["ensemble"]["iou"], dtype=float))
+    assert (written["mode"], written["images"], written["classes"]) == (3, 1, list(DEEP_GLOBE.names))
+    assert written["seconds_per_image"] > 0 and written["peak_memory_mb"] > 0
+    for name in PREDICTIONS:
+        mean = sum(value or 0 for value in written[name]["iou"][1:]) / 6
+        assert written[name]["mIoU"] == pytest.approx(mean)
+        assert f"{100 * mean:.2f}" in (work / "table.txt").read_text()
 
 
-def test_the_three_released_files_alone_give_the_same_scores(work: Path) -> None:
+def test_the_three_released_files_alone_give_the_same_scores(work) -> None:
     """Also when the scripts' own files are not there: only what the exporter wrote."""
     files = [[work / folder / f"{task}.pth" for folder in ("models", "released")] for task in TASKS]
     for source, target in files[:2]:
@@ -129,7 +116,7 @@ def test_the_three_released_files_alone_give_the_same_scores(work: Path) -> None
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("exists", [True, False])
-def test_without_data_a_script_stops_and_tells_how_to_get_them(tmp_path: Path, script: str, exists: bool) -> None:
+def test_without_data_a_script_stops_and_tells_how_to_get_them(tmp_path, script, exists) -> None:
     if exists:
         (tmp_path / "data").mkdir()
     before = set(tmp_path.rglob("*"))
@@ -141,7 +128,7 @@ def test_without_data_a_script_stops_and_tells_how_to_get_them(tmp_path: Path, s
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_a_script_ends_with_the_exit_code_of_what_it_runs(tmp_path: Path) -> None:
+def test_a_script_ends_with_the_exit_code_of_what_it_runs(tmp_path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "1_sat.jpg").touch()
     python = tmp_path / "python"
@@ -156,54 +143,37 @@ def test_a_script_ends_with_the_exit_code_of_what_it_runs(tmp_path: Path) -> Non
         assert done.stdout.splitlines()[-2:] == ["--batch_size=3", "a b"]
 
 
-@pytest.mark.parametrize("name", ["inria", "isic"])
-def test_a_script_with_its_stage_as_argument_passes_what_that_stage_needs(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["inria", "isic", "dubai", "pages"])
+def test_a_script_with_its_stage_as_argument_passes_what_that_stage_needs(tmp_path, name) -> None:
     (tmp_path / "data.json").touch()
-    echo = {"PYTHON": "/bin/echo", "DATA_PATH": "data.json"}
-    script = f"train_{name}.sh"
-    told = {stage: run_script(script, stage, folder=tmp_path, **echo).split() for stage in ("1", "2", "3", "eval")}
+    echo = {"PYTHON": "/bin/echo", "DATA_PATH": "data.json", "BACKBONE": "resnet18"}
+    script, stages = f"train_{name}.sh", ("1", "2", "3", "eval")
+    told = {stage: run_script(script, stage, "--lr=3", folder=tmp_path, **echo).split() for stage in stages}
     for stage, words in told.items():
-        assert words[1:3] == ["--dataset", name]
-        options = dict(zip(words[1::2], words[2::2], strict=False))
-        assert options["--mode"] == stage.replace("eval", "3")
-        assert options["--task_name"] == (f"eval_{name}" if stage == "eval" else f"fpn_{name}_{STAGES[int(stage) - 1]}")
-    assert told["3"][-4:] == ["--path_g", f"fpn_{name}_global.pth", "--path_g2l", f"fpn_{name}_global2local.pth"]
-    assert told["eval"][-2:] == ["--path_l2g", f"fpn_{name}_local2global.pth"]
+        assert words[1:5] == ["--dataset", "folder" if name == "pages" else name, "--data_path", "data.json"]
+        task = f"eval_{name}" if stage == "eval" else f"fpn_{name}_{STAGES[int(stage) - 1]}"
+        assert words[words.index("--mode") + 1] == stage.replace("eval", "3")
+        assert words[words.index("--task_name") + 1] == task
+        assert words[-1] == "--lr=3"
+        if name == "dubai":  # trained on windows, evaluated on whole scenes
+            assert ("--augment" in words, "--window" in words) == (stage != "eval",) * 2
+            assert ("--size_p" in words) == (stage == "1")  # later stages take it from the checkpoint
+        if name == "pages":
+            assert ("resnet18" in words) == (stage == "1")
+    files = ["--path_g", f"fpn_{name}_global.pth", "--path_g2l", f"fpn_{name}_global2local.pth"]
+    assert [word for word in told["3"] if word in files] == files
+    assert f"fpn_{name}_local2global.pth" in told["eval"]
     for arguments in ([], ["4"], ["--help"]):
         refused = run([str(ROOT / script), *arguments], tmp_path, **echo)
         assert refused.returncode == 2
-        assert "STAGE is 1, 2, 3 or eval" in refused.stderr
+        assert "STAGE is" in refused.stderr
 
 
-def test_the_dubai_script_trains_on_windows_and_evaluates_whole_scenes(tmp_path: Path) -> None:
-    (tmp_path / "data.json").touch()
-    echo = {"PYTHON": "/bin/echo", "DATA_PATH": "data.json"}
-    for stage in ("1", "2", "3", "eval"):
-        words = run_script("train_dubai.sh", stage, "--windows=3", folder=tmp_path, **echo).split()
-        assert words[1:3] == ["--dataset", "dubai"]
-        assert words[words.index("--mode") + 1] == stage.replace("eval", "3")
-        assert ("--augment" in words, "--window" in words) == (stage != "eval",) * 2
-        assert ("--size_p" in words) == (stage == "1")  # later stages take it from the checkpoint
-        assert words[-1] == "--windows=3"
-    assert run([str(ROOT / "train_dubai.sh")], tmp_path, **echo).returncode == 2
-
-
-def test_the_pages_script_prepares_a_set_and_names_its_tasks_after_pages(tmp_path: Path) -> None:
-    (tmp_path / "data.json").touch()
+def test_the_pages_script_makes_a_set_of_xml_from_another_folder(tmp_path) -> None:
     echo = {"PYTHON": "/bin/echo", "DATA_PATH": "data.json"}
     prepared = run_script("train_pages.sh", "prepare", "books", "--val", "b", folder=tmp_path, **echo).split()
     assert prepared[:4] == ["-m", "dataset.alto", "--output", "data.json"]
     assert prepared[-3:] == ["books", "--val", "b"]
-    for stage in ("1", "2", "3", "eval"):
-        words = run_script("train_pages.sh", stage, folder=tmp_path, BACKBONE="resnet18", **echo).split()
-        assert words[1:5] == ["--dataset", "folder", "--data_path", "data.json"]
-        name = "eval_pages" if stage == "eval" else f"fpn_pages_{STAGES[int(stage) - 1]}"
-        assert words[words.index("--task_name") + 1] == name
-        assert ("resnet18" in words) == (stage == "1")  # later stages take it from the checkpoint
-    assert "fpn_pages_local2global.pth" in words
-
-
-def test_the_pages_script_makes_a_set_of_xml_from_another_folder(tmp_path: Path) -> None:
     (tmp_path / "books").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "books" / "f1.png")
     block = '<TextBlock TAGREFS="T"><Shape><Polygon POINTS="0 0 4 0 4 4"/></Shape></TextBlock>'

@@ -47,7 +47,7 @@ def mask_of(parts: list) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_boxes_are_around_objects_and_clamped_to_the_image(name: str) -> None:
+def test_boxes_are_around_objects_and_clamped_to_the_image(name) -> None:
     parts, boxes = BOXES[name]
     grids = FOCUS.grids(mask_of(parts), SIZE, PATCH, OVERLAP)
     assert grids.regions == boxes
@@ -65,7 +65,7 @@ def random_mask(seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [(300, 700), (1000, 90), (40, 50), (20, 2000), (1, 1)])
-def test_boxes_hold_every_cell_do_not_overlap_and_take_no_more_patches_than_one(size: tuple[int, int]) -> None:
+def test_boxes_hold_every_cell_do_not_overlap_and_take_no_more_patches_than_one(size) -> None:
     several = 0
     for seed in range(40):
         mask = random_mask(seed)
@@ -89,14 +89,6 @@ def test_boxes_hold_every_cell_do_not_overlap_and_take_no_more_patches_than_one(
     assert several == 0 if max(size) < 2 * PATCH else several > 5
 
 
-def test_only_binary_classes_with_one_foreground_are_taken() -> None:
-    names, palette = ("skin", "lesion"), ((0, 0, 0), (255, 255, 255))
-    assert CoarseToFine.of(Classes(names, palette, foreground=(0,))).background == 1
-    for classes in (Classes.generic(2), Classes.generic(7), Classes(names, palette, foreground=(0, 1))):
-        with pytest.raises(InputError, match=f"--coarse_to_fine .* {len(classes)} classes"):
-            CoarseToFine.of(classes)
-
-
 def test_labels_are_asked_where_too_little_of_them_is_covered() -> None:
     label = torch.zeros(SIZE, dtype=torch.uint8)
     label[:64, :64] = 1
@@ -110,22 +102,21 @@ def test_labels_are_asked_where_too_little_of_them_is_covered() -> None:
     nothing = torch.zeros_like(label)
     assert CoarseToFine(1).covers(RegionGrids(SIZE, ()), nothing)
     assert not CoarseToFine(1).covers(RegionGrids(SIZE, ()), label)
-
-
-def test_a_single_pixel_of_a_label_is_a_cell() -> None:
     label = torch.zeros(333, 517, dtype=torch.uint8)
-    label[200, 300] = 1
+    assert not FOCUS.labelled(label, (16, 16)).any()
+    label[200, 300] = 1  # a single pixel of a label is a cell
     mask = FOCUS.labelled(label, (16, 16))
     assert mask.nonzero().tolist() == [[9, 9]]
     assert FOCUS.grids(mask, (333, 517), PATCH, OVERLAP).regions[0].of(label).sum() == 1
-    assert not FOCUS.labelled(torch.zeros_like(label), (16, 16)).any()
-
-
-# patches of regions
+    names, palette = ("skin", "lesion"), ((0, 0, 0), (255, 255, 255))
+    assert CoarseToFine.of(Classes(names, palette, foreground=(0,))).background == 1
+    for classes in (Classes.generic(2), Classes.generic(7), Classes(names, palette, foreground=(0, 1))):
+        with pytest.raises(InputError, match=f"--coarse_to_fine .* {len(classes)} classes"):
+            CoarseToFine.of(classes)
 
 
 @pytest.mark.parametrize("size", [(100, 230), (64, 64), (30, 200), (2448, 2448)])
-def test_one_region_that_is_the_image_gives_its_grid_bit_by_bit(size: tuple[int, int]) -> None:
+def test_one_region_that_is_the_image_gives_its_grid_bit_by_bit(size) -> None:
     patch = 508 if size[0] == 2448 else PATCH
     plain = PatchGrid.cover(size, patch, OVERLAP)
     grids = RegionGrids.cover(size, [Box(0, 0, *size)], patch, OVERLAP)
@@ -168,7 +159,7 @@ def test_merged_maps_are_the_whole_ones_inside_and_zero_outside() -> None:
 
 
 @pytest.mark.parametrize("gap", [0, 1, 9, 40])
-def test_regions_that_share_cells_do_not_add_up(gap: int) -> None:
+def test_regions_that_share_cells_do_not_add_up(gap) -> None:
     size = (203, 307)
     regions = [Box(5, 7, 70, 90), Box(70 + gap, 97 + gap, 64, 71)]
     ones = random_pyramid(size).map(torch.ones_like)

@@ -1,7 +1,6 @@
 """`--share`: whose global maps the local branch reads, its own image's, none, another image's, a grey one's."""
 
-from pathlib import Path
-
+import builders
 import pytest
 import torch
 from builders import (
@@ -13,18 +12,15 @@ from builders import (
     build_settings,
     segment_scores,
     shared_model,
+    take_step,
 )
 from runs import generate
 from torch import Tensor, nn
 
 from dataset.base import GREY
 from dataset.registry import describe
-from engine import global2local, local2global
 from evaluation.run import evaluate_images
 from models.glnet import GLNet
-from models.header import Header
-from training import options as command_line
-from training import state
 from utils.errors import InputError
 from utils.metrics import StageMetrics
 from utils.stages import STAGES
@@ -43,15 +39,13 @@ def changed_global_branch() -> GLNet:
 
 def gradients(model: GLNet, mode: int, share_maps: bool) -> dict[str, torch.Tensor]:
     """The gradients of one step of a stage."""
-    step = {2: global2local, 3: local2global}[mode].training_step
     model.learn(STAGES[mode].trains)
-    settings = build_settings(share_maps=share_maps, lamb_fmreg=0.0)
-    step(model.train(), [build_sample(SIZE)], settings, StageMetrics(STAGES[mode], build_header(mode).classes))
-    return {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
+    take_step(model.train(), mode, [build_sample(SIZE)], share_maps=share_maps, lamb_fmreg=0.0)
+    return builders.gradients(model)
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_without_sharing_local_scores_do_not_depend_on_the_global_branch(mode: int) -> None:
+def test_without_sharing_local_scores_do_not_depend_on_the_global_branch(mode) -> None:
     sample, other = build_sample(SIZE), changed_global_branch()
     alone, shared = build_settings(share_maps=False), build_settings()
     expected = segment_scores(shared_model(), mode, sample, alone)
@@ -63,7 +57,7 @@ def test_without_sharing_local_scores_do_not_depend_on_the_global_branch(mode: i
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_without_sharing_gradients_do_not_depend_on_the_global_branch(mode: int) -> None:
+def test_without_sharing_gradients_do_not_depend_on_the_global_branch(mode) -> None:
     expected = gradients(build_model(), mode, share_maps=False)
     found = gradients(changed_global_branch(), mode, share_maps=False)
     assert expected and all(torch.equal(found[name], x) for name, x in expected.items())
@@ -87,7 +81,7 @@ def test_training_and_inference_leave_out_the_same_maps() -> None:
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_another_context_changes_what_reads_local_maps_and_nothing_else(mode: int) -> None:
+def test_another_context_changes_what_reads_local_maps_and_nothing_else(mode) -> None:
     """With its own shrunk image as context the scores are the same; with another one the global ones of mode 2 are."""
     sample, other = build_sample(SIZE), build_sample(SIZE, seed=1)
 
@@ -103,7 +97,7 @@ def test_another_context_changes_what_reads_local_maps_and_nothing_else(mode: in
         torch.testing.assert_close(changed["global"], own["global"], rtol=1e-4, atol=1e-4)
 
 
-def test_the_context_is_the_next_image_or_grey(tmp_path: Path) -> None:
+def test_the_context_is_the_next_image_or_grey(tmp_path) -> None:
     data = describe("deep_globe", generate(tmp_path, images=7)).open("train", SIDE)
     own = [data[i] for i in range(len(data))]
     assert all(sample.shared is None for sample in own)
@@ -119,28 +113,6 @@ def test_the_context_is_the_next_image_or_grey(tmp_path: Path) -> None:
         data[0]
 
 
-def test_training_shares_its_own_maps_or_none() -> None:
-    parse = command_line.build_parser().parse_args
-    with pytest.raises(InputError, match="--share other goes with --evaluation; training has own and none"):
-        command_line.check(parse(["--mode=2", "--path_g=a.pth", "--share=other"]))
-    command_line.check(parse(["--mode=2", "--path_g2l=a.pth", "--share=other", "--evaluation"]))
-    with pytest.raises(InputError, match=r"--no-share_maps is now --share none"):
-        parse(["--mode=2", "--no-share_maps"])
-
-
-def test_the_header_records_it_and_older_files_say_share_maps() -> None:
-    header = build_header(2, share="none")
-    assert Header.from_record(header.to_record()) == header
-    assert not header.settings().share_maps
-    record = header.to_record()
-    del record["share"]
-    assert Header.from_record(record).share == "own"
-    assert Header.from_record({**record, "share_maps": False}) == header
-    for wrong in ({"share_maps": "no"}, {"share": "other"}, {"pyramid_norm": "x"}, {"pyramid_width": 1}):
-        with pytest.raises(ValueError, match=r"share|pyramid"):
-            Header.from_record({**record, **wrong})
-
-
 def test_evaluation_predicts_with_the_context_of_its_samples() -> None:
     sample, other = build_sample(SIZE), build_sample(SIZE, seed=1)
     predictor = build_predictor(shared_model(), 2, build_settings())
@@ -153,11 +125,3 @@ def test_evaluation_predicts_with_the_context_of_its_samples() -> None:
     own, changed = matrices(None), matrices(other.global_image)
     assert torch.equal(own["global"], changed["global"])
     assert not torch.equal(own["local"], changed["local"])
-
-
-def test_a_run_of_an_earlier_version_goes_on() -> None:
-    """Its options lack what is new, and say share_maps."""
-    now = {"share": "none", "pyramid_width": 256, "pyramid_norm": "none"}
-    assert state.changed_options({"share_maps": False}, now, anyway=False) == {}
-    with pytest.raises(InputError, match="--share was own, now none"):
-        state.changed_options({"share_maps": True}, now, anyway=False)

@@ -5,12 +5,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import Scores
 from torch import Tensor
 
 from models.pyramid import Pyramid
 from models.sharing import Mosaic, crop_global, crop_pyramid
-from utils.canvas import ArgmaxSink, ScoreCanvas, enlarge
 from utils.tiling import PatchGrid
 
 EXACT = {  # geometries whose patches begin and end between cells on every level
@@ -20,17 +18,6 @@ EXACT = {  # geometries whose patches begin and end between cells on every level
     "overlapping in one row": ((64, 160), 96, 32),
 }
 INEXACT = ((100, 230), 64, 16)
-
-CANVASES = [  # image, patch, sub-batch size
-    ((100, 230), 64, 1),
-    ((100, 230), 64, 3),
-    ((100, 230), 64, 7),
-    ((230, 100), 64, 4),
-    ((230, 100), 64, 100),
-    ((50, 60), 64, 6),
-    ((60, 200), 64, 2),
-    ((200, 60), 64, 2),
-]
 
 
 def random_pyramid(image: tuple[int, int], seed: int = 0) -> Pyramid:
@@ -56,7 +43,7 @@ def maps(pyramid: Pyramid) -> list[Tensor]:
 
 @pytest.mark.parametrize("zoom", [1, 2])
 @pytest.mark.parametrize("geometry", EXACT)
-def test_merging_what_was_cut_gives_the_map_back_where_counts_are_exact(geometry: str, zoom: int) -> None:
+def test_merging_what_was_cut_gives_the_map_back_where_counts_are_exact(geometry, zoom) -> None:
     size, patch, min_overlap = EXACT[geometry]
     grid, frame = PatchGrid.cover(size, patch, min_overlap), random_pyramid(size)
     for merged, whole in zip(maps(merge(grid, frame, 3, zoom)), maps(frame), strict=True):
@@ -64,7 +51,7 @@ def test_merging_what_was_cut_gives_the_map_back_where_counts_are_exact(geometry
 
 
 @pytest.mark.parametrize("sub_batch", [1, 3, 100])
-def test_sub_batches_do_not_change_what_is_merged(sub_batch: int) -> None:
+def test_sub_batches_do_not_change_what_is_merged(sub_batch) -> None:
     grid, frame = PatchGrid.cover(*INEXACT), random_pyramid(INEXACT[0])
     for merged, expected in zip(
         maps(merge(grid, frame, sub_batch)), maps(merge(grid, frame, len(grid) - 1)), strict=True
@@ -99,31 +86,3 @@ def test_merged_ones_differ_from_one_as_in_the_released_counts() -> None:
     assert c2.shape == (127, 127)
     assert int((~torch.isclose(c2, torch.ones(()))).sum()) == 1000
     assert float(c2.min()) == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize(("size", "patch", "sub_batch"), CANVASES)
-def test_canvas_equals_adding_every_patch_to_a_whole_image_and_hands_out_each_row_once(
-    size: tuple[int, int], patch: int, sub_batch: int
-) -> None:
-    grid = PatchGrid.cover(size, patch, min_overlap=16)
-    cells = tuple(-(-side // 4) for side in grid.patch)
-    logits = torch.randn(len(grid), 3, *cells, generator=torch.Generator().manual_seed(0))
-    expected = torch.zeros(3, *size)
-    for box, scores in zip(grid.boxes(), logits, strict=True):
-        box.of(expected).add_(F.interpolate(scores[None], size=grid.patch, mode="nearest")[0])
-    sink, ids = Scores(size), ArgmaxSink(size)
-    for target in (sink, ids):
-        canvas = ScoreCanvas(grid, target)
-        for patches in grid.sub_batches(sub_batch):
-            canvas.add(logits[patches], patches)
-    assert torch.equal(sink.whole(), expected)
-    assert torch.equal(ids.ids, expected.argmax(0).to(torch.uint8))
-
-
-@pytest.mark.parametrize("band", [1, 7, 512])
-@pytest.mark.parametrize(("cells", "size"), [((16, 16), (100, 131)), ((127, 127), (306, 2448)), ((31, 31), (1, 20))])
-def test_enlarging_by_bands_equals_nearest_of_the_whole(cells: tuple, size: tuple, band: int) -> None:
-    logits = torch.randn(1, 2, *cells, generator=torch.Generator().manual_seed(0))
-    sink = Scores(size)
-    enlarge(logits, size, sink, band)
-    assert torch.equal(sink.whole(), F.interpolate(logits, size=size, mode="nearest")[0])

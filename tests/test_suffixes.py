@@ -1,10 +1,10 @@
 """Files of a folder: those of every format that the docs list are taken, and the others are said."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import describe_set
 from PIL import Image
 
 from dataset.registry import describe
@@ -19,7 +19,7 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_a_folder_to_segment_gives_all_image_formats_and_says_what_it_leaves_out(tmp_path: Path, caplog) -> None:
+def test_a_folder_to_segment_gives_all_image_formats_and_says_what_it_leaves_out(tmp_path, caplog) -> None:
     caplog.set_level("INFO")
     names = [f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, *RARE_SUFFIXES)] + ["B.PPM"]
     touch(tmp_path / "in", *names)
@@ -31,23 +31,16 @@ def test_a_folder_to_segment_gives_all_image_formats_and_says_what_it_leaves_out
     assert "4 files are left out, whose suffixes are no image's (.txt, .xml, README); name a file" in caplog.text
 
 
-def write_file(folder: Path, images: str) -> Path:
-    classes = [{"name": "a"}, {"name": "b"}]
-    record = {"images": images, "labels": "{id}_label.png", "classes": classes, "splits": {"fractions": {}}}
-    (folder / "dataset.json").write_text(json.dumps(record))
-    return folder
-
-
 @pytest.mark.parametrize("images", ["{id}.*", "{id}.ppm"])
-def test_a_data_set_has_all_image_formats(tmp_path: Path, images: str) -> None:
+def test_a_data_set_has_all_image_formats(tmp_path, images) -> None:
     picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     for name in ("a.ppm", "b.ppm", "a_label.png", "b_label.png"):
         picture.save(tmp_path / name)
-    items = describe("folder", write_file(tmp_path, images)).find("train")
+    items = describe("folder", describe_set(tmp_path, images=images)).find("train")
     assert [item.image.name for item in items] == ["a.ppm", "b.ppm"]
 
 
-def test_what_is_made_from_a_picture_is_no_second_one(tmp_path: Path) -> None:
+def test_what_is_made_from_a_picture_is_no_second_one(tmp_path) -> None:
     touch(tmp_path, "a.tif", "a.vrt", "a.gif", "a_label.png")
-    (item,) = describe("folder", write_file(tmp_path, "{id}.*")).find("train")
+    (item,) = describe("folder", describe_set(tmp_path, images="{id}.*")).find("train")
     assert item.image.name == "a.tif"

@@ -21,24 +21,19 @@ def long_axes(patch: int, min_overlap: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("patch", "min_overlap"), PATCHES)
-def test_patches_cover_every_pixel_with_at_least_the_minimum_overlap(patch: int, min_overlap: int) -> None:
+def test_as_few_patches_as_can_cover_every_pixel_with_the_minimum_overlap(patch, min_overlap) -> None:
     for side in long_axes(patch, min_overlap):
         starts = axis_starts(side, patch, min_overlap)
         assert (starts[0], starts[-1]) == (0, side - patch)
         steps = [after - before for before, after in itertools.pairwise(starts)]
         assert min(steps) > 0, side
         assert patch - max(steps) >= min_overlap, side
-
-
-@pytest.mark.parametrize(("patch", "min_overlap"), PATCHES)
-def test_no_smaller_number_of_patches_would_do(patch: int, min_overlap: int) -> None:
-    for side in long_axes(patch, min_overlap):
-        fewer = len(axis_starts(side, patch, min_overlap)) - 1
+        fewer = len(starts) - 1  # would not do
         assert fewer * patch < side or fewer == 1 or patch - (side - patch) / (fewer - 1) < min_overlap, side
 
 
 @pytest.mark.parametrize(("size", "patch", "min_overlap"), GRIDS)
-def test_boxes_of_a_grid_cover_the_image_row_by_row_and_stay_within_it(size, patch: int, min_overlap: int) -> None:
+def test_boxes_of_a_grid_cover_the_image_row_by_row_and_stay_within_it(size, patch, min_overlap) -> None:
     grid = PatchGrid.cover(size, patch, min_overlap)
     boxes = grid.boxes()
     covered = torch.zeros(size, dtype=torch.int64)
@@ -51,26 +46,20 @@ def test_boxes_of_a_grid_cover_the_image_row_by_row_and_stay_within_it(size, pat
     assert torch.equal(covered, torch.outer(grid.rows.counts(), grid.columns.counts()).long())
 
 
-def test_published_sizes_give_the_published_numbers_of_patches() -> None:
-    assert len(PatchGrid.cover((2448, 2448), 508)) == 36
+def test_a_patch_not_larger_than_the_overlap_is_refused_on_longer_sides_only() -> None:
+    """A side that is not longer than the patch gets one patch as long as the image."""
+    for side, patch in ((1, 64), (63, 64), (64, 64), (30, 32), (50, 50), (1, 1)):
+        axis = Axis.cover(side, patch, min_overlap=50)
+        assert (axis.starts, axis.patch) == ((0,), side)
+    for patch in (30, 50):
+        with pytest.raises(InputError, match=f"size_p={patch} .*min_overlap=50"):
+            axis_starts(patch + 1, patch, min_overlap=50)
+    assert len(PatchGrid.cover((2448, 2448), 508)) == 36  # as published
     assert len(PatchGrid.cover((5000, 5000), 536)) == 121
 
 
-@pytest.mark.parametrize(("side", "patch"), [(1, 64), (63, 64), (64, 64), (30, 32), (1, 1)])
-def test_an_axis_not_longer_than_the_patch_gets_one_patch_as_long_as_the_image(side: int, patch: int) -> None:
-    axis = Axis.cover(side, patch, min_overlap=50)
-    assert (axis.starts, axis.patch) == ((0,), side)
-
-
-@pytest.mark.parametrize("patch", [30, 50])
-def test_a_patch_not_larger_than_the_overlap_is_refused_on_longer_sides_only(patch: int) -> None:
-    assert axis_starts(patch, patch, min_overlap=50) == [0]
-    with pytest.raises(InputError, match=f"size_p={patch} .*min_overlap=50"):
-        axis_starts(patch + 1, patch, min_overlap=50)
-
-
 @pytest.mark.parametrize(("patch", "min_overlap"), PATCHES)
-def test_feature_boxes_are_never_empty_all_of_one_size_and_within_the_map(patch: int, min_overlap: int) -> None:
+def test_feature_boxes_are_never_empty_all_of_one_size_and_within_the_map(patch, min_overlap) -> None:
     for side in [*long_axes(patch, min_overlap)[::5], patch, max(1, patch // 2)]:
         grid = PatchGrid.cover((side, max(1, side // 3)), patch, min_overlap)
         for height, width in zip(MAPS, reversed(MAPS), strict=True):
@@ -93,14 +82,14 @@ def test_feature_boxes_lie_where_their_patches_do() -> None:
 
 
 @pytest.mark.parametrize(("side", "patch", "min_overlap"), [(2448, 508, 50), (230, 64, 16), (50, 64, 16), (101, 64, 0)])
-def test_counts_equal_counting_pixel_by_pixel(side: int, patch: int, min_overlap: int) -> None:
+def test_counts_equal_counting_pixel_by_pixel(side, patch, min_overlap) -> None:
     axis = Axis.cover(side, patch, min_overlap)
     expected = [sum(start <= pixel < start + axis.patch for start in axis.starts) for pixel in range(side)]
     assert axis.counts().tolist() == expected
 
 
 @pytest.mark.parametrize(("size", "patch", "min_overlap"), GRIDS)
-def test_shrunk_counts_equal_the_count_of_every_pixel_resized(size, patch: int, min_overlap: int) -> None:
+def test_shrunk_counts_equal_the_count_of_every_pixel_resized(size, patch, min_overlap) -> None:
     grid = PatchGrid.cover(size, patch, min_overlap)
     counts = torch.zeros(1, 1, *size)
     for box in grid.boxes():
@@ -111,7 +100,7 @@ def test_shrunk_counts_equal_the_count_of_every_pixel_resized(size, patch: int, 
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 6, 100])
-def test_sub_batches_are_all_patches_in_order_none_longer_than_asked(size: int) -> None:
+def test_sub_batches_are_all_patches_in_order_none_longer_than_asked(size) -> None:
     grid = PatchGrid.cover((100, 230), 64, min_overlap=16)
     slices = list(grid.sub_batches(size))
     assert [k for s in slices for k in range(s.start, s.stop)] == list(range(len(grid)))

@@ -2,14 +2,12 @@
 
 import json
 import signal
-from pathlib import Path
 
 import pytest
 import runs
 
 from models import checkpoint
-from training import state
-from training.options import RELEASED, build_parser
+from training.options import RELEASED
 
 pytestmark = pytest.mark.slow
 
@@ -33,20 +31,16 @@ def trained(reference, tmp_path_factory) -> runs.Folders:
     return folders
 
 
-def lines_of(folders: runs.Folders) -> list[dict]:
-    return [json.loads(line) for line in (folders.logs / "two.jsonl").read_text().splitlines()]
-
-
 def tensors(folders: runs.Folders, ending: str) -> dict:
     return checkpoint.read(folders.models / f"two{ending}.pth").tensors
 
 
-def test_all_is_recorded_and_an_epoch_without_validation_says_so(trained: runs.Folders) -> None:
+def test_all_is_recorded_and_an_epoch_without_validation_says_so(trained) -> None:
     assert OPTIONS.keys() == RELEASED.keys()
     assert all(OPTIONS[name] != value for name, value in RELEASED.items())
     recorded = json.loads((trained.logs / "two" / "run.json").read_text())["options"]
     assert {name: recorded[name] for name in OPTIONS} == OPTIONS
-    lines = lines_of(trained)
+    lines = trained.epochs("two")
     assert [line["validation"] is None for line in lines] == [True, False, False]
     assert not lines[0]["best"]
     text = (trained.logs / "two.log").read_text().split("=" * 32)
@@ -55,24 +49,24 @@ def test_all_is_recorded_and_an_epoch_without_validation_says_so(trained: runs.F
     assert "`two.ema.pth`" in card and f"`{trained.logs / 'two' / 'run.json'}`" in card
 
 
-def test_the_average_is_what_was_validated(trained: runs.Folders, tmp_path: Path) -> None:
+def test_the_average_is_what_was_validated(trained, tmp_path) -> None:
     """The file beside the last epoch's gives the scores of the log; the best one is one of these, too."""
     last, average, best = (tensors(trained, ending) for ending in ("", ".ema", ".best"))
     differs = {name.split(".")[0] for name, x in last.items() if not x.equal(average[name])}
     assert differs == {"local", "ensemble"}
-    if lines_of(trained)[-1]["best"]:
+    if trained.epochs("two")[-1]["best"]:
         runs.assert_equal_weights(best, average)
     where = ["--evaluation", "--path_g2l=two.ema.pth", "--task_name=evaluated", f"--log_path={tmp_path}"]
     arguments = [argument for argument in trained.arguments(2, *where) if argument != "--path_g=one.pth"]
     result = runs.run(arguments, tmp_path / "evaluated.txt")
     assert result.code == 0, result.output
     found = json.loads((tmp_path / "evaluated.json").read_text())
-    told = lines_of(trained)[-1]["validation"]
+    told = trained.epochs("two")[-1]["validation"]
     for name, scores in told.items():
         assert found[name]["iou"] == scores["iou"], name
 
 
-def test_killed_in_an_epoch_and_at_its_end_it_ends_with_the_same_bits(trained: runs.Folders, tmp_path: Path) -> None:
+def test_killed_in_an_epoch_and_at_its_end_it_ends_with_the_same_bits(trained, tmp_path) -> None:
     folders = runs.Folders(tmp_path / "killed", trained.data)
     folders.models.mkdir(parents=True)
     (folders.models / "one.pth").hardlink_to(trained.models / "one.pth")
@@ -87,13 +81,4 @@ def test_killed_in_an_epoch_and_at_its_end_it_ends_with_the_same_bits(trained: r
         runs.assert_equal_weights(tensors(folders, ending), tensors(trained, ending))
     assert (folders.logs / "two.log").read_text() == (trained.logs / "two.log").read_text()
     for key in ("epoch", "loss", "best", "train", "validation", "learning_rate"):
-        assert [line[key] for line in lines_of(folders)] == [line[key] for line in lines_of(trained)], key
-
-
-def test_options_that_draw_or_change_steps_are_of_another_experiment() -> None:
-    parser = build_parser()
-    given = state.options_record(parser.parse_args([]))
-    changed = state.changed_options(given, {**given, **OPTIONS}, anyway=True)
-    assert changed.keys() == OPTIONS.keys()
-    assert {name for name in OPTIONS if parser.on_resume[name] != "refused"} == {"val_every"}
-    assert state.changed_options({}, RELEASED, anyway=False) == {}
+        assert [line[key] for line in folders.epochs("two")] == [line[key] for line in trained.epochs("two")], key

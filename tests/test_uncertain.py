@@ -17,9 +17,8 @@ from builders import (
 
 from engine.patches import ImagePatches
 from imaging.sources import MemorySource
-from utils.canvas import ArgmaxSink, enlarge
 from utils.selection import UncertainPatches
-from utils.tiling import Box, PatchGrid, PatchSubset
+from utils.tiling import PatchGrid, PatchSubset
 from utils.turns import TURNS
 
 SIZES = [(100, 150), (64, 64), (300, 70)]
@@ -32,7 +31,7 @@ def grid_of(size: tuple[int, int]) -> PatchGrid:
 @pytest.mark.parametrize("means", [False, True])
 @pytest.mark.parametrize("mode", [2, 3])
 @pytest.mark.parametrize("size", SIZES)
-def test_all_patches_are_plain_glnet_bit_for_bit(mode: int, size: tuple[int, int], means: bool) -> None:
+def test_all_patches_are_plain_glnet_bit_for_bit(mode, size, means) -> None:
     model, sample = shared_model(), build_sample(size)
     expected = segment_scores(model, mode, sample, build_settings(), means=means)
     found = segment_scores(model, mode, sample, build_settings(selection=UncertainPatches(1.0)), means=means)
@@ -41,7 +40,7 @@ def test_all_patches_are_plain_glnet_bit_for_bit(mode: int, size: tuple[int, int
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_no_patch_is_the_global_branch_s_prediction(mode: int) -> None:
+def test_no_patch_is_the_global_branch_s_prediction(mode) -> None:
     model, sample = shared_model(), build_sample((100, 150))
     expected = segment_scores(model, 1, sample, build_settings())["global"]
     for scores in segment_scores(model, mode, sample, build_settings(selection=UncertainPatches(0.0))).values():
@@ -49,7 +48,7 @@ def test_no_patch_is_the_global_branch_s_prediction(mode: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [2, 3])
-def test_pixels_without_a_patch_have_the_global_prediction_and_the_others_do_not(mode: int) -> None:
+def test_pixels_without_a_patch_have_the_global_prediction_and_the_others_do_not(mode) -> None:
     model, sample = shared_model(), build_sample((300, 200))
     plain = segment_scores(model, 1, sample, build_settings())["global"]
     settings = build_settings(selection=UncertainPatches(0.4))
@@ -63,17 +62,6 @@ def test_pixels_without_a_patch_have_the_global_prediction_and_the_others_do_not
         for name in ("local", "ensemble"):
             torch.testing.assert_close(found[name][:, ~covered], plain[:, ~covered], rtol=1e-4, atol=1e-4)
             assert (found[name] - plain).abs().amax(0)[covered].gt(1e-2).float().mean() > 0.9
-
-
-def test_in_mode_2_a_patch_has_the_scores_that_it_has_in_plain_glnet() -> None:
-    """Where all patches that cover a pixel are computed, so is its score."""
-    model, sample = shared_model(), build_sample((300, 200))
-    settings = build_settings(selection=UncertainPatches(0.5))
-    expected, found = (segment_scores(model, 2, sample, one)["ensemble"] for one in (build_settings(), settings))
-    patches = ImagePatches(MemorySource(sample.image), settings)
-    patches.select_patches(model.eval()(settings.to_input(sample.global_image[None]), mode=1).global_.detach())
-    whole = patches.grid.counts(0, 300) == grid_of((300, 200)).counts(0, 300)
-    torch.testing.assert_close(found[:, whole], expected[:, whole], rtol=1e-4, atol=1e-4)
 
 
 def test_the_least_certain_patches_are_selected() -> None:
@@ -107,7 +95,7 @@ def test_a_subset_counts_what_it_covers() -> None:
 
 
 @pytest.mark.parametrize("turns", ["none", "flip"])
-def test_coverage_says_what_was_not_computed(turns: str) -> None:
+def test_coverage_says_what_was_not_computed(turns) -> None:
     sample, settings = build_sample((300, 200)), build_settings(selection=UncertainPatches(0.25))
     predictor = build_predictor(shared_model(), 2, settings, TURNS[turns])
     sinks = {"ensemble": Scores((300, 200))}
@@ -117,11 +105,3 @@ def test_coverage_says_what_was_not_computed(turns: str) -> None:
     assert found.computed == -(-patches // 4) * len(TURNS[turns])
     assert 0 < found.pixels_not_covered < 1
     assert sinks["ensemble"].whole().isfinite().all()
-
-
-def test_enlarged_rows_are_those_of_the_whole() -> None:
-    logits, whole = torch.randn(1, 4, 9, 7), ArgmaxSink((50, 33))
-    enlarge(logits, (50, 33), whole, band=11)
-    expected = torch.nn.functional.interpolate(logits, (50, 33), mode="nearest")[0].argmax(0)
-    assert torch.equal(whole.ids.long(), expected)
-    assert Box(0, 0, 50, 33).of(whole.ids).shape == (50, 33)

@@ -2,8 +2,8 @@
 
 import pickle
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import runs
 import torch
+from builders import write_item
 from files import WHERE
-from PIL import Image
 from test_dataset import assert_same
 
-import train_deep_globe
 from dataset.augmentation import Windows
 from dataset.base import Item, SegmentationDataset
-from dataset.loader import SampleLoader
+from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from dataset.pairs import OpenFiles
 from training import limits
 from utils.classes import Classes
@@ -31,14 +30,12 @@ SIZES = {"large": (90, 120), "flat": (30, 100), "small": (40, 20)}
 WINDOWS = Windows(48, 3)
 
 
-def write_items(root: Path, names=tuple(SIZES), suffix: str = ".png") -> list[Item]:
+def write_items(root: Path, names=tuple(SIZES)) -> list[Item]:
     """Images whose red and green are row and column, and labels that are their sum, modulo five."""
     items = []
     for name in names:
         y, x = np.mgrid[: SIZES[name][0], : SIZES[name][1]].astype(np.uint8)
-        Image.fromarray(np.stack([y, x, y * 0 + len(name)], 2)).save(root / f"{name}{suffix}")
-        Image.fromarray((y + x) % 5).save(root / f"{name}_label.png")
-        items.append(Item(name, root / f"{name}{suffix}", root / f"{name}_label.png"))
+        items.append(write_item(root, name, np.stack([y, x, y * 0 + len(name)], 2), (y + x) % 5))
     return items
 
 
@@ -55,9 +52,11 @@ def places(data: SegmentationDataset, epoch: int) -> list[tuple]:
     return found
 
 
-def test_longer_images_are_cut_and_others_stay_whole(tmp_path: Path) -> None:
+def test_longer_images_are_cut_and_others_stay_whole(tmp_path) -> None:
     data = open_windows(write_items(tmp_path))
     assert len(data) == 3 + 3 + 1
+    assert data.fingerprint().startswith("3 images, 6 windows, checksum ")
+    assert open_windows(data.items, windows=None).fingerprint().startswith("3 images, checksum ")
     assert [data.id(k) for k in range(len(data))] == ["large"] * 3 + ["flat"] * 3 + ["small"]
     for _, top, left, *size in places(data, 0)[:3]:
         assert size == [48, 48]
@@ -68,7 +67,7 @@ def test_longer_images_are_cut_and_others_stay_whole(tmp_path: Path) -> None:
     assert places(data, 0)[6] == ("small", 0, 0, 20, 40)
 
 
-def test_image_label_and_global_view_are_of_the_window(tmp_path: Path) -> None:
+def test_image_label_and_global_view_are_of_the_window(tmp_path) -> None:
     data = open_windows(write_items(tmp_path))
     for epoch in range(4):
         for sample in (data[epoch, k] for k in range(len(data))):
@@ -78,7 +77,7 @@ def test_image_label_and_global_view_are_of_the_window(tmp_path: Path) -> None:
             assert (sample.global_image.float().mean((1, 2)) - mean).abs().max() < 1.5
 
 
-def test_windows_depend_on_seed_epoch_id_and_number_only(tmp_path: Path) -> None:
+def test_windows_depend_on_seed_epoch_id_and_number_only(tmp_path) -> None:
     items = write_items(tmp_path)
     data = open_windows(items)
     assert places(data, 4) == places(open_windows(items), 4)
@@ -100,7 +99,7 @@ def test_every_place_occurs_with_the_borders() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.67, 0.9, 1.0, 1.1, 1.5])
-def test_a_scaled_window_reads_more_or_less_and_keeps_its_size(scale: float) -> None:
+def test_a_scaled_window_reads_more_or_less_and_keeps_its_size(scale) -> None:
     box, size = Windows(48, 1).place((200, 300), (0.3, 0.6), scale)
     assert size == (48, 48)
     assert box.height == box.width == round(48 / scale)
@@ -109,15 +108,8 @@ def test_a_scaled_window_reads_more_or_less_and_keeps_its_size(scale: float) -> 
     assert size[0] == 48 and abs(size[1] - min(48, 30 * scale)) <= 1
 
 
-def test_scaled_windows_have_the_size_of_others(tmp_path: Path) -> None:
-    data = open_windows(write_items(tmp_path, ("large",)), jitter=True)
-    samples = [data[epoch, 0] for epoch in range(10)]
-    assert {tuple(sample.image.shape) for sample in samples} == {(3, 48, 48)}
-    assert {tuple(sample.label.shape) for sample in samples} == {(48, 48)}
-
-
 @pytest.mark.parametrize("more", [{}, {"jitter": True}, {"windows": None}, {"windows": None, "jitter": True}])
-def test_no_sample_is_smaller_than_the_headers_say(tmp_path: Path, more: dict) -> None:
+def test_no_sample_is_smaller_than_the_headers_say(tmp_path, more) -> None:
     data = open_windows(write_items(tmp_path), **more)
     for item in data.items:
         samples = [data[epoch, k] for epoch in range(25) for k in range(len(data)) if data.id(k) == item.id]
@@ -127,36 +119,12 @@ def test_no_sample_is_smaller_than_the_headers_say(tmp_path: Path, more: dict) -
         assert min(one[0] for one in found) <= 1.1 * least[0]
 
 
-def test_a_window_too_small_to_train_on_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_a_window_too_small_to_train_on_is_refused_before_the_first_step(tmp_path) -> None:
     items = write_items(tmp_path, ("large",))
     settings = TrainingSettings(size_p=64, sub_batch_size=4, min_overlap=16)
     limits.check_images(open_windows(items), settings)
     with pytest.raises(InputError, match=r"large\.png is 32 x 32 pixels, and mode 2 would train on a single patch"):
         limits.check_images(open_windows(items, windows=Windows(32, 1)), settings)
-
-
-@pytest.mark.slow
-def test_workers_load_what_one_process_loads(tmp_path: Path) -> None:
-    data = open_windows(write_items(tmp_path))
-    loaded = [batch[0] for batch in SampleLoader(data, num_workers=2)]
-    for k, sample in enumerate(loaded):
-        assert_same(sample, data[k])
-
-
-def test_a_sample_shares_no_memory_with_what_stays_open(tmp_path: Path) -> None:
-    data = open_windows(write_items(tmp_path, ("small",)), augment=False)
-    data[0].image.zero_()
-    data[0].label.zero_()
-    assert data[0].image.any() and data[0].label.any()
-
-
-def test_the_fingerprint_counts_windows_and_is_as_ever_without(tmp_path: Path) -> None:
-    items = write_items(tmp_path)
-    assert open_windows(items).fingerprint().startswith("3 images, 6 windows, checksum ")
-    assert open_windows(items, windows=None).fingerprint().startswith("3 images, checksum ")
-
-
-# open files
 
 
 class Opened:
@@ -166,19 +134,12 @@ class Opened:
         self.names: list[str] = []
         self.count = 0
 
-    def start(self, name: str):
-        opened = self
-
-        class File:
-            def __enter__(self) -> str:
-                opened.names.append(name)
-                opened.count += 1
-                return name
-
-            def __exit__(self, *error: object) -> None:
-                opened.names.remove(name)
-
-        return File()
+    @contextmanager
+    def start(self, name: str) -> Iterator[str]:
+        self.names.append(name)
+        self.count += 1
+        yield name
+        self.names.remove(name)
 
     def use(self, files: OpenFiles, name: str, size: int) -> None:
         with files.use(name, lambda: self.start(name), lambda _: size) as file:
@@ -193,22 +154,21 @@ def test_files_stay_open_until_others_need_the_room() -> None:
     opened.use(files, "huge", 11)
     assert opened.names == ["a", "c"]
     assert pickle.loads(pickle.dumps(files)).held == 0
-
-
-def test_without_room_every_file_is_closed() -> None:
-    files, opened = OpenFiles(), Opened()
+    files, opened = OpenFiles(), Opened()  # without room
     opened.use(files, "a", 1)
     opened.use(files, "a", 1)
     assert (opened.names, opened.count) == ([], 2)
 
 
-def test_a_file_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
-    items = write_items(tmp_path, ("large",))
-    data = open_windows(items)
-    items[0].label.write_bytes(b"")
+def test_samples_share_no_memory_with_open_files_and_one_that_cannot_be_opened_leaves_nothing(tmp_path) -> None:
+    data = open_windows(write_items(tmp_path, ("small", "large")), augment=False)
+    data[0].image.zero_()
+    data[0].label.zero_()
+    assert data[0].image.any() and data[0].label.any()
+    data.items[1].label.write_bytes(b"")
     for _ in range(2):
         with pytest.raises(InputError, match=r"large_label\.png"):
-            data[0]
+            data[1]
 
 
 MEMORY = """
@@ -230,7 +190,7 @@ print(epoch("huge") - first)
 
 
 @pytest.mark.slow
-def test_an_epoch_of_a_huge_raster_takes_the_memory_of_its_windows(tmp_path: Path) -> None:
+def test_an_epoch_of_a_huge_raster_takes_the_memory_of_its_windows(tmp_path) -> None:
     """16 megapixels are 64 MB as pixels and ids."""
     rasterio = pytest.importorskip("rasterio")
     profile = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "crs": WHERE["crs"]}
@@ -242,35 +202,7 @@ def test_an_epoch_of_a_huge_raster_takes_the_memory_of_its_windows(tmp_path: Pat
                 for top in range(0, height, 1024):
                     rows = np.full((bands, min(1024, height - top), width), top // 1024 % 5, np.uint8)
                     file.write(rows, window=((top, top + rows.shape[1]), (0, width)))
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path), "256"],
-        cwd=root,
-        env={"GDAL_CACHEMAX": "8", "PATH": "/usr/bin"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 40
-
-
-# whole runs
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--window=64"], "--window SIZE and --windows N go together"),
-        (["--windows=2"], "--window SIZE and --windows N go together"),
-        (["--window=8", "--windows=2"], "--window 8 must be at least 32"),
-        (["--window=64", "--windows=2", "--evaluation", "--path_g=one.pth"], "--window goes with training"),
-        (["--augment", "--evaluation", "--path_g=one.pth"], "--augment goes with training"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(capsys, given: list[str], message: str) -> None:
-    assert train_deep_globe.main(given) == 2
-    assert message in capsys.readouterr().err
+    assert float(runs.run_python(MEMORY, tmp_path, 256, GDAL_CACHEMAX="8")) < 40
 
 
 VARIED = ["--window=48", "--windows=1", "--augment", "--num_epochs=1"]
@@ -287,40 +219,20 @@ def whole(tmp_path_factory) -> runs.Folders:
     return folders
 
 
-def killed_run(folders: runs.Folders, root: Path) -> runs.Folders:
-    from runs import SAVE_OFTEN, die_while_saving
-
-    other = runs.Folders(root, folders.data)
-    arguments = other.arguments(1, *VARIED, SAVE_OFTEN)
-    killed = runs.run(arguments, root / "killed", prepare=die_while_saving, extra=("after renaming", 2))
-    assert killed.code == -signal.SIGKILL, killed.output
-    return other
-
-
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_windows(whole: runs.Folders, tmp_path: Path) -> None:
-    folders = killed_run(whole, tmp_path)
+def test_a_killed_run_goes_on_with_the_same_windows(whole, tmp_path) -> None:
+    folders = runs.Folders(tmp_path, whole.data)
+    arguments = folders.arguments(1, *VARIED, runs.SAVE_OFTEN)
+    killed = runs.run(arguments, tmp_path / "killed", prepare=runs.die_while_saving, extra=("after renaming", 2))
+    assert killed.code == -signal.SIGKILL, killed.output
     result = runs.run(folders.arguments(1, *VARIED, "--resume=auto"), tmp_path / "rest")
     assert result.code == 0, result.output
     runs.assert_equal_weights(folders.weights(1), whole.weights(1))
 
 
 @pytest.mark.slow
-def test_other_windows_or_colours_are_another_experiment(whole: runs.Folders, tmp_path: Path, capsys) -> None:
-    folders = killed_run(whole, tmp_path)
-    for changed in (["--window=40"], ["--windows=2"]):
-        assert train_deep_globe.main(folders.arguments(1, *VARIED, *changed, "--resume=auto")) == 2
-        assert "the unfinished run is another experiment" in capsys.readouterr().err
-    plain = [option for option in VARIED if option != "--augment"]
-    assert train_deep_globe.main(folders.arguments(1, *plain, "--resume=auto")) == 2
-    assert "--augment was True, now False" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_windows_of_one(tmp_path: Path) -> None:
+def test_two_processes_share_the_windows_of_one(tmp_path) -> None:
     """Each sample of an epoch, whatever its place, is the same and is taken once."""
-    from dataset.loader import BatchPart, EpochSampler
-
     data = open_windows(write_items(tmp_path), jitter=True)
     alone = BatchPart(EpochSampler(len(data), 7), 4)
     parts = [BatchPart(EpochSampler(len(data), 7), 4, rank, 2) for rank in (0, 1)]
