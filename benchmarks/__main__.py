@@ -9,13 +9,14 @@ import importlib
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from utils.arguments import AddOption, Parser, whole
+from experiments.records import as_markdown
+from utils.arguments import Parser, whole
 from utils.distributed import pick_device
 from utils.errors import exit_code
 from utils.files import write_json
@@ -26,36 +27,15 @@ BENCHMARKS = {
     "speed": "time evaluation and training steps beside the released implementation",
     "memory": "count live tensors of inference and of training steps beside the released implementation",
     "peers": "time and count GLNet beside U-Net, DeepLabV3+, FPN and DeepLabV3",
-    "encoders": "count what encoders cost: parameters, operations, memory",
-    "cost": "compute the operations and the hours of a training",
+    "cost": "compute the operations and the hours of a training, and what encoders cost",
     "data": "time the reading of images: each step of a sample, and what a worker delivers",
     "large_images": "time predict.py on images of 0.01 to 1 gigapixel",
 }
-"""By name, which is that of its module too, what a benchmark does."""
+"""By name, which is that of its module too, what a benchmark does.
 
-
-class Benchmark(Protocol):
-    """What each benchmark's module has.
-
-    Attributes:
-        COLUMNS: titles of the table's columns by their keys in the rows.
-    """
-
-    COLUMNS: Mapping[str, str]
-
-    def add_options(self, add: AddOption) -> None:
-        """Add the options that the benchmark has beside `--device`, `--threads` and `--json`."""
-        ...
-
-    def rows(self, options: argparse.Namespace) -> Iterator[Mapping[str, Any]]:
-        """Yield the rows as they are measured. Raises InputError for options that do not fit."""
-        ...
-
-
-def load(name: str) -> Benchmark:
-    """Return a benchmark's module."""
-    module: Any = importlib.import_module(f"benchmarks.{name}")
-    return module
+A module has `COLUMNS`, titles of the table's columns by their keys in the rows; `add_options`, which adds the options
+beside `--device`, `--threads` and `--json`; and `rows`, which yields the rows as they are measured.
+"""
 
 
 def cell(value: Any) -> str:
@@ -67,13 +47,13 @@ def cell(value: Any) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Print the table of a benchmark, and write its rows if that is requested."""
-    benchmark = load(options.benchmark)
+    benchmark: Any = importlib.import_module(f"benchmarks.{options.benchmark}")
     options.device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
     keep_freed_memory()
-    print(f"| {' | '.join(benchmark.COLUMNS.values())} |\n|{'---|' * len(benchmark.COLUMNS)}", flush=True)
+    print(as_markdown([*benchmark.COLUMNS.values()]), end="", flush=True)
     found = []
     for row in benchmark.rows(options):
         found.append(row)
@@ -89,7 +69,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="python -m benchmarks", description=__doc__ or "")
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, what in BENCHMARKS.items():
-        module = load(name)
+        module: Any = importlib.import_module(f"benchmarks.{name}")
         command = commands.add_parser(name, help=what, description=module.__doc__)
         add = command.group("common options")
         add("--device", help="that times are taken on (default: cuda where there is one, else cpu)")

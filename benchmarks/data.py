@@ -59,11 +59,24 @@ class Kind:
     sizes: tuple[Size, ...]
 
     def write(self, folder: Path, count: int) -> list[Item]:
-        """Write `count` images with labels to `folder`; colours in labels of more than two classes, else grey."""
-        return [
-            _write_pair(folder, f"{self.name}{k}", self.suffixes, self.classes, self.sizes[k % len(self.sizes)])
-            for k in range(count)
-        ]
+        """Write `count` images of smooth colours with grain, and labels of smooth regions.
+
+        Labels of more than two classes are in colours, else grey.
+        """
+        colored, found = len(self.classes) > 2, []
+        table = np.array(self.classes.palette if colored else self.classes.values, np.uint8)
+        for k in range(count):
+            name, (height, width) = f"{self.name}{k}", self.sizes[k % len(self.sizes)]
+            rng = np.random.default_rng(sum(name.encode()))
+            fields = [cv2.resize(smooth_noise(rng, 2048, cells), (width, height)) for cells in (6, 17, 60, 9)]
+            grain = rng.normal(0, 6, (height, width, 3)).astype(np.float32)
+            pixels = np.clip(110 + 35 * np.stack(fields[:3], -1) + grain, 0, 255).astype(np.uint8)
+            ids = np.clip((fields[3] + 2) / 4 * len(self.classes), 0, len(self.classes) - 1).astype(np.uint8)
+            item = Item(name, folder / f"{name}{self.suffixes[0]}", folder / f"{name}_label{self.suffixes[1]}")
+            Image.fromarray(pixels).save(folder / f"{name}{self.suffixes[0]}", quality=90)  # of JPEG
+            Image.fromarray(table[ids]).save(folder / f"{name}_label{self.suffixes[1]}")
+            found.append(item)
+        return found
 
 
 KINDS = {
@@ -72,22 +85,6 @@ KINDS = {
     "tiff": Kind("tiff", (".tif", ".tif"), INRIA, ((5000, 5000),)),
     "mixed": Kind("mixed", (".jpg", ".png"), ISIC, ((5000, 6000), (2848, 4288), (2000, 3008), (767, 1022))),
 }
-
-
-def _write_pair(folder: Path, name: str, suffixes: tuple[str, str], classes: Classes, size: Size) -> Item:
-    """Write an image of smooth colours with grain, and a label of smooth regions."""
-    rng = np.random.default_rng(sum(name.encode()))
-    height, width = size
-    fields = [cv2.resize(smooth_noise(rng, 2048, cells), (width, height)) for cells in (6, 17, 60, 9)]
-    grain = rng.normal(0, 6, (height, width, 3)).astype(np.float32)
-    pixels = np.clip(110 + 35 * np.stack(fields[:3], -1) + grain, 0, 255).astype(np.uint8)
-    ids = np.clip((fields[3] + 2) / 4 * len(classes), 0, len(classes) - 1).astype(np.uint8)
-    colored = len(classes) > 2
-    table = np.array(classes.palette if colored else classes.values, np.uint8)
-    image, label = folder / f"{name}{suffixes[0]}", folder / f"{name}_label{suffixes[1]}"
-    Image.fromarray(pixels).save(image, quality=90)  # of JPEG
-    Image.fromarray(table[ids]).save(label)
-    return Item(name, image, label)
 
 
 def steps(item: Item, classes: Classes) -> dict[str, float]:
@@ -174,14 +171,6 @@ def measure(kind: Kind, folder: Path, count: int) -> Iterator[dict[str, Any]]:
         yield {"images": kind.name, "work": name, **delivered(data)}
 
 
-def step_of_stage_1(device: torch.device) -> float:
-    """Return the seconds of a training step of stage 1, of six 2448 x 2448 images shrunk to 508, ResNet-50, fp32."""
-    settings = TrainingSettings(size_p=SIZE_G, sub_batch_size=BATCH, device=device)
-    step = TrainingStep(GLNet(N_CLASS).to(device), 1, settings)
-    batch = [random_sample(2448, SIZE_G) for _ in range(BATCH)]
-    return seconds(partial(step, batch), device)
-
-
 COLUMNS = {
     "images": "images",
     "work": "work",
@@ -193,7 +182,6 @@ COLUMNS = {
 
 
 def add_options(add: AddOption) -> None:
-    """Add the options of this benchmark."""
     add("--images", type=whole(1), default=4, help="images of each kind (default: %(default)s)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of images (default: all)")
     add("--step", action="store_true", help="also measure a training step of stage 1")
@@ -209,5 +197,8 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield from measure(KINDS[name], Path(folder), options.images)
     if options.step:
         torch.set_num_threads(threads)
-        rate = BATCH / step_of_stage_1(options.device)
+        settings = TrainingSettings(size_p=SIZE_G, sub_batch_size=BATCH, device=options.device)
+        step = TrainingStep(GLNet(N_CLASS).to(options.device), 1, settings)
+        batch = [random_sample(2448, SIZE_G) for _ in range(BATCH)]
+        rate = BATCH / seconds(partial(step, batch), options.device)
         yield {"images": "random", "work": "a training step of stage 1", "images_per_second": rate}

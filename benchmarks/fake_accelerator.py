@@ -140,22 +140,13 @@ def megabytes(count: MemoryCount) -> dict[str, float]:
     return {place: size / MB for place, size in count.peak.items()}
 
 
-def no_metric(*_: object) -> None:
-    """Replace the counting of predictions, whose values fake tensors lack."""
-
-
 @contextmanager
 def fake_inference(
     mode: int, settings: Settings, side: int, *, size_g: int = 508, backbone: str = "resnet50"
 ) -> Iterator[tuple[MemoryCount, Inference, Sample]]:
     """A context in which all tensors are fake; yields their count, an inference, and an image on the host.
 
-    Args:
-        mode: 1, 2 or 3.
-        settings: of the inference.
-        side: of the image, in pixels.
-        size_g: side of the shrunk image, in pixels.
-        backbone: of the network.
+    The image has side x side pixels, and size_g x size_g shrunk.
     """
     model = build_shapes(backbone).eval()
     with fake_accelerator() as count:
@@ -174,16 +165,10 @@ def fake_training(
 ) -> Iterator[tuple[MemoryCount, TrainingStep, list[Sample]]]:
     """A context in which all tensors are fake; yields their count, a training step, and its images on the host.
 
-    Args:
-        mode: 1, 2 or 3.
-        settings: of the step. Predictions, whose values fake tensors lack, are not counted.
-        side: of the images, in pixels.
-        images: how many there are.
-        size_g: side of the shrunk images, in pixels.
-        backbone: of the network.
+    Sides are as of `fake_inference`. Predictions, whose values fake tensors lack, are not counted.
     """
     model = build_shapes(backbone)
-    with fake_accelerator() as count, patch.object(StageMetrics, "update", no_metric):
+    with fake_accelerator() as count, patch.object(StageMetrics, "update", lambda *_: None):
         with host_tensors(count):
             allocate(model)
             samples = [random_sample(side, size_g) for _ in range(images)]

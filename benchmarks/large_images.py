@@ -7,19 +7,19 @@ depends on the side; what should stay the same is the time of a patch.
 """
 
 import argparse
-import os
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from benchmarks.workload import MODES
-from dataset import deep_globe
+from dataset.deep_globe import DEEP_GLOBE
 from dataset.synthetic import smooth_noise
+from experiments.records import ROOT, Usage, run_measured
 from models import checkpoint
 from models.backbone import backbone_name
 from models.glnet import GLNet
@@ -28,7 +28,6 @@ from prediction.scenes import SCENE_SIZE, scene_grid
 from utils.arguments import AddOption, number, whole
 from utils.tiling import MIN_OVERLAP, PatchGrid
 
-ROOT = Path(__file__).parents[1]
 TILE = 2048
 
 
@@ -51,40 +50,6 @@ def write_scene(path: Path, side: int) -> None:
                 file.write(tile[:, :height, :width], window=((top, top + height), (left, left + width)))
 
 
-def write_weights(path: Path, mode: int, backbone: str, size_g: int, size_p: int) -> None:
-    """Write a checkpoint with random weights."""
-    header = Header(
-        stage=mode,
-        backbone=backbone,
-        classes=deep_globe.DEEP_GLOBE,
-        size_g=size_g,
-        size_p=size_p,
-        min_overlap=MIN_OVERLAP,
-        normalize="none",
-    )
-    checkpoint.save(path, GLNet(len(header.classes), backbone), header)
-
-
-class Usage(NamedTuple):
-    """What a process took: seconds, CPU seconds of all its threads, and its peak memory in MB of 2**20 bytes."""
-
-    seconds: float
-    cpu_seconds: float
-    memory: float
-
-
-def measure(command: list[str]) -> Usage:
-    """Run a process and return what it took. Raises RuntimeError if it fails."""
-    start = time.perf_counter()
-    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]  # its own table
-    # not subprocess: only wait4 returns the peak of this one process
-    process = os.posix_spawn(command[0], command, {**os.environ, "GDAL_CACHEMAX": "96"}, file_actions=quiet)
-    _, status, usage = os.wait4(process, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)} failed")
-    return Usage(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
-
-
 def count_patches(side: int, scene_size: int, size_p: int) -> int:
     """Return the number of patches of an image of side x side pixels, over all its scenes."""
     scenes = scene_grid((side, side), scene_size)
@@ -104,7 +69,6 @@ COLUMNS = {
 
 
 def add_options(add: AddOption) -> None:
-    """Add the options of this benchmark."""
     add("--gigapixels", type=number(1e-6), nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1.0], help="(default: five sizes)")
     add("--mode", type=int, choices=MODES, default=1, help="(default: %(default)s)")
     add("--backbone", type=backbone_name, default="resnet18", metavar="NAME", help="(default: %(default)s)")
@@ -120,14 +84,18 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, float]]:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         weights = folder / "weights.pth"
-        write_weights(weights, options.mode, options.backbone, options.size_g, options.size_p)
+        sizes = options.size_g, options.size_p, MIN_OVERLAP
+        header = Header(options.mode, options.backbone, DEEP_GLOBE, *sizes, normalize="none")
+        checkpoint.save(weights, GLNet(len(DEEP_GLOBE), options.backbone), header)  # random weights
 
         def segment(side: int) -> Usage:
             image, output = folder / f"{side}.tif", folder / f"out{side}"
             write_scene(image, side)
             command: list[Any] = [sys.executable, ROOT / "predict.py", "--checkpoint", weights, "--input", image]
             command += ["--output", output, "--scene_size", options.scene_size, *options.more]
-            found = measure([str(part) for part in command])
+            code, found = run_measured([str(part) for part in command], subprocess.DEVNULL, GDAL_CACHEMAX="96")
+            if code:
+                raise RuntimeError(f"{' '.join(map(str, command))} failed")
             image.unlink()
             return found
 
@@ -145,5 +113,5 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, float]]:
                 "cpu_seconds": cpu,
                 "per_megapixel": 1e6 * seconds / side**2,
                 "cpu_per_patch": cpu / patches,
-                "memory_mb": used.memory,
+                "memory_mb": used.memory_mb,
             }

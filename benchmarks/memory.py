@@ -37,18 +37,9 @@ RELEASED = {
 def count_inference(
     sub_batch: int, precision: str, mode: int = 3, *, side: int = SIDE, size: int = 508, backbone: str = "resnet50"
 ) -> dict[str, float]:
-    """Count the memory of segmenting one image.
+    """Count the MB, by `device` and `host`, of segmenting an image of side x side pixels, sub_batch patches at once.
 
-    Args:
-        sub_batch: patches at a time.
-        precision: see `utils.precision.PRECISIONS`.
-        mode: 1, 2 or 3.
-        side: of the image, in pixels.
-        size: size_g and size_p, in pixels.
-        backbone: of the network.
-
-    Returns:
-        MB by `device` and `host`.
+    `size` is size_g and size_p.
     """
     settings = Settings(size_p=size, sub_batch_size=sub_batch, precision=precision)
     with fake_inference(mode, settings, side, size_g=size, backbone=backbone) as (count, work, sample):
@@ -66,18 +57,9 @@ def count_training(
     *,
     recomputed: bool = False,
 ) -> dict[str, float]:
-    """Count the memory of a second training step, for which the optimizer has its state.
+    """Count the MB, by `device` and `host`, of a second training step, for which the optimizer has its state.
 
-    Args:
-        mode: 1, 2 or 3.
-        precision: see `utils.precision.PRECISIONS`.
-        side: of the images, in pixels.
-        batch: how many images there are.
-        backbone: of the network.
-        recomputed: whether activations are recomputed, as with `--checkpoint_activations`.
-
-    Returns:
-        MB by `device` and `host`.
+    The images have side x side pixels; `recomputed` is as `--checkpoint_activations`.
     """
     settings = TrainingSettings(precision=precision, checkpoint_activations=recomputed)
     with fake_training(mode, settings, side, images=batch, backbone=backbone) as (count, step, samples):
@@ -99,7 +81,6 @@ COLUMNS = {
 
 
 def add_options(add: AddOption) -> None:
-    """Add the options of this benchmark."""
     add("--precisions", nargs="+", choices=COUNTED_PRECISIONS, default=COUNTED_PRECISIONS, help="(default: both)")
     add("--checkpoint_activations", action="store_true", help="training steps that recompute activations")
 

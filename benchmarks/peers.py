@@ -163,7 +163,6 @@ COLUMNS = {
 
 
 def add_options(add: AddOption) -> None:
-    """Add the options of this benchmark."""
     add("--networks", nargs="+", choices=PEERS, default=PEERS, metavar="NAME", help="(default: all)")
     add("--precisions", nargs="+", choices=COUNTED_PRECISIONS, default=COUNTED_PRECISIONS, help="(default: both)")
     add("--widths", type=whole(2), nargs="+", default=[WIDTH], metavar="N", help="of GLNet's pyramids (default: 256)")

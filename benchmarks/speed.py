@@ -54,13 +54,7 @@ def seconds(work: Callable[[], object], device: torch.device, calls: int = 1) ->
 
 
 def measure(kind: str, mode: int, settings: TrainingSettings, calls: int) -> dict[str, float]:
-    """Measure an evaluation or a training step.
-
-    Args:
-        kind: `eval` or `train`.
-        mode: 1, 2 or 3.
-        settings: device and precision.
-        calls: that are timed.
+    """Measure an evaluation (`eval`) or a training step (`train`), of which `calls` are timed.
 
     Returns:
         `units`, `seconds`, `released` (units) and `ratio`: the released implementation's units over these.
@@ -92,7 +86,6 @@ COLUMNS = {
 
 
 def add_options(add: AddOption) -> None:
-    """Add the options of this benchmark."""
     add("--precisions", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"), help="(default: both)")
     add("--quick", action="store_true", help="one call of each evaluation instead of three")
 

@@ -34,11 +34,12 @@ def random_sample(side: int, size_g: int = 508) -> Sample:
     return Sample("random", image, label, whole, small)
 
 
-def add_sizes(add: AddOption, side: int = 2448) -> None:
-    """Add `--side`, `--size_p` and `--backbone` to a benchmark's options."""
-    add("--side", type=whole(64), default=side, help="of the image, in pixels (default: %(default)s)")
+def add_sizes(add: AddOption, *, several: bool = False) -> None:
+    """Add `--side`, `--size_p` and `--backbone` to a benchmark's options; with `several`, of several encoders."""
+    add("--side", type=whole(64), default=2448, help="of the image, in pixels (default: %(default)s)")
     add("--size_p", type=whole(51), default=508, help="of a patch, in pixels (default: %(default)s)")
-    add("--backbone", type=backbone_name, default="resnet50", metavar="NAME", help="(default: %(default)s)")
+    more = {"nargs": "+", "default": ["resnet50"]} if several else {"default": "resnet50"}
+    add("--backbone", type=backbone_name, metavar="NAME", help="(default: resnet50)", **more)
 
 
 class Inference:

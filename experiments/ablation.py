@@ -13,7 +13,6 @@ Trials go beside: `--only unet --folds 0 --trial rate2 --rate unet=2e-3` trains 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -21,33 +20,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dataset.folder import NAME
 from experiments import ablation_data, ablation_tables
 from experiments.ablation_data import SHRUNK, TRAINING
 from experiments.ablation_plan import COMMON, NETWORK, RATES, RECIPES, Run, cost, plan
-from experiments.records import RESULTS
+from experiments.records import RESULTS, ROOT, run_measured
 from utils.arguments import whole
 from utils.errors import InputError, exit_code
 from utils.files import write_json
 from utils.stages import STAGES
 
-ROOT = Path(__file__).parents[1]
-
-NOT_RECORDED = tuple(
-    f"--{name}"
-    for name in (
-        "backbone",
-        "normalize",
-        "min_overlap",
-        "sub_batch_size",
-        "precision",
-        "size_g",
-        "size_p",
-        "model",
-    )
-)
+NOT_RECORDED = {"backbone", "normalize", "min_overlap", "sub_batch_size", "precision", "size_g", "size_p", "model"}
 """What the file of a network of `experiments.baselines` does not record, and its evaluation needs."""
 
 
@@ -70,7 +54,6 @@ class Experiment:
         """Plan the runs that the options ask for. Raises InputError for names that do not exist."""
         self.data: str = options.data
         given = {name: getattr(options, name) for name in ("epochs", "images", "patches")}
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         self.recipe = replace(RECIPES[options.data], **{name: value for name, value in given.items() if value})
         self.rates = {**RATES, **dict(options.rate)}
         self.folder: Path = options.folder.resolve() / options.data
@@ -168,12 +151,12 @@ class Experiment:
             file = f"--{STAGES[run.mode].reads}={self.checkpoint(run, fold)}"
             program = [sys.executable, "-m", "experiments.scores", f"--mode={run.mode}", file]
             return [*program, *where, "--upsample=bilinear", *more]
-        known = [one for one in (*COMMON, *self.changed(run)) if one.split("=")[0] in NOT_RECORDED]
+        known = [one for one in (*COMMON, *self.changed(run)) if one.removeprefix("--").split("=")[0] in NOT_RECORDED]
         file = f"--path_g={self.checkpoint(run, fold)}"
         program = [sys.executable, "-m", "experiments.baselines", file, *self.starts(run, fold)]
         return [*program, *where, *known, *more]
 
-    def execute(self, command: list[str], name: str, threads: int) -> tuple[float, float]:
+    def execute(self, command: list[str], name: str) -> tuple[float, float]:
         """Run a command; return its seconds of CPU time and its peak memory, in MB.
 
         Raises:
@@ -181,14 +164,12 @@ class Experiment:
         """
         log = self.folder / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+        threads = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive"}
         with log.open("a") as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise InputError(f"{name} failed with exit code {process.returncode}; see {log}")
-        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+            code, usage = run_measured(command, output, output, **threads)
+        if code:
+            raise InputError(f"{name} failed with exit code {code}; see {log}")
+        return usage.cpu_seconds, usage.memory_mb
 
     def work(self, run: Run, fold: int) -> None:
         """Train and evaluate, as far as that is not done, and write the result after each part.
@@ -200,7 +181,7 @@ class Experiment:
             record = json.loads(path.read_text())
         else:
             interrupted = (self.folder / "models" / f"{name}.resume.pth").exists()
-            seconds, peak_mb = self.execute(self.training(run, fold), name, self.threads)
+            seconds, peak_mb = self.execute(self.training(run, fold), name)
             record = {
                 "run": run.name,
                 "fold": fold,
@@ -212,19 +193,15 @@ class Experiment:
             }
             write_json(path, record)
         for evaluation in run.evaluations.keys() - record["evaluations"].keys():
-            command = self.evaluation(run, fold, evaluation)
-            self.execute(command, name, self.threads)
+            self.execute(self.evaluation(run, fold, evaluation), name)
             found = self.folder / "runs" / f"eval_{name}_{evaluation}.json"
             record["evaluations"][evaluation] = json.loads(found.read_text())
             write_json(path, record)
 
-    def results(self) -> list[dict[str, Any]]:
-        """Return the content of all results, of trials too, in the order of their names."""
-        return [json.loads(path.read_text()) for path in sorted((self.folder / "results").glob("*.json"))]
-
     def write(self, output: Path) -> None:
-        """Write the tables of all results."""
-        ablation_tables.write(output, self.data, RECIPES[self.data], self.results())
+        """Write the tables of all results, of trials too."""
+        found = [json.loads(path.read_text()) for path in sorted((self.folder / "results").glob("*.json"))]
+        ablation_tables.write(output, self.data, RECIPES[self.data], found)
 
 
 def chain(runs: dict[str, Run], name: str) -> set[str]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from dataset import deep_globe, dubai, synthetic
@@ -18,7 +17,7 @@ from dataset.folder import NAME, FolderFile, Splits
 from dataset.layout import TRAIN, VAL, SplitChoice, read_list
 from dataset.pairs import PairReader
 from utils.classes import IGNORED, Classes
-from utils.errors import InputError
+from utils.errors import InputError, required
 from utils.files import write_json
 from utils.resize import shrink_label
 
@@ -63,15 +62,15 @@ def prepare(
 ) -> None:
     """Write the data sets of an experiment, unless they are there: one folder for each fold, named by its number.
 
-    Folds of pages are of groups: each validates every `folds`-th of them and trains on all others. Other data sets have
-    one split, and folds that differ by their seeds.
+    Folds of pages are of groups, such as the book of a page: each validates every `folds`-th of them and trains on all
+    others. Other data sets have one split, and folds that differ by their seeds.
 
     Args:
         data: `pages`, `dubai` or `synthetic`.
         source: of pages, the data set that `dataset.alto` wrote; of Dubai, the published set.
         folder: of the data sets, which `--dataset folder` reads.
         folds: how many.
-        group: gives the group of an id, such as the book of a page.
+        group: gives the group of an id.
         shrunk: of pages, the same set at a smaller height; by default `source`.
 
     Raises:
@@ -123,13 +122,7 @@ def _listed(file: FolderFile) -> list[str]:
 
 
 def _write_lists(folder: Path, ids: Lists, files: Mapping[str, FolderFile]) -> None:
-    """Write lists of images, the first for training, the second for validation, and sets that have them.
-
-    Args:
-        folder: where to.
-        ids: by the names of the lists.
-        files: by the names of the files to write, the sets whose images they have.
-    """
+    """Write lists of images, the first for training, the second for validation, and files of sets that have them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, listed in ids.items():
         (folder / f"{name}.txt").write_text("".join(f"{id_}\n" for id_ in listed))
@@ -152,27 +145,18 @@ def _write(folder: Path, classes: Classes, pictures: Iterable[Picture]) -> tuple
 
 
 def _scenes(source: Path) -> Iterator[Picture]:
-    """Yield the joined scenes, shrunk."""
+    """Yield the joined scenes, shrunk: images by the mean of their pixels, ids to the nearest."""
     reader = PairReader(dubai.DUBAI)
     for split in (TRAIN, VAL):
         for item in dubai.find_items(source, split, SplitChoice()):
-            yield _shrunk(split, item.id, *reader.read(item))
-
-
-def _shrunk(split: str, id_: str, image: Tensor, label: Tensor | None) -> Picture:
-    """Shrink an image (3, H, W) by the mean of its pixels and its ids (H, W) to the nearest."""
-    if label is None:
-        raise InputError(f"{id_} has no label")
-    height, width = (side // SHRINK for side in label.shape)
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    return Picture(split, id_, small, shrink_label(label, (height, width)).numpy())
+            image, label = reader.read(item)
+            ids = required(label, f"label of {item.id}")
+            height, width = (side // SHRINK for side in ids.shape)
+            pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+            small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+            yield Picture(split, item.id, small, shrink_label(ids, (height, width)).numpy())
 
 
 def _made_up() -> Iterator[Picture]:
-    """Yield made-up scenes."""
-    index = 0
-    for split, count in COUNTS.items():
-        for _ in range(count):
-            yield Picture(split, f"scene{index:02d}", *synthetic.draw_scene(SEED, index, SIDE))
-            index += 1
+    for index, split in enumerate(split for split, count in COUNTS.items() for _ in range(count)):
+        yield Picture(split, f"scene{index:02d}", *synthetic.draw_scene(SEED, index, SIDE))

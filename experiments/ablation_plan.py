@@ -5,6 +5,7 @@ Everything that a trial may change stands here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 ENSEMBLE, LOCAL, GLOBAL = "ensemble", "local", "global"
 
@@ -27,14 +28,8 @@ REGULARISER, NO_REGULARISER = "--lamb_fmreg=0.01", "--lamb_fmreg=0"
 other terms."""
 
 RATES = {
-    "global": 5e-4,
-    "local": 1e-3,
-    "g2l": 1e-3,
-    "l2g": 1e-3,
-    "unet": 1e-3,
-    "deeplab": 1e-3,
-    "released_global": 5e-4,
-    "released_g2l": 1e-3,
+    **dict.fromkeys(("global", "released_global"), 5e-4),
+    **dict.fromkeys(("local", "g2l", "l2g", "unet", "deeplab", "released_g2l"), 1e-3),
 }
 """Learning rate by family of runs, each found by the same number of trials."""
 
@@ -140,15 +135,8 @@ class Run:
     extra: bool = False
 
 
-@dataclass(frozen=True)
-class Cost:
-    """How a run reads its images: equal pixels and steps for every side of patches.
-
-    Attributes:
-        epochs: how many.
-        images: in a step.
-        patches: of each image in a step.
-    """
+class Cost(NamedTuple):
+    """How a run reads its images, in equal steps for every side of patches: `patches` of each of `images` in a step."""
 
     epochs: int
     images: int
@@ -186,13 +174,6 @@ class Variant:
     drawn: bool = True
 
 
-def pair(side: int, start: tuple[tuple[str, str], ...]) -> list[Run]:
-    """Return stage 2 and the local branch alone with patches of another side."""
-    alone = ("--share=none", NO_REGULARISER)
-    g2l = Run(f"g2l_{side}", 2, 1, "g2l", (REGULARISER,), start, side, extra=True)
-    return [g2l, Run(f"local_{side}", 2, 1, "local", alone, start, side, extra=True)]
-
-
 def plan(recipe: Recipe) -> list[Run]:
     """Return all runs of one fold, in an order in which each follows those that it starts from."""
     start = (("path_g", "global"),)
@@ -215,7 +196,11 @@ def plan(recipe: Recipe) -> list[Run]:
         Run("l2g_free", 3, 2, "l2g", (), (*start, ("path_g2l", "g2l_free"))),
         Run("released_global", 1, 0, "released_global", released=True),
         Run("released_g2l", 2, 1, "released_g2l", (), (("path_g", "released_global"),), released=True),
-        *(run for side in recipe.sides for run in pair(side, start)),
+        *(
+            Run(f"{name}_{side}", 2, 1, name, options, start, side)
+            for side in recipe.sides
+            for name, options in (("g2l", (REGULARISER,)), ("local", alone))
+        ),
     ]
     return [*runs, *(replace(run, extra=True) for run in extra)]
 
@@ -248,19 +233,9 @@ def variants(recipe: Recipe) -> list[Variant]:
     ]
 
 
-DIFFERENCES = (
-    ("g2l", "local"),
-    ("g2l", "fused"),
-    ("g2l", "global"),
-    ("g2l", "unet"),
-    ("g2l", "deeplab"),
-    ("g2l", "unet_long"),
-    ("g2l", "unet_scores"),
-    ("g2l", "g2l_other"),
-    ("g2l", "g2l_blank"),
-    ("g2l", "g2l_free"),
-    ("g2l", "released_g2l"),
-    ("l2g", "g2l"),
-    ("l2g", "l2g_free"),
+OTHERS = (
+    *("local", "fused", "global", "unet", "deeplab", "unet_long", "unet_scores"),
+    *("g2l_other", "g2l_blank", "g2l_free", "released_g2l"),
 )
+DIFFERENCES = (*(("g2l", other) for other in OTHERS), ("l2g", "g2l"), ("l2g", "l2g_free"))
 """Keys of the variants whose scores are compared image by image: the first minus the second."""

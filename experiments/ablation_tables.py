@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.ablation_plan import DIFFERENCES, GLOBAL, Recipe, Variant, plan, variants
-from experiments.records import command_of, write_results
+from experiments.records import as_markdown, command_of, write_results
 
 DRAWS = 4000
 """Samples of a bootstrap."""
@@ -71,28 +71,21 @@ class Difference:
     @classmethod
     def of(cls, value: float, samples: np.ndarray | None) -> "Difference":
         """Return the difference with the interval of its samples (draws,), if there are any."""
-        if np.isnan(value):
-            return cls(None)
-        if samples is None:
-            return cls(float(value))
+        if np.isnan(value) or samples is None:
+            return cls(None if np.isnan(value) else float(value))
         low, high = np.nanpercentile(samples, LEVEL)
         return cls(float(value), float(low), float(high))
 
     def __str__(self) -> str:
         if self.value is None:
             return "-"
-        interval = (
-            "" if self.low is None or self.high is None else f" ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
-        )
-        return f"{100 * self.value:+.1f}{interval}"
+        value = f"{100 * self.value:+.1f}"
+        unknown = self.low is None or self.high is None
+        return value if unknown else f"{value} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
 def compare(a: Counts, b: Counts, classes: Mapping[str, Sequence[int]]) -> dict[str, Difference]:
-    """Compare two variants by the mean IoU of some sets of classes.
-
-    Args:
-        a, b: of the same groups.
-        classes: by name, the ids of a set.
+    """Compare two variants, of the same groups, by the mean IoU of some sets of classes, ids by name.
 
     Returns:
         By the set's name, the score of `a` minus that of `b`. A class that the images, or a sample of them, do not have
@@ -151,15 +144,12 @@ class Results:
     def seconds(self, run: str, fold: int) -> float | None:
         """Return the CPU time of a run's training and of those that it starts from; None if one is not known."""
         spent: list[float | None] = [self.by_run.get((run, fold), {}).get("training_seconds")]
-        spent += [
-            self.seconds(other, fold) for option, other in self.runs[run].starts if not self._read_only(run, option)
-        ]
+        starts = dict(self.runs[run].starts)
+        if "path_g2l" in starts:  # whose training counts stage 1's already
+            starts.pop("path_g")
+        spent += [self.seconds(other, fold) for other in starts.values()]
         known = [one for one in spent if one is not None]
         return sum(known) if len(known) == len(spent) else None
-
-    def _read_only(self, run: str, option: str) -> bool:
-        """Return whether stage 3 names stage 1's file only beside stage 2's, whose training counts it already."""
-        return option == "path_g" and any(other == "path_g2l" for other, _ in self.runs[run].starts)
 
     def scores(self) -> list[dict[str, Any]]:
         """Return the scores of each variant and fold, of the fold's images pooled."""
@@ -192,7 +182,9 @@ class Results:
             pair = known[first], known[second]
             if folds := self.folds(*pair):
                 a, b = (self.counts(variant, folds) for variant in pair)
-                by_group = {name: _one(a[name], self.kept) - _one(b[name], self.kept) for name in a}
+                by_group = {
+                    name: float(mean_of(iou_of(a[name]), self.kept) - mean_of(iou_of(b[name]), self.kept)) for name in a
+                }
                 found.append(
                     {
                         "title": f"{pair[0].title} - {pair[1].title}",
@@ -222,11 +214,6 @@ class Results:
         return [{**one, "classes": names} for one in found]
 
 
-def _one(counts: np.ndarray, kept: Sequence[int]) -> float:
-    """Return the mIoU of one matrix."""
-    return float(mean_of(iou_of(counts), kept))
-
-
 def row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return one row: means over the folds of a variant; the sample deviation of its mIoU, None for one fold.
 
@@ -250,15 +237,14 @@ def row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def as_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
 def per_cent(value: float | None) -> str:
     """Return a share in per cent, `-` for None."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def minutes(one: Mapping[str, Any]) -> str:
+    """Return the CPU time of a training, `-` if it is not known."""
+    return "-" if one["training_seconds"] is None else f"{one['training_seconds'] / 60:.1f}"
 
 
 def page(record: Mapping[str, Any]) -> str:
@@ -267,10 +253,9 @@ def page(record: Mapping[str, Any]) -> str:
     lines = []
     for one in record["rows"]:
         spread = "" if one["spread"] is None else f" ± {100 * one['spread']:.1f}"
-        minutes = "-" if one["training_seconds"] is None else f"{one['training_seconds'] / 60:.1f}"
         cells = [one["variant"], str(one["folds"]), per_cent(one["mIoU"]) + spread, *map(per_cent, one["iou"])]
         cost = [f"{one['training_peak_mb']:.0f}", f"{one['seconds_per_image']:.2f}", f"{one['peak_memory_mb']:.0f}"]
-        lines.append([*cells, minutes, *cost])
+        lines.append([*cells, minutes(one), *cost])
     measured = ["training, CPU min", "training, MB", "s per image", "evaluation, MB"]
     scores = as_markdown(["variant", "folds", "mIoU, %", *classes, *measured], lines)
     lines = []
@@ -289,11 +274,7 @@ def page(record: Mapping[str, Any]) -> str:
 def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) -> None:
     """Write `ablation_DATA` and, if there are trials, `trials_DATA`, each as JSON and as Markdown.
 
-    Args:
-        output: the folder.
-        data: name of the data set.
-        recipe: of the data set.
-        results: of all runs, trials included.
+    `results` are those of all runs, trials included.
     """
     found = Results(recipe, results)
     if scores := found.scores():
@@ -312,10 +293,9 @@ def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) ->
         heads = ["run", "trial", "fold", "mIoU, %", "training, CPU min", "what differs"]
         lines = []
         for one in trials:
-            minutes = "-" if one["training_seconds"] is None else f"{one['training_seconds'] / 60:.1f}"
             own = ", ".join(f"{name} {per_cent(value)}" for name, value in one["mIoU"].items())
             differs = f"`{' '.join(one['differs'])}`" if one["differs"] else ""
-            lines.append([one["run"], one["trial"], str(one["fold"]), own, minutes, differs])
+            lines.append([one["run"], one["trial"], str(one["fold"]), own, minutes(one), differs])
         record = {"command": command_of("ablation"), "trials": trials}
         write_results(output / f"trials_{data}.json", record, as_markdown(heads, lines))
 

@@ -9,17 +9,124 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.published import LATER, PUBLISHED, Published
-from experiments.plot import GREY, MARKS, add_title, drawing, label_points
 from experiments.records import RESULTS, command_of
 from utils.errors import InputError, exit_code, required
-from utils.files import write_json
+from utils.files import replacing, write_json
 from utils.stages import PREDICTIONS, STAGES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6.5,
+    "errorbar.capsize": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "legend.title_fontsize": 12,
+    "legend.handlelength": 3,
+}
+"""Settings of matplotlib for every figure."""
+
+DPI = 200
+
+GREY = "#666666"
+"""Of references: lines that show no measurement."""
+
+LABEL_SIZE = 10
+"""Of texts beside points, in points."""
+
+GAP = 1.5
+"""Around such a text, in points."""
+
+DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+PLACES = tuple((distance, *direction) for distance in (8, 20, 34, 50) for direction in DIRECTIONS)
+"""Where a point's label may be, the best first: distance from the point in points, steps to the right and up."""
+
+
+MARKS = (
+    {"color": "#0072b2", "marker": "o", "linestyle": "-"},
+    {"color": "#d55e00", "marker": "s", "linestyle": "--"},
+    {"color": "#009e73", "marker": "^", "linestyle": "-."},
+    {"color": "#000000", "marker": "D", "linestyle": ":"},
+)
+"""How curves are drawn: arguments of matplotlib's `plot`. Any two differ in all three; the colours are of Okabe and
+Ito's palette, which people with any colour vision can tell apart."""
+
+
+@contextmanager
+def drawing(path: Path, grid: tuple[int, int], panel: tuple[float, float], **more: Any) -> Iterator[list["Axes"]]:
+    """Yield the panels of a figure, row by row; when they are drawn, the figure is written as a PNG.
+
+    Args:
+        path: of the file.
+        grid: numbers of rows and columns of panels.
+        panel: width and height of a panel, in inches; text has 12 points.
+        more: arguments of matplotlib's `subplots`.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(f"{path} is not drawn, as matplotlib is missing: pip install matplotlib") from error
+    rows, columns = grid
+    with rc_context(STYLE):
+        figure = Figure((columns * panel[0], rows * panel[1]), dpi=DPI, layout="constrained")
+        yield list(figure.subplots(rows, columns, squeeze=False, **more).flat)
+        with replacing(path) as part:
+            figure.savefig(part, format="png")
+
+
+def add_title(axes: "Axes", title: str) -> None:
+    """Write the title of a panel above it, and under the title the legend of its curves, if they have names."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(title=title, alignment="left", loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    else:
+        axes.set_title(title)
+
+
+def label_points(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
+    """Write a text beside each point (x, y, text), where it covers no point and no other text if there is such a place.
+
+    To be called last, as it needs the final limits of the axes.
+    """
+    from matplotlib.transforms import Bbox
+
+    required(axes.get_figure(root=True), "figure").draw_without_rendering()
+    inside, around = axes.get_window_extent(), 5 * DPI / 72
+    centres = [axes.transData.transform((x, y)) for x, y, _ in points]
+    taken = [Bbox([(x - around, y - around), (x + around, y + around)]) for x, y in centres]
+    for x, y, text in points:
+        label = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=LABEL_SIZE, in_layout=False)
+        for distance, across, up in (*PLACES, PLACES[0]):  # the first again, if none is free
+            label.set(ha=("center", "left", "right")[across], va=("center", "bottom", "top")[up])
+            label.set_position((across * distance, up * distance))
+            box = label.get_window_extent().padded(GAP * DPI / 72)
+            free = not any(box.overlaps(other) for other in taken)
+            if free and all(inside.contains(*corner) for corner in box.corners()):
+                break
+        taken.append(box)
+        if distance > PLACES[0][0]:
+            line = {"arrowstyle": "-", "linewidth": 0.6, "color": GREY, "shrinkA": 0, "shrinkB": 4}
+            axes.annotate("", (x, y), label.get_position(), textcoords="offset points", arrowprops=line)
 
 
 def read_curves(log: Path) -> dict[str, Any]:
@@ -62,9 +169,6 @@ def _by_prediction(epochs: Sequence[dict[str, Any] | None]) -> dict[str, list[fl
     return {name: [None if scores is None else scores[name]["mIoU"] for scores in epochs] for name in known[0]}
 
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 DATA = ("pages", "synthetic", "dubai")
 """The data sets that results are expected of; those of others are drawn where there are any."""
 
@@ -78,9 +182,7 @@ OF_PREDICTION = dict(zip(PREDICTIONS, reversed(MARKS[:3]), strict=True))
 def draw_memory_accuracy(path: Path, ours: Mapping[str, Record]) -> None:
     """Draw mIoU over memory: published points of DeepGlobe, and beside them a panel for each of our own data sets.
 
-    Args:
-        path: of the figure.
-        ours: by data set, what `experiments.ablation` wrote.
+    `ours` are results of `experiments.ablation` by data set.
     """
     with drawing(path, (1, 1 + len(ours)), (5.6, 5.0)) as (published, *panels):
         _draw_published(published)
@@ -90,7 +192,7 @@ def draw_memory_accuracy(path: Path, ours: Mapping[str, Record]) -> None:
             spreads = [100 * (row["spread"] or 0) for row in rows]
             x, y, _ = zip(*places, strict=True)
             label = "mean over folds, ± 1 standard deviation"
-            axes.errorbar(x, y, spreads, fmt="o", color=MARKS[0].color, label=label)
+            axes.errorbar(x, y, spreads, fmt="o", color=MARKS[0]["color"], label=label)
             axes.margins(0.2, 0.1)
             axes.set_xlabel("peak memory of the evaluation, MB of $2^{20}$ bytes")
             axes.set_ylabel("mIoU, %")
@@ -128,11 +230,7 @@ def _draw_published(axes: "Axes") -> None:
 def draw_iou_per_class(path: Path, record: Record) -> None:
     """Draw the IoU of each class, and the mIoU, by variant: every fold, the mean and the standard deviation.
 
-    A fold whose images lack a class does not count for it.
-
-    Args:
-        path: of the figure.
-        record: what `experiments.ablation` wrote.
+    A fold whose images lack a class does not count for it. The record is a result of `experiments.ablation`.
     """
     variants = [row["variant"] for row in record["rows"] if row.get("drawn", True)]
     by_variant = {name: [run for run in record["runs"] if run["variant"] == name] for name in variants}
@@ -166,9 +264,7 @@ def draw_iou_per_class(path: Path, record: Record) -> None:
 def draw_sharing(path: Path, record: Record) -> None:
     """Draw the gain of sharing, stage 2 minus local alone, over the side of the patch, with its 95 % intervals.
 
-    Args:
-        path: of the figure.
-        record: what `experiments.ablation` wrote, with several sides.
+    The record is a result of `experiments.ablation` with several sides.
     """
     gains = record["gains"]
     sides = [one["side"] for one in gains]
@@ -183,7 +279,7 @@ def draw_sharing(path: Path, record: Record) -> None:
             ]
             classes = gains[0]["classes"].get(name)
             label = name if classes is None else f"{name}: {', '.join(classes)}"
-            axes.errorbar(sides, values, ends if any(map(any, ends)) else None, label=label, **mark.keywords())
+            axes.errorbar(sides, values, ends if any(map(any, ends)) else None, label=label, **mark)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sides, [str(side) for side in sides])
         axes.set_xlabel("side of the patch, pixels")
@@ -194,9 +290,7 @@ def draw_sharing(path: Path, record: Record) -> None:
 def draw_learning_curves(path: Path, record: Record) -> None:
     """Draw training and validation mIoU over the epochs of each stage: means over its runs, and their range.
 
-    Args:
-        path: of the figure.
-        record: the curves of several runs; see `collect_curves`.
+    The record has the curves of several runs, as `--curves` copies them from training logs.
     """
     by_stage = {number: [run for run in record["runs"] if run["stage"] == number] for number in STAGES}
     by_stage = {number: runs for number, runs in by_stage.items() if runs}
@@ -215,32 +309,26 @@ def draw_learning_curves(path: Path, record: Record) -> None:
 def _draw_range(axes: "Axes", runs: Sequence[Record], part: str, name: str) -> None:
     """Draw the mIoU of one prediction over the epochs that all runs have: the mean over the runs, and their range.
 
-    Args:
-        axes: the panel.
-        runs: of one stage.
-        part: `train`, which is drawn dotted and without marks, or `validation`.
-        name: of the prediction.
+    `part` is `train`, which is drawn dotted and without marks, or `validation`.
     """
     # an epoch without a score was not validated
     found = [{k: x for k, x in zip(run["epochs"], run[part][name], strict=True) if x is not None} for run in runs]
     epochs = sorted(set.intersection(*(set(scores) for scores in found)))
     values = [[100 * scores[k] for scores in found] for k in epochs]
     mark = OF_PREDICTION[name]
-    more: dict[str, Any] = {"marker": mark.marker, "markevery": max(1, len(epochs) // 6)}
+    more: dict[str, Any] = {"marker": mark["marker"], "markevery": max(1, len(epochs) // 6)}
     more = {"linestyle": (0, (1, 1))} if part == "train" else more
     label = f"{name}, {'training' if part == 'train' else part}"
-    axes.plot(epochs, [statistics.mean(column) for column in values], label=label, color=mark.color, **more)
+    axes.plot(epochs, [statistics.mean(column) for column in values], label=label, color=mark["color"], **more)
     if len(runs) > 1:
         low, high = ([pick(column) for column in values] for pick in (min, max))
-        axes.fill_between(epochs, low, high, color=mark.color, alpha=0.15, linewidth=0)
+        axes.fill_between(epochs, low, high, color=mark["color"], alpha=0.15, linewidth=0)
 
 
 def draw_refine(path: Path, record: Record) -> None:
     """Draw mIoU, the part that is not looked at, and seconds over the share of patches that are computed.
 
-    Args:
-        path: of the figure.
-        record: what `experiments.refine` wrote.
+    The record is a result of `experiments.refine`.
     """
     rows = record["rows"]
     shares = [row["refine_share"] for row in rows]
@@ -251,10 +339,10 @@ def draw_refine(path: Path, record: Record) -> None:
 
     with drawing(path, (1, 3), (4.0, 4.4)) as (scores, not_looked_at, seconds):
         for name in reversed(PREDICTIONS):
-            curve(scores, name, name, 100, **OF_PREDICTION[name].keywords())
-        curve(not_looked_at, "not_looked_at", None, 100, **MARKS[3].keywords())
-        curve(seconds, "seconds_per_image", "elapsed", 1, **MARKS[0].keywords())
-        curve(seconds, "process_seconds_per_image", "of the processor, all threads", 1, **MARKS[1].keywords())
+            curve(scores, name, name, 100, **OF_PREDICTION[name])
+        curve(not_looked_at, "not_looked_at", None, 100, **MARKS[3])
+        curve(seconds, "seconds_per_image", "elapsed", 1, **MARKS[0])
+        curve(seconds, "process_seconds_per_image", "of the processor, all threads", 1, **MARKS[1])
         add_title(scores, "mIoU, %")
         add_title(not_looked_at, "Pixels not looked at, %")
         add_title(seconds, "Seconds per image")
@@ -263,8 +351,7 @@ def draw_refine(path: Path, record: Record) -> None:
             axes.set_xlabel("share of the patches that are computed")
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A figure of one result file.
 
     Attributes:
@@ -282,29 +369,18 @@ class Kind:
     draw: Callable[[Path, Record], None]
 
 
+MADE_BY = "python -m experiments."
 ABLATION = Kind(
-    "iou_per_class",
-    "ablation",
-    "python -m experiments.ablation --data {data} --data_path DIR",
+    *("iou_per_class", "ablation", MADE_BY + "ablation --data {data} --data_path DIR"),
     ("rows", "runs", "classes"),
     draw_iou_per_class,
 )
+CURVES = MADE_BY + "figures --curves {data} LOG_PATH/TASK_NAME.jsonl ..."
+REFINE = MADE_BY + "refine --name {data} --checkpoints FILE ... --data_path DIR"
 KINDS = (
     ABLATION,
-    Kind(
-        "learning_curves",
-        "curves",
-        "python -m experiments.figures --curves {data} LOG_PATH/TASK_NAME.jsonl ...",
-        ("runs",),
-        draw_learning_curves,
-    ),
-    Kind(
-        "refine",
-        "refine",
-        "python -m experiments.refine --name {data} --checkpoints FILE ... --data_path DIR",
-        ("rows",),
-        draw_refine,
-    ),
+    Kind("learning_curves", "curves", CURVES, ("runs",), draw_learning_curves),
+    Kind("refine", "refine", REFINE, ("rows",), draw_refine),
 )
 """The figures of which each data set has its own."""
 
@@ -327,25 +403,13 @@ def read_results(path: Path, kind: Kind, data: str = "") -> Record | None:
     return record
 
 
-def data_sets(results: Path, kind: Kind) -> Iterator[str]:
-    """Yield the data sets of a kind: those that are expected, then others that `results` has a file of."""
-    yield from DATA
-    found = sorted(path.stem.removeprefix(f"{kind.results}_") for path in results.glob(f"{kind.results}_*.json"))
-    yield from (name for name in found if name not in DATA)
-
-
-def collect_curves(results: Path, name: str, logs: Iterable[Path]) -> None:
-    """Copy the curves of training logs to `curves_NAME.json`, from which their figure can be drawn again."""
-    record = {"command": command_of("figures"), "runs": [read_curves(log) for log in logs]}
-    write_json(results / f"curves_{name}.json", record)
-
-
 def run(options: argparse.Namespace) -> None:
     """Draw every figure whose results there are, and print its path."""
     for name, *logs in options.curves:
         if not logs:
             raise InputError(f"--curves {name} names no log: add the files LOG_PATH/TASK_NAME.jsonl of its runs")
-        collect_curves(options.results, name, map(Path, logs))
+        curves = {"command": command_of("figures"), "runs": [read_curves(Path(log)) for log in logs]}
+        write_json(options.results / f"curves_{name}.json", curves)  # from which the figure can be drawn again
 
     def draw(draw_figure: Callable[[Path, Any], None], name: str, content: Any) -> None:
         draw_figure(options.output / f"{name}.png", content)
@@ -353,7 +417,9 @@ def run(options: argparse.Namespace) -> None:
 
     ablations = {}
     for kind in KINDS:
-        for data in data_sets(options.results, kind):
+        files = options.results.glob(f"{kind.results}_*.json")
+        found = sorted(path.stem.removeprefix(f"{kind.results}_") for path in files)
+        for data in (*DATA, *(name for name in found if name not in DATA)):
             record = read_results(options.results / f"{kind.results}_{data}.json", kind, data)
             if record is not None:
                 draw(kind.draw, f"{kind.figure}_{data}", record)

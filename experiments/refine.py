@@ -23,7 +23,7 @@ from dataset.loader import SampleLoader
 from dataset.registry import Description, describe
 from evaluation.report import evaluation_record
 from evaluation.run import Evaluation, evaluate_images
-from experiments.records import RESULTS, command_of, write_results
+from experiments.records import RESULTS, as_markdown, command_of, write_results
 from training import options as command_line
 from training.setup import plan_evaluation
 from utils.arguments import Parser, add_geometry, add_precision, number, whole
@@ -60,12 +60,6 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Yield, for every share, the record of an evaluation; see `evaluation.report.evaluation_record`.
 
-    Args:
-        checkpoint: of stage 2 or 3.
-        options: of the command.
-        described: the data set.
-        device: of the network.
-
     Raises:
         InputError: the checkpoint cannot be used, or is coarse to fine.
     """
@@ -86,21 +80,11 @@ def measure(
     evaluate(1.0, images=1)
     for share in options.shares:
         found = evaluate(share, len(data))
-        record = evaluation_record(
-            header.stage,
-            header.classes,
-            found.metrics.matrices,
-            images=found.images,
-            seconds_per_image=found.seconds_per_image,
-            peak_memory_mb=peak_memory_mb(device),
-            coverage=found.coverage,
-        )
-        yield {
-            "checkpoint": str(checkpoint),
-            "refine_share": share,
-            "process_seconds_per_image": found.process_seconds_per_image,
-            **record,
-        }
+        measured = {"seconds_per_image": found.seconds_per_image, "peak_memory_mb": peak_memory_mb(device)}
+        scored = header.stage, header.classes, found.metrics.matrices
+        record = evaluation_record(*scored, images=found.images, coverage=found.coverage, **measured)
+        own_time = {"process_seconds_per_image": found.process_seconds_per_image}
+        yield {"checkpoint": str(checkpoint), "refine_share": share, **own_time, **record}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -118,26 +102,23 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def table_row(row: dict[str, Any]) -> str:
-    """Return a row of `summary` as a row of a Markdown table."""
-    cells = [f"{row['refine_share']:g}"]
-    for key, (_, scale, decimals) in COLUMNS.items():
-        found = [row[part][key] for part in ("mean", "spread")]
-        cells.append(" ± ".join(f"{scale * value:.{decimals}f}" for value in found if value is not None))
-    return f"| {' | '.join(cells)} |"
-
-
-def as_markdown(record: dict[str, Any]) -> str:
+def page(record: dict[str, Any]) -> str:
     """Return the table of a record, with the command that made it."""
-    heads = ["share of patches", *(title for title, _, _ in COLUMNS.values())]
     count = len(record["checkpoints"])
     about = (
         f"Made by `{record['command']}` on {record['date']}, commit {record['commit']}, on {record['device']}: mode "
         f"{record['mode']}, {record['dataset']}, split {record['split']} (images: {record['images']}); "
         f"{'one checkpoint' if count == 1 else f'mean over {count} checkpoints, ± their standard deviation'}."
     )
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *map(table_row, record["rows"])]
-    return "\n".join(["# Share of patches that are computed, and what it gains", "", about, "", *lines, ""])
+    rows = []
+    for row in record["rows"]:
+        cells = [f"{row['refine_share']:g}"]
+        for key, (_, scale, decimals) in COLUMNS.items():
+            found = [row[part][key] for part in ("mean", "spread") if row[part][key] is not None]
+            cells.append(" ± ".join(f"{scale * value:.{decimals}f}" for value in found))
+        rows.append(cells)
+    table = as_markdown(["share of patches", *(title for title, _, _ in COLUMNS.values())], rows)
+    return f"# Share of patches that are computed, and what it gains\n\n{about}\n\n{table}"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -165,9 +146,8 @@ def run(options: argparse.Namespace) -> None:
         "rows": summary(runs),
         "runs": runs,
     }
-    page = as_markdown(record)
-    write_results(options.output / f"refine_{options.name or options.dataset}.json", record, page)
-    print(page)
+    write_results(options.output / f"refine_{options.name or options.dataset}.json", record, page(record))
+    print(page(record))
 
 
 def build_parser() -> Parser:

@@ -84,12 +84,7 @@ class LateFusion:
 
 
 def score_images(predictor: SegmentsImages, data: SegmentationDataset, classes: Classes) -> dict[str, Any]:
-    """Evaluate all images of `data`, and print the table of scores.
-
-    Args:
-        predictor: segments the images.
-        data: with labels.
-        classes: of the labels.
+    """Evaluate all images of `data`, which has labels, and print the table of scores.
 
     Returns:
         The record of `evaluation.report.evaluation_record`, and `matrices`: by prediction and id the confusion

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,10 +45,6 @@ JPEG, PNG = (".jpg", ".jpeg"), (".png",)
 
 def read_scene(options: argparse.Namespace, segmenter: Segmenter) -> tuple[Tensor, Tensor | None]:
     """Return the image and its label: (3, H, W) uint8 RGB, and (H, W) uint8 ids or None.
-
-    Args:
-        options: name a generated scene, or an image of a data set.
-        segmenter: says how files become pixels.
 
     Raises:
         InputError: there is no such image, or the data set has another number of classes than the network.
@@ -130,10 +127,7 @@ def draw_strip(columns: Mapping[str, np.ndarray], box: Box, width: int) -> Image
 def _draw_frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], part: Sequence[int]) -> None:
     """Draw a frame of black, white and black, which is seen on any colour, around a part of a picture.
 
-    Args:
-        draw: of the strip.
-        corner: left and top of the picture in the strip.
-        part: left, top, width and height of the part in the picture, in pixels of the strip.
+    `corner` is left and top of the picture in the strip; `part` left, top, width and height in the picture.
     """
     left, top = corner[0] + part[0], corner[1] + part[1]
     right, bottom = left + part[2] - 1, top + part[3] - 1
@@ -143,18 +137,9 @@ def _draw_frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], part: Sequen
 
 def run(options: argparse.Namespace) -> None:
     """Segment the image and write the strip."""
-    segmenter = Segmenter.from_checkpoint(
-        options.checkpoint,
-        device=options.device,
-        path_g=options.path_g,
-        mode=options.mode,
-        sub_batch_size=options.sub_batch_size,
-        bands=options.bands,
-        stretch=options.stretch,
-        min_overlap=options.min_overlap,
-        blend=options.blend,
-        upsample=options.upsample,
-    )
+    names = ("device", "path_g", "mode", "sub_batch_size", "bands", "stretch", "min_overlap", "blend", "upsample")
+    given: dict[str, Any] = {name: getattr(options, name) for name in names}
+    segmenter = Segmenter.from_checkpoint(options.checkpoint, **given)
     if segmenter.header.stage == 1:
         raise InputError(f"{options.checkpoint} is of stage 1, which predicts nothing local: give one of stage 2 or 3")
     image, label = read_scene(options, segmenter)

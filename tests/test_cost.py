@@ -3,16 +3,19 @@
 import pytest
 from torch import nn
 
-from benchmarks import fake_accelerator
-from benchmarks.cost import Geometry, inference_operations, stage_hours, training_operations
+from benchmarks import cost, fake_accelerator
+from benchmarks.__main__ import main
+from benchmarks.cost import Geometry, count_operations, encoder_size, stage_hours
+from benchmarks.memory import count_inference
+from models.timm_backbone import TimmBackbone, layout_of
 
 SMALL = Geometry(side=128, size_g=64, size_p=64, backbone="resnet18")
 
 
 def test_a_stage_with_more_branches_computes_more() -> None:
-    found = {mode: inference_operations(mode, SMALL) for mode in (1, 2, 3)}
+    found = {mode: count_operations(mode, SMALL, training=False) for mode in (1, 2, 3)}
     assert 0 < found[1] < found[2] < found[3]
-    assert training_operations(1, SMALL) > 2 * found[1]  # forward, and gradients of weights and of maps
+    assert count_operations(1, SMALL, training=True) > 2 * found[1]  # forward, and gradients of weights and of maps
 
 
 def test_a_multiply_add_counts_two(monkeypatch) -> None:
@@ -24,8 +27,32 @@ def test_a_multiply_add_counts_two(monkeypatch) -> None:
             self.layer(sample.global_image[None].float())
 
     monkeypatch.setattr(fake_accelerator, "Inference", OneConvolution)
-    assert inference_operations(1, SMALL) == 2 * 64 * 64 * 3 * 8 * 9
+    assert count_operations(1, SMALL, training=False) == 2 * 64 * 64 * 3 * 8 * 9
 
 
 def test_hours_are_operations_over_the_rate() -> None:
     assert stage_hours(2e12, 1e12, images=300, validation=120, epochs=50, tflops=10) == pytest.approx(1.0)
+
+
+def test_memory_and_operations_of_encoders_of_timm_are_counted() -> None:
+    pytest.importorskip("test_encoders")  # registers the network, whose constructor reads numbers from tensors
+    name = "timm/small_swin"
+    layout_of(name)  # as the commands do first
+    assert count_inference(1, "fp32", side=96, size=64, backbone=name)["device"] > 0
+    found = encoder_size(name, 64)
+    assert found["parameters"] == sum(p.numel() for p in TimmBackbone(name).parameters()) / 1e6
+    assert found["gmac"] > 0
+
+
+def test_the_table_has_a_row_for_each_stage_of_each_encoder(monkeypatch, capsys) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setattr(cost, "count_operations", lambda *_, training: 2e12 if training else 1e12)
+    monkeypatch.setattr(cost, "count_training", lambda mode, *_: {"device": 100.0 * mode})
+    monkeypatch.setattr(cost, "count_inference", lambda *_, **__: {"device": 50.0})
+    names = ["timm/test_convnext", "resnet18"]
+    assert main(["cost", "--memory", "--num_epochs=1", "--backbone", *names]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [[name, stage] for name in names for stage in ("1", "2", "3", "all")]
+    assert [row[8:] for row in rows[:4]] == [["100", "-"], ["200", "-"], ["300", "50"], ["-", "-"]]
+    assert main(["cost", "--backbone", "timm/vit_tiny_patch16_224"]) == 2
+    assert main(["no_benchmark"]) == 2

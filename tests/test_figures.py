@@ -13,8 +13,7 @@ import pytest
 
 from evaluation.published import PUBLISHED
 from experiments import figures
-from experiments.figures import read_curves
-from experiments.plot import MARKS, drawing, label_points
+from experiments.figures import MARKS, drawing, label_points, read_curves
 from utils.errors import InputError
 from utils.stages import STAGES
 
@@ -66,7 +65,7 @@ def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
         found[path.stem] = axes
 
     monkeypatch.setattr(figures, "drawing", recorded)
-    monkeypatch.setattr("experiments.plot.DPI", 30)  # saves time
+    monkeypatch.setattr("experiments.figures.DPI", 30)  # saves time
     return found
 
 
@@ -85,9 +84,7 @@ def write(folder: Path, **files: dict) -> None:
         (folder / f"{name}.json").write_text(json.dumps(record))
 
 
-def test_missing_results_are_named_with_their_command_and_published_points_are_drawn(
-    tmp_path: Path, panels: dict[str, list], capsys: pytest.CaptureFixture
-) -> None:
+def test_missing_results_are_named_with_their_command_and_published_points_are_drawn(tmp_path, panels, capsys) -> None:
     assert draw(tmp_path) == 0
     assert list(panels) == ["memory_accuracy"]
     text = capsys.readouterr().out
@@ -100,28 +97,25 @@ def test_missing_results_are_named_with_their_command_and_published_points_are_d
             assert f"{name}_{data}.json is missing: python -m experiments.{command} {data}" in text
 
 
-def test_every_result_has_its_figure_also_of_other_data_sets(tmp_path: Path, panels: dict[str, list]) -> None:
-    write(tmp_path, ablation_dubai=ablation(), ablation_mine=ablation(), refine_synthetic=refine())
+def test_hollow_points_are_published_with_both_numbers_and_filled_ones_are_ours(tmp_path, panels) -> None:
+    """Every result has its figure, also of other data sets; variants that are not to be drawn are left out."""
+    some = ablation()
+    some["rows"][1]["drawn"] = False
+    write(tmp_path, ablation_dubai=ablation(), ablation_mine=some, refine_synthetic=refine())
     output = tmp_path / "drawn"
     assert draw(tmp_path, "--output", str(output)) == 0
     expected = {"iou_per_class_dubai", "iou_per_class_mine", "refine_synthetic", "memory_accuracy"}
     assert {path.stem for path in output.iterdir()} == set(panels) == expected
-
-
-def test_hollow_points_are_published_with_both_numbers_and_filled_ones_are_ours(
-    tmp_path: Path, panels: dict[str, list]
-) -> None:
-    write(tmp_path, ablation_dubai=ablation())
-    assert draw(tmp_path) == 0
-    published, ours = panels["memory_accuracy"]
+    published, *ours = panels["memory_accuracy"]
     known = [(one.memory_mb, one.score) for one in PUBLISHED["deep_globe"].results if one.memory_mb is not None]
-    assert sorted(points(published, fillstyle="none")) == sorted(known)
-    assert sorted(points(published)) == sorted(known)
-    assert points(ours, marker="o", fillstyle="full") == [(906, 50), (904, 50)]
+    assert sorted(points(published, fillstyle="none")) == sorted(points(published)) == sorted(known)
+    found = {axes.get_title(loc="left"): points(axes, marker="o", fillstyle="full") for axes in ours}
+    assert sorted(found.values()) == [[(906, 50)], [(906, 50), (904, 50)]]
+    assert len(points(panels["iou_per_class_mine"][0], marker="|")) == 1
     assert "gpustat" in published.get_xlabel()
 
 
-def test_a_class_shows_every_fold_that_has_it_and_their_mean(tmp_path: Path, panels: dict[str, list]) -> None:
+def test_a_class_shows_every_fold_that_has_it_and_their_mean(tmp_path, panels) -> None:
     write(tmp_path, ablation_dubai=ablation())
     assert draw(tmp_path) == 0
     shown = {axes.get_title(loc="left"): axes for axes in panels["iou_per_class_dubai"]}
@@ -132,16 +126,7 @@ def test_a_class_shows_every_fold_that_has_it_and_their_mean(tmp_path: Path, pan
     assert widths == pytest.approx([2 * np.std((30, 40), ddof=1), 0])
 
 
-def test_variants_that_are_not_to_be_drawn_are_left_out(tmp_path: Path, panels: dict[str, list]) -> None:
-    record = ablation()
-    record["rows"][1]["drawn"] = False
-    write(tmp_path, ablation_dubai=record)
-    assert draw(tmp_path) == 0
-    assert points(panels["memory_accuracy"][1], marker="o", fillstyle="full") == [(906, 50)]
-    assert len(points(panels["iou_per_class_dubai"][0], marker="|")) == 1
-
-
-def test_the_gain_of_sharing_is_drawn_over_the_side_of_patches(tmp_path: Path, panels: dict[str, list]) -> None:
+def test_the_gain_of_sharing_is_drawn_over_the_side_of_patches(tmp_path, panels) -> None:
     def gain(*values: float) -> dict[str, dict]:
         names = ("mIoU", "context")
         return {name: {"value": v, "low": v - 0.01, "high": v + 0.02} for name, v in zip(names, values, strict=True)}
@@ -152,19 +137,19 @@ def test_the_gain_of_sharing_is_drawn_over_the_side_of_patches(tmp_path: Path, p
     assert draw(tmp_path) == 0
     (axes,) = panels["sharing_mine"]
     assert "sharing_dubai" not in panels  # of one side only
-    assert points(axes, marker=MARKS[0].marker) == [(64, 10), (128, 10)]
-    assert points(axes, marker=MARKS[1].marker) == [(64, 31.25), (128, 15.625)]
+    assert points(axes, marker=MARKS[0]["marker"]) == [(64, 10), (128, 10)]
+    assert points(axes, marker=MARKS[1]["marker"]) == [(64, 31.25), (128, 15.625)]
     assert axes.get_legend_handles_labels()[1] == ["mIoU", "context: title, margin"]
 
 
-def test_curves_are_those_of_the_last_run_of_the_log(tmp_path: Path) -> None:
+def test_curves_are_those_of_the_last_run_of_the_log(tmp_path) -> None:
     write_log(tmp_path, 2, [0.9, 0.9, 0.9], "before")
     found = read_curves(write_log(tmp_path, 2, [0.1, None], "later"))
     assert (found["stage"], found["seed"], found["epochs"]) == (2, 7, [1, 2])
     assert found["train"] == found["validation"] == {name: [0.1, None] for name in STAGES[2].predictions}
 
 
-def test_learning_curves_are_drawn_again_without_the_logs(tmp_path: Path, panels: dict[str, list]) -> None:
+def test_learning_curves_are_drawn_again_without_the_logs(tmp_path, panels) -> None:
     logs = [write_log(tmp_path / "runs", mode, [0.1, 0.2 * mode]) for mode in STAGES]
     other = write_log(tmp_path / "other", 1, [0.3, 0.4, 0.5])
     assert draw(tmp_path, "--curves", "mine", *map(str, [*logs, other])) == 0
@@ -181,15 +166,12 @@ def test_learning_curves_are_drawn_again_without_the_logs(tmp_path: Path, panels
     assert [len(axes.lines) for axes in stages] == [2, 4, 4]
 
 
-def test_any_two_marks_differ_without_their_colours() -> None:
-    for a, b in combinations(MARKS, 2):
-        assert a.marker != b.marker
-        assert a.linestyle != b.linestyle
-
-
-def test_labels_cover_neither_points_nor_each_other(tmp_path: Path) -> None:
+def test_labels_cover_neither_points_nor_each_other(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(0)
+    with pytest.raises(ZeroDivisionError), drawing(tmp_path / "fails.png", (1, 1), (3, 3)):
+        raise ZeroDivisionError
+    assert not any(tmp_path.iterdir())
     places = [(float(x), float(y), f"point {k}") for k, (x, y) in enumerate(rng.random((12, 2)))]
     with drawing(tmp_path / "plot.png", (1, 1), (6, 5)) as (axes,):
         axes.plot([x for x, _, _ in places], [y for _, y, _ in places], "o")
@@ -201,36 +183,21 @@ def test_labels_cover_neither_points_nor_each_other(tmp_path: Path) -> None:
     assert not any(box.contains(*centre) for box in boxes for centre in centres)
 
 
-def test_without_matplotlib_one_line_says_so_and_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_without_matplotlib_one_line_says_so_and_nothing_is_written(tmp_path, monkeypatch, refused) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert draw(tmp_path) == 2
-    error = capsys.readouterr().err
-    assert "matplotlib is missing: pip install matplotlib" in error
-    assert error.count("\n") == 1
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_figure_that_fails_is_not_written(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    with pytest.raises(ZeroDivisionError), drawing(tmp_path / "plot.png", (1, 1), (3, 3)):
-        raise ZeroDivisionError
+    assert "matplotlib is missing: pip install matplotlib" in refused(figures.main, "--results", tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', "nothing"])
-def test_a_file_that_is_no_result_is_refused_by_name(tmp_path: Path, text: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, text, refused) -> None:
     (tmp_path / "ablation_dubai.json").write_text(text)
-    assert draw(tmp_path) == 2
-    error = capsys.readouterr().err
-    assert "ablation_dubai.json" in error
-    assert error.count("\n") == 1
+    assert "ablation_dubai.json" in refused(figures.main, "--results", tmp_path)
 
 
 @pytest.mark.parametrize("spoil", ["record", "lines", "all"])
-def test_a_file_that_is_no_training_log_is_refused_by_name(tmp_path: Path, spoil: str) -> None:
+def test_a_file_that_is_no_training_log_is_refused_by_name(tmp_path, spoil) -> None:
     log = write_log(tmp_path, 1, [0.1])
     if spoil == "record":
         (tmp_path / "run1" / "run.json").unlink()
@@ -240,6 +207,5 @@ def test_a_file_that_is_no_training_log_is_refused_by_name(tmp_path: Path, spoil
         read_curves(log)
 
 
-def test_curves_without_a_log_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert draw(tmp_path, "--curves", "mine") == 2
-    assert "--curves mine names no log" in capsys.readouterr().err
+def test_curves_without_a_log_are_refused(tmp_path, refused) -> None:
+    assert "--curves mine names no log" in refused(figures.main, "--results", tmp_path, "--curves", "mine")

@@ -45,9 +45,7 @@ def cell(picture: np.ndarray, column: int, row: int) -> np.ndarray:
     return picture[top : top + 60, left : left + 60]
 
 
-def test_columns_are_image_label_and_all_predictions_and_the_second_row_enlarges_the_zoom(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_columns_are_image_label_and_all_predictions_and_the_second_row_enlarges_the_zoom(folder, tmp_path) -> None:
     assert draw(folder, tmp_path / "strip.png", "--zoom=10,20,30", "--generate", "4", "96") == 0
     picture = np.asarray(Image.open(tmp_path / "strip.png"))
     assert picture.shape[1] == WIDTH
@@ -63,18 +61,14 @@ def test_columns_are_image_label_and_all_predictions_and_the_second_row_enlarges
         np.testing.assert_array_equal(cell(picture, column, 1), part.repeat(2, 0).repeat(2, 1))
 
 
-def test_an_image_of_a_data_set_is_chosen_by_its_id(folder: Path, tmp_path: Path) -> None:
+def test_an_image_of_a_data_set_is_chosen_by_its_id(folder, tmp_path, capsys) -> None:
+    """A JPEG is written for its suffix; the zoom is printed."""
     ids = sorted(path.name.partition("_")[0] for path in (folder / "data" / "train" / "Sat").iterdir())
     for id_ in ids[:2]:
         assert draw(folder, tmp_path / f"{id_}.png", "--split=train", f"--image={id_}", "--zoom=0,0,96") == 0
         shown = cell(np.asarray(Image.open(tmp_path / f"{id_}.png")), 1, 1)
         label = Image.open(folder / "data" / "train" / "Label" / f"{id_}_mask.png").resize((60, 60), 0)
         np.testing.assert_array_equal(shown, np.asarray(label.convert("RGB")))
-
-
-def test_a_jpeg_is_written_for_its_suffix_and_the_zoom_is_printed(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
     assert draw(folder, tmp_path / "strip.jpg", "--generate", "1", "96") == 0
     assert Image.open(tmp_path / "strip.jpg").format == "JPEG"
     assert capsys.readouterr().out.rstrip().endswith(",24")
@@ -92,17 +86,15 @@ def test_the_zoom_is_where_two_maps_differ_most() -> None:
 
 
 @pytest.mark.parametrize("size", [(40, 90), (90, 40)])
-@pytest.mark.parametrize("box", [Box(0, 0, 1, 1), Box(39, 39, 1, 1), Box(0, 0, 40, 40)])
-def test_pictures_of_any_shape_keep_their_proportions_and_class_colours_do_not_mix(
-    size: tuple[int, int], box: Box
-) -> None:
+def test_pictures_of_any_shape_keep_their_proportions_and_class_colours_do_not_mix(size) -> None:
     picture = np.zeros((*size, 3), np.uint8)
     picture[::2] = 200
-    found = np.asarray(draw_strip({IMAGE: picture, "label": picture}, box, 2 * 120 + 3 * GAP))
     height = round(120 * size[0] / size[1])
-    assert len(found) > height + 120 + 3 * GAP  # the titles
-    values = np.unique(found[GAP : GAP + height, -120 - GAP : -GAP])
-    assert {0, 200} <= set(values.tolist()) <= {0, 200, 255}  # 255 is of the frame
+    for box in (Box(0, 0, 1, 1), Box(39, 39, 1, 1), Box(0, 0, 40, 40)):
+        found = np.asarray(draw_strip({IMAGE: picture, "label": picture}, box, 2 * 120 + 3 * GAP))
+        assert len(found) > height + 120 + 3 * GAP  # the titles
+        values = np.unique(found[GAP : GAP + height, -120 - GAP : -GAP])
+        assert {0, 200} <= set(values.tolist()) <= {0, 200, 255}  # 255 is of the frame
 
 
 @pytest.mark.parametrize(
@@ -119,17 +111,8 @@ def test_pictures_of_any_shape_keep_their_proportions_and_class_colours_do_not_m
         (["--checkpoint", "other.pth", "--generate", "0", "64"], "but generated scenes have 7"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_one_line_and_leaves_no_file(
-    folder: Path,
-    tmp_path: Path,
-    options: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
+def test_what_cannot_be_drawn_is_refused_in_one_line(folder, tmp_path, options, message, monkeypatch, refused) -> None:
     monkeypatch.chdir(folder)
-    assert draw(folder, tmp_path / "strip.png", *options) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    where = [f"--checkpoint={folder / 'two.pth'}", f"--data_path={folder / 'data'}", "--device=cpu"]
+    assert message in refused(strip.main, *where, f"--output={tmp_path / 'strip.png'}", *options)
     assert not any(tmp_path.iterdir())
