@@ -105,16 +105,6 @@ def test_weights_are_positive_symmetric_and_fall_from_the_middle_to_the_borders(
         assert (weights[: length // 2].diff() >= 0).all()
 
 
-def test_without_blending_weights_are_counts() -> None:
-    for grid in GRIDS.values():
-        counts = torch.zeros(grid.image)
-        for box in grid.boxes():
-            box.of(counts).add_(1)
-        assert torch.equal(grid.weights(0, grid.image[0], "none"), counts)
-        assert torch.equal(grid.counts(3, 20), counts[3:23])
-        assert torch.equal(grid.window("none"), torch.ones(grid.patch))
-
-
 def test_a_patch_hardly_counts_at_a_border_inside_the_image() -> None:
     """The step of the score at a patch's border is the patch's share there: of two that overlap by 50 of 508 pixels."""
     axis = Axis.cover(966, 508, 50)

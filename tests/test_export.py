@@ -1,4 +1,4 @@
-"""Exported parts compute what the network computes; the example segments with them as the project does."""
+"""Exported parts compute what the network computes; the example and torch.hub segment as the project does."""
 
 import json
 import shutil
@@ -211,17 +211,6 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch) -> None:
             export.export(tmp_path / "missing.pth", tmp_path / "out", None, None, "onnx")
 
 
-@pytest.mark.parametrize(("error", "code"), [(InputError("the file"), 2), (RunError("the file"), 1)])
-def test_the_command_ends_in_one_line(error, code, monkeypatch, capsys):
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(export, "export", fail)
-    monkeypatch.setattr(sys, "argv", ["export", "network.pth", "folder"])
-    assert export.main() == code
-    assert capsys.readouterr().err == "error: the file\n"
-
-
 def test_new_folders_appear_whole_or_not_at_all(tmp_path) -> None:
     (tmp_path / ".a.part").mkdir()
     (tmp_path / ".a.part" / "left").touch()  # by a killed process
@@ -257,3 +246,20 @@ def test_the_example_refuses_pictures_of_more_than_8_bits(tmp_path) -> None:
         plain.convert(mode).save(tmp_path / name)
         read = segment_onnx.read(tmp_path / name)
         assert (read.mode, read.size) == ("RGB", plain.size)
+
+
+LOAD = """
+import sys
+import numpy, torch
+segmenter = torch.hub.load(sys.argv[1], "glnet", source="local", checkpoint="network.pth", device="cpu")
+assert sys.argv[1] not in sys.path  # all of the project that segmenting needs is imported
+numpy.save("ids.npy", segmenter.segment("a.png"))
+"""
+
+
+def test_torch_hub_gives_a_segmenter(tmp_path) -> None:
+    write_thin_checkpoint(tmp_path / "network.pth", 1)
+    image = save(tmp_path / "a.png")
+    runs.run_python(LOAD, runs.ROOT, folder=tmp_path, flags=("-I",))
+    expected = Segmenter.from_checkpoint(tmp_path / "network.pth", device="cpu").segment(image)
+    assert np.array_equal(np.load(tmp_path / "ids.npy"), expected)

@@ -1,8 +1,9 @@
-"""What the hot path calls: no loops of small products, no waiting for the device."""
+"""What the hot path calls and holds: no loops of small products, no waiting for the device, memory within budgets."""
 
 import pytest
 import torch
-import torch.nn.functional as F
+
+from benchmarks.memory import count_inference, count_training
 
 pytest.importorskip("torch._subclasses.fake_tensor")
 
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.fake_accelerator import fake_inference, fake_training
-from models.pyramid import resize
-from models.resized import add_resized_conv, resize_and_add_taps, taps_of
+from models.resized import add_resized_conv
 from utils.settings import Settings, TrainingSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Accessing the data pointer")]
@@ -83,18 +83,6 @@ def test_the_host_never_waits_for_the_device(kind, mode) -> None:
     assert count(kind, mode, side=508, backbone="resnet18")[1] == 0
 
 
-def test_resized_taps_have_the_values_and_gradients_of_the_convolution() -> None:
-    torch.manual_seed(0)
-    size = (31, 40)
-    x = torch.randn(2, 5, 26, 13, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 5, 3, 3, dtype=torch.float64)
-    found = resize_and_add_taps(F.conv2d(x, taps_of(weight)), [(26, 13), size])
-    wanted = F.conv2d(resize(x, size), weight, padding=1)
-    torch.testing.assert_close(found, wanted)
-    seed = torch.randn_like(wanted)
-    torch.testing.assert_close(torch.autograd.grad(found, x, seed), torch.autograd.grad(wanted, x, seed))
-
-
 def test_training_may_follow_inference_at_the_same_sizes() -> None:
     x, weight = torch.randn(1, 3, 5, 7), torch.randn(4, 3, 3, 3, requires_grad=True)
     with torch.inference_mode():
@@ -102,3 +90,28 @@ def test_training_may_follow_inference_at_the_same_sizes() -> None:
     after = add_resized_conv(torch.zeros(1, 4, 22, 23), x, weight, [(22, 23)])
     after.sum().backward()
     torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize(
+    ("side", "sub_batch", "precision", "budget"),
+    [(1000, 1, "fp32", 620), (1000, 1, "bf16", 310), (2448, 6, "fp32", 880), (2448, 6, "bf16", 440)],
+)
+def test_inference_stays_within_its_budget(side, sub_batch, precision, budget) -> None:
+    """The budget is that of a 2448 x 2448 image; one patch after another takes as much for a smaller one."""
+    found = count_inference(sub_batch, precision, side=side)
+    assert 50 < found["device"] < budget  # the weights alone take more than the lower bound
+    assert found["host"] < 400
+
+
+@pytest.mark.parametrize(("mode", "images", "gigabytes"), [(1, 6, 3.4), (2, 1, 4.2), (3, 6, 4.7)])
+def test_a_training_step_with_2448_images_stays_within_its_budget(mode, images, gigabytes) -> None:
+    """Of six images; mode 2 computes one after the other, so that one is enough to count it."""
+    found = count_training(mode, "fp32", batch=images)
+    assert 0.5 < found["device"] / 1024 < gigabytes  # weights and moments take more than half
+
+
+def test_only_the_kept_local_maps_of_stage_three_are_on_the_host() -> None:
+    found = count_training(mode=3, precision="fp32", side=1000, batch=2)
+    images = 2 * (4 * 1000**2 + 508**2 * 3 + 127**2)
+    kept = 2 * (9 + 1) * 128 * sum(side**2 for side in (127, 64, 32, 16)) * 4  # ps2 of nine patches and of the image
+    assert images < found["host"] * 2**20 < 1.1 * (kept + images + 2**20)

@@ -1,4 +1,4 @@
-"""Images of any name are segmented, and named, whatever the terminal shows and GDAL takes."""
+"""Images of any name are found, planned, segmented and named, whatever the terminal shows and GDAL takes."""
 
 import io
 import os
@@ -6,11 +6,21 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from builders import build_header
-from pictures import run, save, summary
+from builders import build_header, describe_set
+from files import write_raster
+from pictures import run, save, summary, write_checkpoint
+from PIL import Image
 
+from dataset.registry import describe
 from evaluation import html_report
+from imaging import image_file
+from imaging.probe import IMAGE_SUFFIXES, RARE_SUFFIXES
+from prediction import run as prediction_run
+from prediction.outputs import OutputOptions
+from prediction.run import PredictionRun, find_images
+from prediction.segmenter import Segmenter
 from training import model_card
 from training.state import RunFiles, RunState
 from utils.stages import STAGES
@@ -86,3 +96,80 @@ def test_reports_hold_names_that_are_no_text(tmp_path, monkeypatch) -> None:
     model_card.write_card(files, stage, build_header(1), RunState("", epoch=1), options, images=images, epochs={})
     for path in (tmp_path / html_report.NAME, tmp_path / "card.md"):
         assert r"no\udcff" in path.read_text(encoding="utf-8")
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_a_folder_to_segment_gives_all_image_formats_and_says_what_it_leaves_out(tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    names = [f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, *RARE_SUFFIXES)] + ["B.PPM"]
+    touch(tmp_path / "in", *names)
+    assert sorted(path.name for path in find_images([str(tmp_path / "in")])) == sorted(names)
+    assert "left out" not in caplog.text
+    touch(tmp_path / "in", "notes.txt", "a.xml", "b.xml", "README", ".hidden")
+    assert len(find_images([str(tmp_path / "in")])) == len(names)
+    assert caplog.text.count("left out") == 1
+    assert "4 files are left out, whose suffixes are no image's (.txt, .xml, README); name a file" in caplog.text
+
+
+@pytest.mark.parametrize("images", ["{id}.*", "{id}.ppm"])
+def test_a_data_set_has_all_image_formats(tmp_path, images) -> None:
+    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    for name in ("a.ppm", "b.ppm", "a_label.png", "b_label.png"):
+        picture.save(tmp_path / name)
+    items = describe("folder", describe_set(tmp_path, images=images)).find("train")
+    assert [item.image.name for item in items] == ["a.ppm", "b.ppm"]
+
+
+def test_what_is_made_from_a_picture_is_no_second_one(tmp_path) -> None:
+    touch(tmp_path, "a.tif", "a.vrt", "a.gif", "a_label.png")
+    (item,) = describe("folder", describe_set(tmp_path, images="{id}.*")).find("train")
+    assert item.image.name == "a.tif"
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory) -> Segmenter:
+    path = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "two.pth")
+    return Segmenter.from_checkpoint(path, device="cpu")
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[object]:
+    calls: list[object] = []
+    plain = getattr(owner, name)
+
+    def counted(*arguments, **more):
+        calls.append(arguments[0])
+        return plain(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def test_planning_reads_each_header_once_and_no_pixels(segmenter, tmp_path, monkeypatch) -> None:
+    images = [tmp_path / f"{k}.png" for k in range(300)]
+    for path in images:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
+    probed = count_calls(monkeypatch, prediction_run, "probe")
+    (tmp_path / "out").mkdir()
+    tasks = PredictionRun(segmenter, OutputOptions(tmp_path / "out"))._plan(images, {})
+    assert [task.image for task in tasks] == images
+    assert probed == images
+
+
+@pytest.mark.parametrize("size", [(90, 120), (90, 300)])
+def test_percentiles_are_computed_once_for_a_file(segmenter, tmp_path, monkeypatch, size) -> None:
+    """Also where it is segmented as several scenes, read in windows."""
+    rng = np.random.default_rng(0)
+    path = write_raster(tmp_path / "deep.tif", rng.integers(0, 2000, (3, *size)).astype(np.uint16))
+    sampled = count_calls(monkeypatch, image_file.ImageFile, "_sample")
+    (tmp_path / "out").mkdir()
+    run = PredictionRun(Segmenter(segmenter.predictor, segmenter.header, 150), OutputOptions(tmp_path / "out"))
+    run.run([path], {})
+    assert not run.failures
+    assert len(sampled) == 1

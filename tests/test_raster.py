@@ -12,7 +12,6 @@ from imaging.georeference import Georeference, read_georeference
 from imaging.image_file import ImageFile, View, open_image
 from imaging.probe import RASTERIO, probe
 from imaging.raster_writer import BLOCK, RasterWriter
-from utils.errors import InputError
 from utils.stretch import Stretch
 from utils.tiling import Box
 
@@ -74,13 +73,3 @@ def test_what_is_written_by_rows_is_read_back_with_its_georeference(tmp_path, ro
     with rasterio.open(tmp_path / "c.tif") as file:
         assert file.descriptions == ("one", "two")
         assert np.array_equal(file.read(), values.astype(np.float32))
-
-
-def test_without_rasterio_there_is_a_clear_line(tmp_path, monkeypatch):
-    path = write_raster(tmp_path / "a.tif", planes())
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
-    with pytest.raises(InputError, match="pip install rasterio"):
-        read_georeference(probe(path))
-    # its pixels are plain: training needs no more
-    with open_image(path) as source:
-        assert torch.equal(source.read(Box(0, 0, *SIZE)), torch.from_numpy(planes()))

@@ -7,7 +7,6 @@ from pictures import PixelPredictor, Whole, pixel_scores, random_image
 
 from imaging.sources import CropSource, MemorySource
 from prediction.scenes import ramps, reduce_scores, scene_grid, segment_scenes
-from utils.canvas import ArgmaxSink
 from utils.turns import TURNS
 
 SIZES = [(300, 500), (161, 160), (160, 1000), (1000, 33), (320, 321), (480, 777)]
@@ -80,12 +79,3 @@ def test_turning_the_image_turns_what_d4_or_flip_gives(turns, size):
     straight = ids(image)
     for turn in TURNS[turns]:
         assert (ids(turn.apply(image)) == turn.apply(straight)).float().mean() > 0.999
-
-
-def test_one_turn_gives_what_segment_gives_for_the_turned_image():
-    image, turn = random_image((70, 100)), TURNS["d4"][3]
-    found, expected = ArgmaxSink(turn.size((70, 100))), ArgmaxSink(turn.size((70, 100)))
-    for sink, picture, turns in ((found, image, (turn,)), (expected, turn.apply(image), TURNS["none"])):
-        predictor = build_predictor(build_model(), 2, build_settings(), turns)
-        predictor.segment(MemorySource(picture), {"ensemble": sink})
-    assert torch.equal(found.ids, expected.ids)

@@ -81,13 +81,6 @@ def test_feature_boxes_lie_where_their_patches_do() -> None:
     assert (first, last) == ((0, 0, 26, 26), (101, 101, 26, 26))
 
 
-@pytest.mark.parametrize(("side", "patch", "min_overlap"), [(2448, 508, 50), (230, 64, 16), (50, 64, 16), (101, 64, 0)])
-def test_counts_equal_counting_pixel_by_pixel(side, patch, min_overlap) -> None:
-    axis = Axis.cover(side, patch, min_overlap)
-    expected = [sum(start <= pixel < start + axis.patch for start in axis.starts) for pixel in range(side)]
-    assert axis.counts().tolist() == expected
-
-
 @pytest.mark.parametrize(("size", "patch", "min_overlap"), GRIDS)
 def test_shrunk_counts_equal_the_count_of_every_pixel_resized(size, patch, min_overlap) -> None:
     grid = PatchGrid.cover(size, patch, min_overlap)

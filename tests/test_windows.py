@@ -1,7 +1,6 @@
 """Windows of large images: where they lie, that runs repeat them, and that memory follows the window."""
 
 import pickle
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations
@@ -203,31 +202,6 @@ def test_an_epoch_of_a_huge_raster_takes_the_memory_of_its_windows(tmp_path) -> 
                     rows = np.full((bands, min(1024, height - top), width), top // 1024 % 5, np.uint8)
                     file.write(rows, window=((top, top + rows.shape[1]), (0, width)))
     assert float(runs.run_python(MEMORY, tmp_path, 256, GDAL_CACHEMAX="8")) < 40
-
-
-VARIED = ["--window=48", "--windows=1", "--augment", "--num_epochs=1"]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> runs.Folders:
-    """The folders of an uninterrupted run on windows."""
-    root = tmp_path_factory.mktemp("windows")
-    folders = runs.Folders(root, runs.generate(root / "data"))
-    result = runs.run(folders.arguments(1, *VARIED), root / "run")
-    assert result.code == 0, result.output
-    assert "5 training images (5 samples an epoch, windows of 48)" in result.output
-    return folders
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_windows(whole, tmp_path) -> None:
-    folders = runs.Folders(tmp_path, whole.data)
-    arguments = folders.arguments(1, *VARIED, runs.SAVE_OFTEN)
-    killed = runs.run(arguments, tmp_path / "killed", prepare=runs.die_while_saving, extra=("after renaming", 2))
-    assert killed.code == -signal.SIGKILL, killed.output
-    result = runs.run(folders.arguments(1, *VARIED, "--resume=auto"), tmp_path / "rest")
-    assert result.code == 0, result.output
-    runs.assert_equal_weights(folders.weights(1), whole.weights(1))
 
 
 @pytest.mark.slow
