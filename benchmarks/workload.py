@@ -1,5 +1,7 @@
 """The work that speed and memory are measured on, the same as was measured of the released implementation."""
 
+from typing import Any
+
 import torch
 
 from dataset.base import Sample
@@ -38,7 +40,7 @@ def add_sizes(add: AddOption, *, several: bool = False) -> None:
     """Add `--side`, `--size_p` and `--backbone` to a benchmark's options; with `several`, of several encoders."""
     add("--side", type=whole(64), default=2448, help="of the image, in pixels (default: %(default)s)")
     add("--size_p", type=whole(51), default=508, help="of a patch, in pixels (default: %(default)s)")
-    more = {"nargs": "+", "default": ["resnet50"]} if several else {"default": "resnet50"}
+    more: dict[str, Any] = {"nargs": "+", "default": ["resnet50"]} if several else {"default": "resnet50"}
     add("--backbone", type=backbone_name, metavar="NAME", help="(default: resnet50)", **more)
 
 

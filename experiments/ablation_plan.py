@@ -157,13 +157,7 @@ def cost(recipe: Recipe, run: Run) -> Cost:
 class Variant:
     """A row of the table: one prediction of one evaluation of a run.
 
-    Attributes:
-        key: names it in result files.
-        title: in the table.
-        run: its name.
-        prediction: of the run.
-        evaluation: of the run.
-        drawn: whether figures of all variants show it.
+    `key` names it in result files; figures of all variants show those that are `drawn`.
     """
 
     key: str

@@ -80,8 +80,9 @@ class Difference:
         if self.value is None:
             return "-"
         value = f"{100 * self.value:+.1f}"
-        unknown = self.low is None or self.high is None
-        return value if unknown else f"{value} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
 def compare(a: Counts, b: Counts, classes: Mapping[str, Sequence[int]]) -> dict[str, Difference]:

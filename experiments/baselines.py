@@ -72,12 +72,8 @@ def build_parser() -> Parser:
 def build_network(model: str, backbone: str, n_class: int, weights: str = "none", further: int = 0) -> nn.Module:
     """Build a network that gives logits (N, n_class, h, w) of (N, 3 + further, h, w).
 
-    Args:
-        model: a key of `MODELS`.
-        backbone: of GLNet's names.
-        n_class: number of classes.
-        weights: what the encoder starts from, as `--backbone_weights`.
-        further: input channels after the image's. The encoder's first convolution reads them with zeros at first.
+    `backbone` and `weights` are as GLNet's options. The encoder's first convolution reads `further` input channels
+    after the image's, with zeros at first.
 
     Raises:
         InputError: the package is missing, or the weights cannot be used.
@@ -168,14 +164,7 @@ def train_one_epoch(
 
 @dataclass(frozen=True)
 class PatchPredictor:
-    """A network that segments an image patch by patch, for `evaluate_images`; its prediction is called "global".
-
-    Attributes:
-        network: in evaluation mode.
-        settings: patches, device, precision.
-        scores_of: gives further input channels, if there are any.
-        stage: gives the prediction its name.
-    """
+    """A network in evaluation mode that segments an image patch by patch; its prediction is called "global"."""
 
     network: nn.Module
     settings: Settings

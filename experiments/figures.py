@@ -59,7 +59,7 @@ PLACES = tuple((distance, *direction) for distance in (8, 20, 34, 50) for direct
 """Where a point's label may be, the best first: distance from the point in points, steps to the right and up."""
 
 
-MARKS = (
+MARKS: tuple[dict[str, Any], ...] = (
     {"color": "#0072b2", "marker": "o", "linestyle": "-"},
     {"color": "#d55e00", "marker": "s", "linestyle": "--"},
     {"color": "#009e73", "marker": "^", "linestyle": "-."},
@@ -73,11 +73,7 @@ Ito's palette, which people with any colour vision can tell apart."""
 def drawing(path: Path, grid: tuple[int, int], panel: tuple[float, float], **more: Any) -> Iterator[list["Axes"]]:
     """Yield the panels of a figure, row by row; when they are drawn, the figure is written as a PNG.
 
-    Args:
-        path: of the file.
-        grid: numbers of rows and columns of panels.
-        panel: width and height of a panel, in inches; text has 12 points.
-        more: arguments of matplotlib's `subplots`.
+    A panel is as wide and high as `panel` says, in inches; `more` are arguments of matplotlib's `subplots`.
 
     Raises:
         InputError: matplotlib is missing, or the file cannot be written.
@@ -130,11 +126,7 @@ def label_points(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> No
 
 
 def read_curves(log: Path) -> dict[str, Any]:
-    """Return the curves of one training run.
-
-    Args:
-        log: `LOG_PATH/TASK_NAME.jsonl`; the folder `TASK_NAME` lies beside it. If several runs of the name are in the
-            log, the last one is read.
+    """Return the curves of the last training run in the log `LOG_PATH/TASK_NAME.jsonl`, beside the folder `TASK_NAME`.
 
     Returns:
         `run` (its name), `stage`, `seed`, `epochs` (their numbers, from 1), and under `train` and `validation` the mIoU
@@ -352,14 +344,9 @@ def draw_refine(path: Path, record: Record) -> None:
 
 
 class Kind(NamedTuple):
-    """A figure of one result file.
+    """A figure of one result file; `{data}` in the command that makes the file is the data set.
 
-    Attributes:
-        figure: its name, without the data set's.
-        results: name of the file, without the data set's.
-        command: makes the file; `{data}` is the data set.
-        needed: entries of the file.
-        draw: draws the figure from the file's content.
+    `figure` and `results` are names without the data set's, `needed` are entries of the file.
     """
 
     figure: str
@@ -370,13 +357,10 @@ class Kind(NamedTuple):
 
 
 MADE_BY = "python -m experiments."
-ABLATION = Kind(
-    *("iou_per_class", "ablation", MADE_BY + "ablation --data {data} --data_path DIR"),
-    ("rows", "runs", "classes"),
-    draw_iou_per_class,
-)
+TABLES = MADE_BY + "ablation --data {data} --data_path DIR"
 CURVES = MADE_BY + "figures --curves {data} LOG_PATH/TASK_NAME.jsonl ..."
 REFINE = MADE_BY + "refine --name {data} --checkpoints FILE ... --data_path DIR"
+ABLATION = Kind("iou_per_class", "ablation", TABLES, ("rows", "runs", "classes"), draw_iou_per_class)
 KINDS = (
     ABLATION,
     Kind("learning_curves", "curves", CURVES, ("runs",), draw_learning_curves),

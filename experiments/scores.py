@@ -8,7 +8,6 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,32 +32,16 @@ from utils.files import write_json
 from utils.memory import keep_freed_memory, peak_memory_mb
 from utils.metrics import ConfusionMatrix, StageMetrics
 from utils.selection import Coverage
-from utils.settings import Settings
-from utils.stages import Stage
 
 FUSED = ("global", "local")
 """The predictions whose softmaxes late fusion averages."""
 
 
-@dataclass(frozen=True)
 class LateFusion:
-    """A network whose ensemble is the mean of the softmaxes of its global and its local prediction.
+    """A network of stage 2 or 3 whose ensemble is the mean of the softmaxes of its global and its local prediction."""
 
-    Attributes:
-        predictor: of stage 2 or 3.
-    """
-
-    predictor: Predictor
-
-    @property
-    def stage(self) -> Stage:
-        """The network's own stage: the predictions have its names."""
-        return self.predictor.stage
-
-    @property
-    def settings(self) -> Settings:
-        """The network's own settings."""
-        return self.predictor.settings
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor, self.stage, self.settings = predictor, predictor.stage, predictor.settings
 
     def segment(self, image: Source, sinks: Mapping[str, Sink], **images: Any) -> Coverage:
         """Segment one image; the parameters are those of `Predictor.segment`. `sinks` are all predictions of a stage.

@@ -64,7 +64,6 @@ def reference(tmp_path_factory) -> Reference:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """A file of stage 1 with the shared network."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "one.pth", 1)
 
 

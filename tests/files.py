@@ -184,5 +184,4 @@ DRAWN = (draw_png, draw_picture, draw_anymap, draw_raster, draw_raster, draw_ras
 
 
 def draw_file(rng: np.random.Generator, folder: Path, k: int) -> Stored:
-    """File number `k` of a random kind."""
     return DRAWN[rng.integers(len(DRAWN))](rng, folder / f"file{k}.png")

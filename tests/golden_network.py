@@ -26,7 +26,6 @@ STATE = [(name, tuple(shape), dtype) for name, shape, dtype in json.loads((GOLDE
 
 @cache
 def arrays(name: str) -> dict[str, np.ndarray]:
-    """The arrays of `name`.npz."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         return {key: file[key] for key in file.files}
 

@@ -68,11 +68,9 @@ class Folders:
         return other
 
     def epochs(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a run's log as JSON."""
         return [json.loads(line) for line in (self.logs / f"{name}.jsonl").read_text().splitlines()]
 
     def weights(self, mode: int) -> dict[str, torch.Tensor]:
-        """Of the last checkpoint."""
         return torch.load(self.models / f"{NAMES[mode]}.pth", weights_only=True)["model"]
 
 
@@ -83,7 +81,6 @@ def generate(path: Path, images: int = 7, size: int = 80) -> Path:
 
 
 def read_events(folder: Path) -> EventAccumulator:
-    """What TensorBoard reads of a folder."""
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
@@ -206,7 +203,6 @@ class Run:
 
 
 def run(arguments: list[str], output: Path, **others: Any) -> Result:
-    """Run one process to its end."""
     return Run(arguments, output, **others).start().wait()[0]
 
 

@@ -167,7 +167,6 @@ def fake_execute(experiment: Experiment, monkeypatch: pytest.MonkeyPatch, fails:
 
 
 def run_all(experiment: Experiment) -> BaseException | None:
-    """Execute all that a schedule hands out."""
     schedule = Schedule(experiment, None)
     while (item := schedule.take()) is not None:
         error = None
@@ -343,7 +342,6 @@ def small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
 
 
 def call(command: list[str], without: tuple[str, ...] = ()) -> None:
-    """Run a command of an experiment in this process, without some options."""
     arguments = [one for one in command if one.split("=")[0] not in without]
     program = {"experiments.baselines": baselines.main, "experiments.scores": scores.main}[arguments[2]]
     assert program(arguments[3:]) == 0

@@ -116,7 +116,6 @@ def write_page(source: Path, name: str, xml: str, size: tuple[int, int] = SIZE, 
 
 
 def convert(source: Path, *options: str) -> Path:
-    """Run the command, which succeeds."""
     output = source.with_name(f"{source.name}_set{len(list(source.parent.iterdir()))}")
     assert main([str(source), "--output", str(output), "--quiet", *options]) == 0
     return output

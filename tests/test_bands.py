@@ -70,7 +70,6 @@ def write_set(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def multispectral(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The set of `write_set`, described."""
     root = write_set(tmp_path_factory.mktemp("multispectral"))
     images, labels = "images/{id}.tif", "labels/{id}.png"
     assert describe_main([str(root), "--images", images, "--labels", labels, "--val=0.3", "--quiet"]) == 0
@@ -379,7 +378,6 @@ def test_arrays_of_other_types_are_stretched_and_lack_what_is_not_finite() -> No
 
 @functools.cache
 def four_band_segmenter(scene_size: int = 5000) -> Segmenter:
-    """Mode 1 with the tests' shared network for four bands."""
     with torch.device("meta"):
         model = GLNet(N_CLASS, BACKBONE, 4)
     state = dict(shared_model().state_dict())

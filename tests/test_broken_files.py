@@ -42,7 +42,6 @@ def read_as_label(path: Path) -> None:
 
 
 def refusal(read: Callable[[Path], None], path: Path) -> str | None:
-    """The message of the InputError that `read` raises, None where it raises nothing; other errors pass."""
     start = time.monotonic()
     try:
         read(path)

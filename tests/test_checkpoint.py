@@ -75,7 +75,6 @@ def assert_equal(found: State, expected: State, but: tuple[str, ...] = ()) -> No
 
 
 def change_file(path: Path, change: Callable[[dict], object], **how) -> None:
-    """Write the content of `path` again, changed."""
     torch.save(change(torch.load(path, weights_only=True)), path, **how)
 
 

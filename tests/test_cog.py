@@ -32,7 +32,6 @@ def blocks(seed: int = 0, count: int = 3) -> np.ndarray:
 
 
 def write(path: Path, planes: np.ndarray, reference: Georeference, rows: int = 300) -> Path:
-    """Write planes (C, H, W) in parts of some rows."""
     writer = CogWriter(path, planes.shape[1:], "uint8", len(planes), reference, IGNORED)
     for top in range(0, planes.shape[1], rows):
         writer.write(planes[:, top : top + rows])

@@ -235,7 +235,6 @@ def test_the_sampler_visits_every_index_once_in_an_order_of_seed_and_epoch() -> 
 
 
 def small_set(folder: Path) -> SegmentationDataset:
-    """Four images of several sizes."""
     for k in range(4):
         write_pair(folder, str(k), (20 + k, 30 - 2 * k))
     items = [Item(str(k), folder / f"{k}_sat.jpg", folder / f"{k}_mask.png") for k in range(4)]

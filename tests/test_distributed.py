@@ -198,7 +198,6 @@ def test_two_processes_killed_and_resumed_end_as_uninterrupted_ones(reference, t
 
 
 def fail_in_one(rank: int) -> None:
-    """Let one process meet an image that cannot be read, in its second step."""
     if int(os.environ["RANK"]) == rank:
         step, calls = helper.TRAINING_STEPS[1], []
 

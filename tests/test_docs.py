@@ -26,7 +26,6 @@ def document(request) -> Path:
 
 
 def prose(text: str) -> str:
-    """Return Markdown without its code blocks, fenced or indented."""
     return re.sub(r"^ *```.*?^ *```|^    .*?$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 

@@ -73,7 +73,6 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(network: GLNet, programs: list, work: Path) -> Path:
-    """The ONNX files of mode 3."""
     checkpoint.save(work / "mode3.pth", network, build_header(3, normalize="imagenet"))
     export_once(programs, work / "mode3.pth", work / "mode3", "onnx")
     return work / "mode3"

@@ -32,7 +32,6 @@ def write_image(path: Path, size: tuple[int, int] = SIZE, orientation: int = 1) 
 
 
 def write_set(folder: Path, count: int = 4, classes: int = 3) -> Path:
-    """Pairs k.png and k_mask.png."""
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(count):
         write_image(folder / f"{k}.png")

@@ -92,7 +92,6 @@ def test_a_limit_on_file_sizes(inputs, tmp_path, kind, part) -> None:
 
 
 def _limited(limit: int, arguments: list[str], result: Connection) -> None:
-    """Run predict.py with a limit on the sizes of files; send its exit code and its output."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):

@@ -39,7 +39,6 @@ class CallCount(TorchDispatchMode):
         return result
 
     def skip(self, modules: Iterable[nn.Module]) -> None:
-        """Leave out what `modules` call."""
         for module in modules:
             module.register_forward_pre_hook(lambda *_: setattr(self, "paused", True))
             module.register_forward_hook(lambda *_: setattr(self, "paused", False))

@@ -73,7 +73,6 @@ class Page(HTMLParser):
             self.rows[-1][-1] += ("|" if self.open_tags[-1] == "small" else "") + data
 
     def cells(self, first: str) -> list[list[str]]:
-        """The rows whose first cell is `first`."""
         return [row[1:] for row in self.rows if row and row[0] == first]
 
 

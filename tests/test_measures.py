@@ -19,7 +19,6 @@ SIZE = (10, 10)
 
 
 def mask(*rows: int) -> torch.Tensor:
-    """(10, 10) ids: the rows from the first to before the second number are 1."""
     ids = torch.zeros(SIZE, dtype=torch.uint8)
     ids[slice(*rows)] = 1
     return ids

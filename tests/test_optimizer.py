@@ -19,7 +19,6 @@ BATCHES = [[build_sample((64, 64), k)] for k in range(3)]
 
 
 def train(model, optimizer, schedule=None) -> None:
-    """One step for each batch."""
     train_epoch(model, 1, BATCHES, optimizer, scheduler=schedule)
 
 

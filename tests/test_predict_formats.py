@@ -79,7 +79,6 @@ def test_bands_of_a_plain_tiff_with_four(segmenter, tmp_path) -> None:
 
 
 def points() -> list:
-    """Ground control points."""
     return [rasterio.control.GroundControlPoint(k % 2, k, k, k % 2) for k in range(4)]
 
 

@@ -21,7 +21,6 @@ COMMON = ["--sub_batch_size=4", "--device=cpu", "--num_workers=0"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set, and two checkpoints of stage 2."""
     root = tmp_path_factory.mktemp("refine")
     synthetic.generate(root / "data", 5, 160, seed=0, prepared=True)
     model = build_model(len(DEEP_GLOBE))

@@ -122,7 +122,6 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(reference, tmp_path, numb
 
 
 def call(capsys, *arguments: str) -> tuple[int, str]:
-    """The exit code and what is told, of a run in this process that is to be refused."""
     code = train_deep_globe.main(list(arguments))
     return code, capsys.readouterr().err
 

@@ -40,7 +40,6 @@ def run(command: list[str], folder: Path, **environment: str) -> subprocess.Comp
 
 
 def run_script(name: str, *arguments: str, folder: Path, **environment: str) -> str:
-    """What a script that succeeds prints."""
     done = run([str(ROOT / name), *arguments], folder, **environment)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -70,7 +70,6 @@ def test_boxes_are_around_objects_and_clamped_to_the_image(name) -> None:
 
 
 def random_mask(seed: int) -> torch.Tensor:
-    """A few blocks of cells, in a mask whose cells are no whole number of pixels."""
     rng = np.random.default_rng(seed)
     mask = torch.zeros(31, 37, dtype=torch.bool)
     for _ in range(rng.integers(1, 6)):

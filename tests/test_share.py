@@ -29,7 +29,6 @@ SIZE = (100, 150)
 
 
 def changed_global_branch() -> GLNet:
-    """The shared network with another global branch."""
     model = build_model()
     with torch.no_grad():
         for parameter in model.global_.parameters():
@@ -38,7 +37,6 @@ def changed_global_branch() -> GLNet:
 
 
 def gradients(model: GLNet, mode: int, share_maps: bool) -> dict[str, torch.Tensor]:
-    """The gradients of one step of a stage."""
     model.learn(STAGES[mode].trains)
     take_step(model.train(), mode, [build_sample(SIZE)], share_maps=share_maps, lamb_fmreg=0.0)
     return builders.gradients(model)

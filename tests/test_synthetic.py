@@ -12,7 +12,6 @@ from dataset.synthetic import AGRICULTURE, BARREN, RANGELAND, URBAN, WATER, draw
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below `folder` by their path within it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -24,7 +24,6 @@ ARGUMENTS = [*(f"--{name}={value}" for name, value in OPTIONS.items()), *WINDOWS
 
 @pytest.fixture(scope="module")
 def trained(reference, tmp_path_factory) -> runs.Folders:
-    """The folders of an uninterrupted run."""
     root = tmp_path_factory.mktemp("trained")
     folders = reference.folders.beside(root / "whole")
     result = runs.run(folders.arguments(2, *ARGUMENTS), root / "whole.txt")

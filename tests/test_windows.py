@@ -127,8 +127,6 @@ def test_a_window_too_small_to_train_on_is_refused_before_the_first_step(tmp_pat
 
 
 class Opened:
-    """Counts what is open."""
-
     def __init__(self) -> None:
         self.names: list[str] = []
         self.count = 0
