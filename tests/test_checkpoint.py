@@ -373,7 +373,7 @@ def test_without_network_imagenet_weights_are_refused_with_advice(tmp_path, monk
 TRAINED = TrainedOn("isic", split_seed=3, images="00112233445566ff" * 2)
 ENTRIES = {  # of a header: a value, what a file of before counts as, and values that are refused
     "statistics": (Statistics((0.25, 0.5, 0.1), (0.125, 0.1, 1)), None, [{"mean": [0, 0, 0], "std": [1, 0, 1]}, "a"]),
-    "bands": ("4,2,1", None, ["x", 3]),
+    "bands": ("4,2,1", None, []),
     "coarse_to_fine": (True, False, [1]),
     "box_margin": (0.25, BOX_MARGIN, [-1.0, "wide", float("nan")]),
     "share": ("none", "own", ["other"]),

@@ -82,7 +82,6 @@ REFUSED = {  # arguments, and what the line must say
     "augmentation to evaluate": ([*EVALUATION, "--augment"], "--augment goes with training"),
     "blending in training": ([*MODES[1], "--blend=linear"], "--blend linear goes with --evaluation"),
     "enlarging in training": ([*MODES[1], "--upsample=bilinear"], "--upsample bilinear goes with --evaluation"),
-    "shared norm layers in mode 2": ([*MODES[2], "--sync_bn"], "mode 2 normalises every sub-batch alone"),
     "empty data": ([*MODES[1], "--data_path=empty"], "empty has no DeepGlobe images"),
     "missing backbone file": (["--mode=1", "--backbone_weights=none.pth", "--data_path=data"], "--backbone_weights"),
     **{

@@ -17,6 +17,7 @@ from builders import N_CLASS, build_model, build_predictor, build_sample, build_
 from torch import Tensor, nn
 
 import helper
+import train_deep_globe
 from dataset.loader import BatchPart, EpochSampler
 from engine import global_only
 from evaluation.run import Evaluation, evaluate_images
@@ -233,3 +234,8 @@ def test_what_several_processes_cannot_do_is_refused(reference, tmp_path, argume
     results = runs.Run(folders.arguments(1, *arguments), tmp_path / "refused.txt", world=2).start().wait()
     assert {result.code for result in results} == {2}
     assert told in results[0].output
+
+
+def test_sync_bn_is_refused_in_mode_2(reference, capsys) -> None:
+    assert train_deep_globe.main(reference.folders.arguments(2, "--sync_bn", "--task_name=x")) == 2
+    assert "mode 2 normalises every sub-batch alone" in capsys.readouterr().err
