@@ -160,7 +160,9 @@ def test_a_script_with_its_stage_as_argument_passes_what_that_stage_needs(tmp_pa
         if name == "pages":
             assert ("resnet18" in words) == (stage == "1")
     files = ["--path_g", f"fpn_{name}_global.pth", "--path_g2l", f"fpn_{name}_global2local.pth"]
-    assert [word for word in told["3"] if word in files] == files
+    assert [word for word in told["3"] if word in files][:4] == files
+    if name in ("dubai", "pages"):  # averaged weights, which come later, win
+        assert f"fpn_{name}_global2local.ema.pth" in told["3"]
     assert f"fpn_{name}_local2global.pth" in told["eval"]
     for arguments in ([], ["4"], ["--help"]):
         refused = run([str(ROOT / script), *arguments], tmp_path, **echo)
