@@ -23,7 +23,8 @@ def command_of(module: str) -> str:
 
 def as_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> str:
     """Return a table, or its head alone."""
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, ["---"] * len(heads), *rows))
+    head, *lines = [f"| {' | '.join(cells)} |\n" for cells in (heads, *rows)]
+    return "".join([head, f"|{'---|' * len(heads)}\n", *lines])
 
 
 def write_results(path: Path, record: Mapping[str, Any], page: str) -> None:
