@@ -80,7 +80,10 @@ def measure(
     evaluate(1.0, images=1)
     for share in options.shares:
         found = evaluate(share, len(data))
-        measured = {"seconds_per_image": found.seconds_per_image, "peak_memory_mb": peak_memory_mb(device)}
+        measured: dict[str, Any] = {
+            "seconds_per_image": found.seconds_per_image,
+            "peak_memory_mb": peak_memory_mb(device),
+        }
         scored = header.stage, header.classes, found.metrics.matrices
         record = evaluation_record(*scored, images=found.images, coverage=found.coverage, **measured)
         own_time = {"process_seconds_per_image": found.process_seconds_per_image}
