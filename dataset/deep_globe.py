@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dataset.base import Item
-from dataset.layout import files_by_id, natural
+from dataset.layout import SplitChoice, files_by_id, natural
 from utils.classes import Classes
 from utils.errors import InputError, shortened
 
@@ -41,8 +41,10 @@ def published_splits() -> dict[str, str]:
         return {row["id"]: row["split"] for row in csv.DictReader(file)}
 
 
-def find_items(root: Path, split: str) -> list[Item]:
+def find_items(root: Path, split: str, choice: SplitChoice | None = None) -> list[Item]:
     """Images and labels of `split`, one of `SPLITS`, in whichever layout `root` has; ids in numeric order.
+
+    The published lists leave no `choice`.
 
     Raises InputError when `root` has neither layout, the split is empty, or a labelled split lacks labels.
     """

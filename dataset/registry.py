@@ -1,9 +1,10 @@
 """The data sets by name: what each is, and how to open one that lies on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dataset import deep_globe, dubai, folder, inria, isic
 from dataset.augmentation import Windows
@@ -77,12 +78,21 @@ class Description:
         return Classes.generic(n_class)
 
 
+_PUBLISHED: Mapping[str, tuple[Any, ...]] = {
+    "deep_globe": ("DeepGlobe", deep_globe.DEEP_GLOBE, deep_globe, "crossvali", (deep_globe.UNLABELLED,), 508, 6),
+    "inria": ("Inria Aerial Image Labeling", inria.INRIA, inria, VAL, (TEST,), 536, 4),
+    "isic": ("ISIC lesion segmentation", isic.ISIC, isic, VAL, (), 508, 6),
+    "dubai": ("Dubai aerial imagery", dubai.DUBAI, dubai, VAL, (), 508, 2),
+}
+"""Of each set: title, classes, module, split for validation, splits without labels, `size_p` and `batch_size`."""
+
+
 def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Description:
     """The data set `name` at `root`; of `folder`, `root` is its JSON file or the folder that holds it.
 
     Raises InputError for a name that is none, a JSON file that is wrong, and a `choice` that the set does not leave.
     """
-    if name not in _BUILDERS:
+    if name not in NAMES:
         raise InputError(f"--dataset {name} is none of {', '.join(NAMES)}")
     choice = choice or SplitChoice()
     if choice.lists is not None and name not in ("inria", "isic", "dubai"):
@@ -90,66 +100,23 @@ def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Descri
         raise InputError(f"--split_lists goes with inria, isic and dubai; {name} {instead}")
     if choice.hold_out is not None and (name != "dubai" or choice.lists is not None):
         raise InputError("--hold_out goes with dubai, where no lists are given; other sets have enough images to split")
-    return _BUILDERS[name](root, choice)
-
-
-def _deep_globe(root: Path, choice: SplitChoice) -> Description:
+    if name == "folder":
+        return _folder(root)
+    title, classes, module, validation, unlabelled, size_p, batch_size = _PUBLISHED[name]
     return Description(
-        name="deep_globe",
-        title="DeepGlobe",
-        classes=deep_globe.DEEP_GLOBE,
-        splits=deep_globe.SPLITS,
-        validation="crossvali",
-        unlabelled=(deep_globe.UNLABELLED,),
-        size_p=508,
-        batch_size=6,
-        find=partial(deep_globe.find_items, root),
+        name=name,
+        title=title,
+        classes=classes,
+        splits=module.SPLITS if choice.hold_out is None else (TRAIN, VAL),
+        validation=validation,
+        unlabelled=() if choice.lists else unlabelled,
+        size_p=size_p,
+        batch_size=batch_size,
+        find=partial(module.find_items, root, choice=choice),
     )
 
 
-def _inria(root: Path, choice: SplitChoice) -> Description:
-    return Description(
-        name="inria",
-        title="Inria Aerial Image Labeling",
-        classes=inria.INRIA,
-        splits=inria.SPLITS,
-        validation=VAL,
-        unlabelled=() if choice.lists else (TEST,),
-        size_p=536,
-        batch_size=4,
-        find=partial(inria.find_items, root, choice=choice),
-    )
-
-
-def _isic(root: Path, choice: SplitChoice) -> Description:
-    return Description(
-        name="isic",
-        title="ISIC lesion segmentation",
-        classes=isic.ISIC,
-        splits=isic.SPLITS,
-        validation=VAL,
-        unlabelled=(),
-        size_p=508,
-        batch_size=6,
-        find=partial(isic.find_items, root, choice=choice),
-    )
-
-
-def _dubai(root: Path, choice: SplitChoice) -> Description:
-    return Description(
-        name="dubai",
-        title="Dubai aerial imagery",
-        classes=dubai.DUBAI,
-        splits=dubai.SPLITS if choice.hold_out is None else (TRAIN, VAL),
-        validation=VAL,
-        unlabelled=(),
-        size_p=508,
-        batch_size=2,
-        find=partial(dubai.find_items, root, choice=choice),
-    )
-
-
-def _folder(root: Path, choice: SplitChoice) -> Description:
+def _folder(root: Path) -> Description:
     file = FolderFile.read(root)
     splits = file.splits.names()
     return Description(
@@ -166,6 +133,3 @@ def _folder(root: Path, choice: SplitChoice) -> Description:
         bands=None if file.bands is None else spell_bands(file.bands),
         stretch=None if file.stretch is None else str(file.stretch),
     )
-
-
-_BUILDERS = {"deep_globe": _deep_globe, "inria": _inria, "isic": _isic, "dubai": _dubai, "folder": _folder}

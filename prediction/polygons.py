@@ -13,7 +13,7 @@ import numpy as np
 from imaging.failures import not_written, writing
 from imaging.georeference import Georeference, GroundAreas, to_degrees, to_map
 from prediction.geojson import GeoJsonFile
-from prediction.outlines import part_touching
+from prediction.outlines import outline_polygons
 from prediction.polygon_options import PolygonOptions
 from prediction.regions import Regions, RegionTracer
 from utils.classes import Classes
@@ -116,7 +116,7 @@ class PolygonWriter:
             regions = regions.select(np.flatnonzero(keep))
         if len(regions.ids):
             self._pending.append(regions)
-            self._pending_vertices += len(regions.rings.vertices)
+            self._pending_vertices += len(regions.corners)
         if self._pending_vertices >= _PENDING_VERTICES:
             self._flush()
 
@@ -178,7 +178,7 @@ class PolygonWriter:
         """Return the polygons of `regions` where the mask lies, (n,) of shapely's."""
         import shapely
 
-        polygons = pixel_polygons(regions)
+        polygons = outline_polygons(regions.corners, regions.owners)
         if self._edge < max(self.size):
             polygons = shapely.segmentize(polygons, self._edge)
         return shapely.transform(polygons, self._place)
@@ -252,19 +252,3 @@ def longest_edge(place: Callable[[np.ndarray], np.ndarray], size: Size, crs: Any
             break
         longest /= 2
     return longest
-
-
-def pixel_polygons(regions: Regions) -> np.ndarray:
-    """Return the polygons of regions in pixel coordinates: (n,) of shapely's, with holes, all valid."""
-    import shapely
-
-    rings = part_touching(regions.rings)
-    corners = rings.vertices.astype(np.int64)
-    following = np.arange(1, len(corners) + 1)
-    following[rings.starts + rings.lengths - 1] = rings.starts
-    x, y = corners.T
-    doubled = np.add.reduceat(x * y[following] - x[following] * y, rings.starts)
-    ordered = rings.select(np.lexsort((doubled > 0, rings.owners)))  # first the outer one, against the clock
-    shapes = shapely.linearrings(ordered.vertices.astype(np.float64), indices=ordered.numbers)
-    polygons: np.ndarray = shapely.polygons(shapes, indices=ordered.owners)
-    return polygons

@@ -3,14 +3,13 @@
 Pixels are connected along their sides. A region that spans several strips is one region, with all its pixels and holes.
 """
 
-from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from prediction.outlines import OutlineTracer, Rings
+from prediction.outlines import find_corners
 from utils.classes import IGNORED
 
 STRIP_PIXELS = 2**17
@@ -25,42 +24,27 @@ class Regions:
         ids: (n,) uint8, the class of each.
         pixels: (n,) int64.
         sums: (k, n) float64, of each weight over the region's pixels.
-        rings: their outlines; a ring's owner is the region's index. The vertices of a ring may coincide where it
-            touches itself.
+        corners: (m, 2) int32, where their outlines turn; see `prediction.outlines.find_corners`.
+        owners: (m,) int64, the index of the region that each corner belongs to.
     """
 
     ids: np.ndarray
     pixels: np.ndarray
     sums: np.ndarray
-    rings: Rings
+    corners: np.ndarray
+    owners: np.ndarray
 
     def select(self, which: np.ndarray) -> "Regions":
         """Return the regions with the indices `which`, (m,) in ascending order."""
-        rings = self.rings.select(np.flatnonzero(np.isin(self.rings.owners, which)))
-        rings.owners = np.searchsorted(which, rings.owners)
-        return Regions(self.ids[which], self.pixels[which], self.sums[:, which], rings)
-
-
-@dataclass
-class _RingStore:
-    """Closed rings of one open region: 8 bytes for each vertex, 8 for each ring."""
-
-    vertices: bytearray = field(default_factory=bytearray)
-    lengths: array = field(default_factory=lambda: array("q"))
-
-    def extend(self, other: "_RingStore") -> None:
-        self.vertices += other.vertices
-        self.lengths += other.lengths
-
-    def rings(self, owner: int) -> Rings:
-        vertices = np.frombuffer(self.vertices, np.int32).reshape(-1, 2)
-        return Rings(vertices, np.array(self.lengths, np.int64), np.full(len(self.lengths), owner))
+        kept = np.isin(self.owners, which)
+        owners = np.searchsorted(which, self.owners[kept])
+        return Regions(self.ids[which], self.pixels[which], self.sums[:, which], self.corners[kept], owners)
 
 
 class RegionTracer:
     """Finds the connected regions of an image, whose rows are added from top to bottom.
 
-    Held are the outlines and sums of open regions, which reach the last row that was added. Others are given out.
+    Held are the corners and sums of open regions, which reach the last row that was added. Others are given out.
 
     Attributes:
         weights: how many weights each pixel has, to be summed over regions.
@@ -68,12 +52,12 @@ class RegionTracer:
 
     def __init__(self, width: int, weights: int = 0) -> None:
         """Start above the image; `width` is that of its rows."""
-        self._outlines = OutlineTracer(width)
         self.weights = weights
         # of open regions, which are numbered from 1; entry 0 is no region
         self._ids = np.full(1, IGNORED, np.uint8)
         self._totals = np.zeros((1 + weights, 1))  # pixels, and the sum of each weight
-        self._stores: dict[int, _RingStore] = {}
+        self._corners: dict[int, bytearray] = {}  # 8 bytes each
+        self._top = 0
         self._row = np.full(width, IGNORED, np.uint8)
         self._owners = np.zeros(width, np.int64)
 
@@ -111,44 +95,37 @@ class RegionTracer:
 
         same = (self._row == ids[0]) & (ids[0] != IGNORED)
         groups = _groups(total, self._owners[same], owners[0][same])
-        rings = self._outlines.trace(np.vstack([self._row, ids]), np.vstack([self._owners, owners]))
-        rings.owners = groups[rings.owners]
-        stores: dict[int, _RingStore] = {}
-        for owner, store in self._stores.items():
-            _add_store(stores, int(groups[owner]), store)
-
+        corners, corner_owners = find_corners(np.vstack([self._row, ids]), np.vstack([self._owners, owners]))
+        corners[:, 0] += self._top
         count = int(groups.max()) + 1
         group_ids = np.empty(count, np.uint8)
         group_ids[groups] = known_ids
         sums = np.stack([np.bincount(groups, one, count) for one in totals])
-        self._row, self._owners, self._stores = ids[-1].copy(), groups[owners[-1]], stores
-        return self._part(group_ids, sums, rings)
+        self._row, self._top = ids[-1].copy(), self._top + len(ids)
 
-    def _part(self, ids: np.ndarray, sums: np.ndarray, rings: Rings) -> Regions:
-        """Keep the regions that reach the last row, and number them anew; return the others.
-
-        Args:
-            ids: (n,) the class of each region; region 0 is none.
-            sums: (1 + k, n) pixels and sums of weights.
-            rings: those of the last strip.
-        """
-        is_open = np.zeros(len(ids), bool)
-        is_open[self._owners] = True
+        is_open = np.zeros(count, bool)
+        is_open[groups[owners[-1]]] = True
         is_open[0] = True
-        numbers = np.where(is_open, np.cumsum(is_open), np.cumsum(~is_open)) - 1
-        inside = is_open[rings.owners]
-        done = [rings.select(np.flatnonzero(~inside))]
-        done += [store.rings(owner) for owner, store in self._stores.items() if not is_open[owner]]
-        self._stores = {owner: store for owner, store in self._stores.items() if is_open[owner]}
-        for owner, store in _by_owner(rings.select(np.flatnonzero(inside))):
-            _add_store(self._stores, owner, store)
-        self._stores = {int(numbers[owner]): store for owner, store in self._stores.items()}
-        self._owners = numbers[self._owners]
-        self._ids, self._totals = ids[is_open], sums[:, is_open]
-        complete = Rings.join(done)
-        complete.owners = numbers[complete.owners]
+        numbers = np.where(is_open, np.cumsum(is_open), np.cumsum(~is_open)) - 1  # among the open, or the others
+        self._owners = numbers[groups[owners[-1]]]
+        self._ids, self._totals = group_ids[is_open], sums[:, is_open]
+        reached = groups[corner_owners]
+        inside = is_open[reached]
+        done, done_owners = [corners[~inside]], [numbers[reached[~inside]]]
+        stores, self._corners = self._corners, {}
+        for owner, store in stores.items():
+            number = int(numbers[groups[owner]])
+            if is_open[groups[owner]]:
+                _add_store(self._corners, number, store)
+            else:
+                done.append(np.frombuffer(store, np.int32).reshape(-1, 2))
+                done_owners.append(np.full(len(done[-1]), number))
+        for number, store in _by_owner(corners[inside], numbers[reached[inside]]):
+            _add_store(self._corners, number, store)
         pixels = np.rint(sums[0, ~is_open]).astype(np.int64)
-        return Regions(ids[~is_open], pixels, sums[1:, ~is_open], complete)
+        return Regions(
+            group_ids[~is_open], pixels, sums[1:, ~is_open], np.concatenate(done), np.concatenate(done_owners)
+        )
 
 
 def _label(ids: np.ndarray) -> tuple[np.ndarray, int]:
@@ -170,38 +147,26 @@ def _groups(total: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         total: of regions, each with a number below it. Number 0 is group 0.
         one, other: (n,) numbers of regions that are connected.
     """
-    parents = np.arange(total)
-
-    def root(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = parents[parents[number]]
-            number = parents[number]
-        return number
-
-    for pair in np.unique(one * total + other).tolist():
-        first, second = sorted((root(pair // total), root(pair % total)))
-        parents[second] = first
-    while (parents != parents[parents]).any():
-        parents = parents[parents]
-    return (np.cumsum(parents == np.arange(total)) - 1)[parents]
+    groups = np.arange(total)
+    while (groups[one] != groups[other]).any():
+        least = np.minimum(groups[one], groups[other])
+        for ends in (one, other):
+            np.minimum.at(groups, groups[ends], least)
+        while (groups != groups[groups]).any():
+            groups = groups[groups]
+    return (np.cumsum(groups == np.arange(total)) - 1)[groups]
 
 
-def _by_owner(rings: Rings) -> Iterator[tuple[int, _RingStore]]:
-    """Yield each owner of `rings` with its rings."""
-    ordered = rings.select(np.argsort(rings.owners, kind="stable"))
-    owners, first = np.unique(ordered.owners, return_index=True)
-    bounds = [*first.tolist(), len(ordered.lengths)]
-    corners = np.append(ordered.starts, len(ordered.vertices))
-    for owner, start, end in zip(owners.tolist(), bounds[:-1], bounds[1:], strict=True):
-        vertices = ordered.vertices[corners[start] : corners[end]]
-        yield owner, _RingStore(bytearray(vertices.tobytes()), array("q", ordered.lengths[start:end].tolist()))
+def _by_owner(corners: np.ndarray, owners: np.ndarray) -> Iterator[tuple[int, bytearray]]:
+    """Yield each of `owners` with its corners."""
+    order = np.argsort(owners, kind="stable")
+    numbers, first = np.unique(owners[order], return_index=True)
+    for number, part in zip(numbers.tolist(), np.split(corners[order], first[1:]), strict=False):
+        yield number, bytearray(part.tobytes())
 
 
-def _add_store(stores: dict[int, _RingStore], owner: int, store: _RingStore) -> None:
-    """Give `owner` the rings of `store`; the smaller store is copied."""
-    large, small = store, stores.get(owner)
-    if small is not None:
-        if len(large.vertices) < len(small.vertices):
-            large, small = small, large
-        large.extend(small)
+def _add_store(stores: dict[int, bytearray], owner: int, store: bytearray) -> None:
+    """Give `owner` the corners in `store`; the smaller store is copied."""
+    small, large = sorted((stores.get(owner, bytearray()), store), key=len)
+    large += small
     stores[owner] = large

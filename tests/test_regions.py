@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from prediction import regions as module
+from prediction.outlines import outline_polygons
 from prediction.regions import Regions, RegionTracer
 from utils.classes import IGNORED
 
 shapely = pytest.importorskip("shapely")
 features = pytest.importorskip("rasterio.features")
-from prediction.polygons import pixel_polygons  # noqa: E402
 
 Found = list[tuple[int, bytes]]
 
@@ -26,9 +26,13 @@ def by_strips(ids: np.ndarray, rows: int, strip_pixels: int, *weights: np.ndarra
         return [one for one in (*found, tracer.finish()) if len(one.ids)]
 
 
+def polygons_of(found: Regions) -> np.ndarray:
+    return outline_polygons(found.corners, found.owners)
+
+
 def polygons(found: list[Regions]) -> Found:
     """Class and normal form of every region."""
-    every = [(int(k), shape) for one in found for k, shape in zip(one.ids, pixel_polygons(one), strict=True)]
+    every = [(int(k), shape) for one in found for k, shape in zip(one.ids, polygons_of(one), strict=True)]
     return sorted((k, shapely.to_wkb(shapely.normalize(shape))) for k, shape in every)
 
 
@@ -87,7 +91,7 @@ def test_pixels_are_the_polygons_areas_and_weights_are_summed_where_they_lie(mas
     row, column = np.indices(ids.shape).astype(float)
     row[ids == IGNORED] = np.nan
     for one in by_strips(ids, 3, 2 * ids.shape[1], row, column):
-        shapes = pixel_polygons(one)
+        shapes = polygons_of(one)
         assert shapely.is_valid(shapes).all()
         assert shapely.area(shapes).tolist() == one.pixels.tolist()
         # the mean of pixel centres is the polygon's centroid
@@ -99,7 +103,7 @@ def test_a_region_over_all_strips_is_one_with_its_holes() -> None:
     ids = np.zeros((200, 40), np.uint8)
     ids[3:-3:4, 3:-3:4] = 1
     (ground,) = (one for one in by_strips(ids, 7, 2 * 40) if 0 in one.ids)
-    (shape,) = pixel_polygons(ground.select(np.flatnonzero(ground.ids == 0)))
+    (shape,) = polygons_of(ground.select(np.flatnonzero(ground.ids == 0)))
     holes = int((ids == 1).sum())
     assert len(shape.interiors) == holes
     assert shape.area == ids.size - holes
