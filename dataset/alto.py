@@ -26,13 +26,11 @@ from dataset.zones import SEGMONTO, Zone, ZoneFile, ZoneMapping, read_zones
 from imaging.failures import writing
 from imaging.image_file import open_image
 from imaging.probe import IMAGE_SUFFIXES, FileInfo, probe
+from utils.arguments import whole
 from utils.classes import IGNORED
 from utils.errors import InputError, exit_code, shortened
 from utils.files import new_folder, write_json
 from utils.tiling import Box, Size
-
-ASPECT = 0.01
-"""By how much the ratio of a page's sides may differ between the XML and the picture."""
 
 SHARE = 0.2
 """The part of the folders that is val, and that is test, where none are named."""
@@ -131,13 +129,10 @@ class PictureFinder:
 
 
 def draw_zone(label: np.ndarray, outline: np.ndarray, value: int) -> None:
-    """Set the pixels of `label` (H, W) whose centres lie within a polygon.
+    """Set the pixels of `label` (H, W) whose centres lie within a polygon to `value`.
 
-    Args:
-        label: changed in place.
-        outline: corners (n, 2) as x, y; the first pixel is from 0 to 1. Where sides cross, what is enclosed twice is
-            outside.
-        value: what the pixels become.
+    `outline` holds its corners (n, 2) as x, y; the first pixel is from 0 to 1. Where sides cross, what is enclosed
+    twice is outside.
     """
     height, width = label.shape
     top, bottom = (int(np.clip(np.ceil(y - 0.5), 0, height)) for y in (outline[:, 1].min(), outline[:, 1].max()))
@@ -169,30 +164,17 @@ def read_picture(picture: FileInfo, height: int | None) -> np.ndarray:
         pixels = image.read(Box(0, 0, *image.size))
     grey = picture.bands < 3 and not picture.palette
     values = np.ascontiguousarray(pixels[0] if grey else pixels.permute(1, 2, 0))
-    size = shrunk_size(picture.size, height)
-    return values if size == picture.size else cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA)
-
-
-def shrunk_size(size: Size, height: int | None) -> Size:
-    """Return the (height, width) of a page of `size` in the set."""
-    if height is None or size[0] <= height:
-        return size
-    return height, max(1, round(size[1] * height / size[0]))
+    if height is None or picture.size[0] <= height:
+        return values
+    width = max(1, round(picture.size[1] * height / picture.size[0]))
+    return cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def find_pages(options: argparse.Namespace, mapping: ZoneMapping, findings: Findings) -> list[ScannedPage]:
-    """Read all XML files and the headers of their pictures.
+    """Read all XML files and the headers of their pictures; what is wrong with them is added to `findings`.
 
-    Args:
-        options: the command line.
-        mapping: classes of labels.
-        findings: what is wrong with files is added here.
-
-    Returns:
-        The pages, in natural order of their ids, without those that are left out.
-
-    Raises:
-        InputError: there is no XML file, or something is wrong with some; names up to ten.
+    Returns the pages in natural order of their ids, without those that are left out. Raises InputError if there is no
+    XML file, or something is wrong with some; it names up to ten.
     """
     source: Path = options.source
     try:
@@ -236,7 +218,7 @@ def find_pages(options: argparse.Namespace, mapping: ZoneMapping, findings: Find
 def _page(source: Path, file: ZoneFile, picture: FileInfo, mapping: ZoneMapping, findings: Findings) -> ScannedPage:
     """Return a page. Raises InputError if the picture has another shape than the page in the XML."""
     height, width = file.size or picture.size
-    if abs(picture.size[0] * width / (picture.size[1] * height) - 1) > ASPECT:
+    if abs(picture.size[0] * width / (picture.size[1] * height) - 1) > 0.01:
         turned = ", as its EXIF data turn it" if picture.orientation > 1 else ""
         raise InputError(
             f"{file.path}: the page is {width:g} x {height:g}, but {picture.path} is {picture.size[1]} x "
@@ -265,19 +247,10 @@ def _page(source: Path, file: ZoneFile, picture: FileInfo, mapping: ZoneMapping,
 def split_books(
     books: Iterable[str], val: Sequence[str] | None, test: Sequence[str] | None, seed: int
 ) -> dict[str, str]:
-    """Deal folders out to splits.
+    """Return the split of each folder; one at least is for training.
 
-    Args:
-        books: the folders.
-        val: those for validation; None for a fifth of all, by a hash of seed and name, one at least.
-        test: those for testing; as `val`.
-        seed: of the hash.
-
-    Returns:
-        The split of each folder. One at least is for training.
-
-    Raises:
-        InputError: a named folder is not there or in both lists, or none is left for training.
+    `val` and `test` name folders; None is a fifth of all, by a hash of seed and name, one at least. Raises InputError
+    if a named folder is not there or in both, or none is left for training.
     """
     books = sorted(set(books), key=natural)
     named = {TEST: test and [name.rstrip("/") for name in test], VAL: val and [name.rstrip("/") for name in val]}
@@ -388,13 +361,6 @@ def summary(
     return "\n".join([*lines, f"Written: {where}", f"Next: --dataset folder --data_path {where}"])
 
 
-def _height(text: str) -> int:
-    """The argument of --height."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of pixels; give 1 or more, such as 1792")
-    return int(text)
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -406,7 +372,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write; it must not exist, or be empty")
     add("--files", default="**/*.xml", metavar="PATTERN", help="which XML files are read (default: %(default)s)")
     add("--mapping", type=Path, metavar="FILE", help="JSON file: classes and their labels (default: SegmOnto's labels)")
-    add("--height", type=_height, metavar="N", help="shrink taller pages to N pixels in height (default: none)")
+    add("--height", type=whole(1), metavar="N", help="shrink taller pages to N pixels in height (default: none)")
     add(
         "--format",
         choices=tuple(FORMATS),

@@ -39,16 +39,10 @@ class Windows:
         return min(self.size, image[0]), min(self.size, image[1])
 
     def place(self, image: Size, position: tuple[float, float], scale: float = 1.0) -> tuple[Box, Size]:
-        """Place one window.
+        """Return the box of one window and its size when it is enlarged by `scale`: 2 reads half as many rows.
 
-        Args:
-            image: (height, width) of the image, in pixels.
-            position: where the window lies between the first and the last possible row and column, in [0, 1) each.
-            scale: by which factor the window is enlarged after it is read: 2 reads half as many rows and columns.
-
-        Returns:
-            A box within the image, no longer than the image in either side, and its size when it is enlarged: `size`
-            in both sides, less where the image is too short.
+        `position` is where it lies between the first and the last possible row and column, in [0, 1) each. The box is
+        no longer than the image in either side; the size is `size` in both, less where the image is too short.
         """
         side = max(1, round(self.size / scale))
         height, width = (min(side, whole) for whole in image)
@@ -147,10 +141,7 @@ class Draw:
     def of(cls, key: Sequence[int], turns: str = "all", jitter: bool = False) -> "Draw":
         """Draw from `key` alone: whole numbers that name seed, epoch and sample.
 
-        Args:
-            key: at least 0 each.
-            turns: how the sample may be turned, one of `DRAWN_TURNS`; all else is the same with any.
-            jitter: whether scale and colours vary; turn and position are the same with it and without.
+        `turns` is one of `DRAWN_TURNS`, `jitter` whether scale and colours vary: the rest is the same with any.
         """
         rng = np.random.default_rng(key)
         mirrored, quarters = draw_turn(rng)
@@ -163,16 +154,7 @@ class Draw:
         return replace(varied, scale=scale, color=ColorChange.draw(rng))
 
     def apply(self, image: Tensor, ids: Tensor | None, size: Size) -> tuple[Tensor, Tensor | None]:
-        """Apply everything but the position.
-
-        Args:
-            image: (bands, H, W) uint8.
-            ids: (H, W) uint8, or None.
-            size: (height, width) that the sample has when it is enlarged, before it is turned.
-
-        Returns:
-            Image and ids of `size`, turned. Ids are resized to the nearest pixel.
-        """
+        """Return an image (bands, H, W) uint8 and its ids (H, W) uint8, resized to `size`, recoloured, then turned."""
         image, ids = resize(image, ids, size)
         if self.color is not None:
             image = self.color.apply(image)

@@ -34,9 +34,6 @@ KEPT_SHRUNK_BYTES = 256 << 20
 GREY = 128
 """The value of all pixels of the image whose maps `--share blank` shares."""
 
-HASHED_BYTES = 4096
-"""How much of each file counts in its hash."""
-
 
 class Sample(NamedTuple):
     """A decoded image with its label, and both as the global branch sees them.
@@ -164,7 +161,7 @@ class SegmentationDataset(Dataset[Sample]):
                 with suppress(OSError), pair.image.open("rb") as file:  # reading says what is missing
                     length = file.seek(0, os.SEEK_END)
                     file.seek(length // 2)
-                    own.update(b"%d:" % length + file.read(HASHED_BYTES))
+                    own.update(b"%d:" % length + file.read(4096))
             found.append(own.hexdigest())
         return found
 

@@ -26,9 +26,6 @@ VOID: Color = (224, 224, 192)
 WHITE = -1
 """The spelling of 1-bit white, which is 1 or 255: the other labels tell which."""
 
-SKIPPED = ("unreadable", "not supported", "needs rasterio", "too large")
-"""Kinds of errors that concern one file; others concern the data set."""
-
 Value = int | Color
 """A grey value or a colour."""
 
@@ -146,8 +143,8 @@ class Census:
             try:
                 found.append(spellings(item))
             except InputError as error:
-                if error.kind not in SKIPPED:
-                    raise
+                if error.kind not in ("unreadable", "not supported", "needs rasterio", "too large"):
+                    raise  # it concerns the data set, not one file
                 self.failures.append(error)
         self._add_all(found)
         self._unite()

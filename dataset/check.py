@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader
 from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
-from dataset.loader import prepare_worker, start_pass
+from dataset.loader import ErrorsAsValues, prepare_worker, start_pass
 from imaging.failures import reading
 from utils.classes import IGNORED
 from utils.errors import InputError
@@ -64,39 +65,30 @@ class _Result(NamedTuple):
     problems: tuple[Problem, ...] = ()
 
 
-class _Checked(Dataset[_Result]):
-    """The result of each item of a split."""
+def _check(split: str, data: SegmentationDataset, index: int) -> _Result:
+    """Return the result of an item of a split."""
+    item, reader = data.items[index], data.reader
+    counts, problems = np.zeros(256, np.int64), {}
 
-    def __init__(self, split: str, data: SegmentationDataset) -> None:
-        self.split = split
-        self.data = data
+    def note(error: InputError) -> None:
+        problems[str(error)] = Problem(split, error.kind or "no class", str(error))
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> _Result:
-        item, reader = self.data.items[index], self.data.reader
-        counts, problems = np.zeros(256, np.int64), {}
-
-        def note(error: InputError) -> None:
-            problems[str(error)] = Problem(self.split, error.kind or "no class", str(error))
-
-        # the parts of a scene one by one, so that all that are wrong are named
-        for pair in item.pairs():
-            try:
-                with reading(pair.image):
-                    _, ids = reader.read_files(pair)
-                if ids is not None:
-                    counts += np.bincount(ids.flatten(), minlength=256)
-            except InputError as error:
-                note(error)
+    # the parts of a scene one by one, so that all that are wrong are named
+    for pair in item.pairs():
         try:
-            reader.whole(item)
-            notes = tuple(reader.notes(item))
+            with reading(pair.image):
+                _, ids = reader.read_files(pair)
+            if ids is not None:
+                counts += np.bincount(ids.flatten(), minlength=256)
         except InputError as error:
             note(error)
-            notes = ()
-        return _Result(self.split, counts if item.label is not None else None, notes, tuple(problems.values()))
+    try:
+        reader.whole(item)
+        notes = tuple(reader.notes(item))
+    except InputError as error:
+        note(error)
+        notes = ()
+    return _Result(split, counts if item.label is not None else None, notes, tuple(problems.values()))
 
 
 def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report:
@@ -105,7 +97,9 @@ def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report
     report = Report(names, dict.fromkeys(splits, 0))
     if not splits:
         return report
-    every: ConcatDataset[Any] = ConcatDataset([_Checked(split, data) for split, data in splits.items()])
+    every: ConcatDataset[Any] = ConcatDataset(
+        [ErrorsAsValues(partial(_check, split, data), len(data)) for split, data in splits.items()]
+    )
     loader = DataLoader(every, batch_size=None, num_workers=num_workers, worker_init_fn=prepare_worker)
     bar = tqdm(start_pass(loader), total=len(every), desc="check", unit="image", dynamic_ncols=True)
     for split, counts, notes, problems in bar:

@@ -21,9 +21,7 @@ UNLABELLED = "offical_crossvali"
 
 SPLITS = ("train", "crossvali", "test", UNLABELLED)
 
-_LISTS = Path(__file__).parent / "splits" / "deep_globe.csv"
 _IMAGE, _LABEL = re.compile("(.+)_sat"), re.compile("(.+)_mask")
-_LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 _LAYOUTS = (
     "prepared (train/Sat/ID_sat.jpg, train/Label/ID_mask.png, crossvali/Sat, crossvali/Label) "
     "or distributed (all ID_sat.jpg and ID_mask.png in the folder itself, in land-train or in train)"
@@ -37,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 def published_splits() -> dict[str, str]:
     """The split (train, crossvali or test) of every published id, in the order of the lists."""
-    with _LISTS.open(newline="") as file:
+    with (Path(__file__).parent / "splits" / "deep_globe.csv").open(newline="") as file:
         return {row["id"]: row["split"] for row in csv.DictReader(file)}
 
 
@@ -59,7 +57,7 @@ def find_items(root: Path, split: str, choice: SplitChoice | None = None) -> lis
     ids = sorted(images, key=natural)
     if split == UNLABELLED:
         return [Item(id_, images[id_], None) for id_ in ids]
-    labels = files_by_id(label_folder, _LABEL, _LABEL_SUFFIXES)
+    labels = files_by_id(label_folder, _LABEL, (".png", ".tif", ".tiff", ".bmp"))
     bare = [images[id_].name for id_ in ids if id_ not in labels]
     if bare:
         raise InputError(

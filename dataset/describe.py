@@ -11,7 +11,8 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from tqdm import tqdm
 
 from dataset.base import Item
 from dataset.census import Census, Value
-from dataset.folder import NAME, SPLITS, FolderFile, find_files
-from dataset.layout import TEST, TRAIN, VAL, hashed_split, lists_in, paired
+from dataset.folder import NAME, FolderFile, find_files
+from dataset.layout import SPLITS, TEST, TRAIN, VAL, hashed_split, lists_in, paired
 from imaging.image_file import View, open_image
 from imaging.probe import FileInfo, probe
 from utils.arguments import stretch
@@ -33,29 +34,12 @@ MEASURED = "measured"
 """The value of `--stretch` for limits that all images have in common."""
 
 
-def headers(items: Iterable[Item]) -> list[FileInfo]:
-    """Return what the headers of all image files say; those that cannot be read are left out."""
-    found = []
-    for path in (pair.image for item in items for pair in item.pairs()):
-        try:
-            found.append(probe(path))
-        except InputError:
-            continue
-    return found
-
-
 def propose_view(images: Sequence[FileInfo], stretch: str | None = None) -> dict[str, Any]:
     """Return the entries `bands` and `stretch` of a data set's file, as far as its images need them.
 
     Grey images and RGB need no `bands`: others have all that every image has, without transparency, up to 16. Images of
-    8 bits need no `stretch`.
-
-    Args:
-        images: what the headers say.
-        stretch: the entry that is asked for, or `MEASURED`; None for the default percentiles.
-
-    Raises:
-        InputError: an image cannot be measured.
+    8 bits need no `stretch`: of others it is the one asked for, that is measured for `MEASURED`, or the default. Raises
+    InputError where an image cannot be measured.
     """
     found: dict[str, Any] = {}
     least = min((info.bands - info.alpha for info in images), default=RGB)
@@ -71,12 +55,7 @@ def propose_view(images: Sequence[FileInfo], stretch: str | None = None) -> dict
 def measure_stretch(images: Sequence[FileInfo], bands: Bands | None) -> Stretch:
     """Return the stretch between the lowest 2nd and the highest 98th percentile of any band of any image.
 
-    Args:
-        images: that need a stretch, at least one.
-        bands: which are read.
-
-    Raises:
-        InputError: an image cannot be read.
+    There must be one image at least. Raises InputError where one cannot be read.
     """
     limits = []
     for info in images:
@@ -160,13 +139,9 @@ def best_seed(ids: Sequence[str], fractions: Mapping[str, float]) -> int:
 
 
 def describe(options: argparse.Namespace) -> tuple[str, int]:
-    """Write the file that `options` describe.
+    """Write the file; return what was found, as lines of text, and how many files could not be read and were skipped.
 
-    Returns:
-        What was found, as lines of text; and how many files could not be read and were skipped.
-
-    Raises:
-        InputError: images and labels do not fit together, the labels hold no classes, or no file can be read.
+    Raises InputError if images and labels do not fit together, the labels hold no classes, or no file can be read.
     """
     output = options.output or options.root / NAME
     if output.exists() and not options.overwrite:
@@ -192,7 +167,11 @@ def describe(options: argparse.Namespace) -> tuple[str, int]:
     record["measures"] = options.measures or (["jaccard", "accuracy"] if binary else ["accuracy"])
     if "fractions" in record["splits"]:
         record["splits"]["seed"] = best_seed([item.id for item in items], record["splits"]["fractions"])
-    record |= propose_view(headers(items), options.stretch)
+    images = []
+    for path in (pair.image for item in items for pair in item.pairs()):
+        with suppress(InputError):  # training says what is wrong with it
+            images.append(probe(path))
+    record |= propose_view(images, options.stretch)
     file = FolderFile.from_record(record, output.parent)
     write_json(output, file.to_record())
     return report(file, census, len(items), output), len(census.failures)

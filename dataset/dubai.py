@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.layout import TEST, TRAIN, VAL, SplitChoice, listed, lists_in, natural
+from dataset.layout import SPLITS, TEST, TRAIN, VAL, SplitChoice, listed, lists_in, natural
 from dataset.pairs import Item, JoinedParts, PairReader
 from utils.classes import Classes
 from utils.errors import InputError, exit_code, shortened
@@ -26,8 +26,6 @@ DUBAI = Classes(
     ignored=((155, 155, 155), (0, 0, 0)),
 )
 """Grey is unlabelled; black is no class."""
-
-SPLITS = (TRAIN, VAL, TEST)
 
 TILES = {TRAIN: (1, 2, 5, 7), VAL: (3, 6), TEST: (4, 8)}
 """Of the eight published ones. The split is ours; it is by tiles, for parts of one tile share streets."""
@@ -125,15 +123,9 @@ def _parts(tile: Path, folder: str, suffix: str) -> JoinedParts:
 
 
 def write_scenes(root: Path, output: Path, ids: Sequence[str]) -> None:
-    """Write scenes as ID.png, for `predict.py`, which takes files.
+    """Write scenes, none for all, as ID.png for `predict.py`, which takes files.
 
-    Args:
-        root: the published set.
-        output: folder to write to.
-        ids: the scenes; none for all.
-
-    Raises:
-        InputError: a scene is not there, a part cannot be used, or a file cannot be written.
+    Raises InputError if a scene is not there, a part cannot be used, or a file cannot be written.
     """
     tiles = _find_tiles(root)
     unknown = [id_ for id_ in ids if id_ not in tiles]

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.base import Item
-from dataset.layout import TEST, TRAIN, VAL, decode_text, files_by_id, hashed_split, listed, paired
+from dataset.layout import SPLITS, TEST, TRAIN, VAL, decode_text, files_by_id, hashed_split, listed, paired
 from imaging.probe import IMAGE_SUFFIXES, RARE_SUFFIXES
 from utils.classes import IGNORED, Classes, Color, distinct_colors
 from utils.errors import InputError
@@ -38,7 +38,6 @@ from utils.stretch import MOST_BANDS, Bands, Stretch
 NAME = "dataset.json"
 """The file's name where only its folder is given."""
 
-SPLITS = (TRAIN, VAL, TEST)
 MAX_CLASSES = 250
 MAX_VALUE = 65535
 

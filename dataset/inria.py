@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dataset.base import Item
-from dataset.layout import TEST, TRAIN, VAL, SplitChoice, files_by_id, listed, lists_in, natural, paired
+from dataset.layout import SPLITS, TEST, TRAIN, VAL, SplitChoice, files_by_id, listed, lists_in, natural, paired
 from utils.classes import Classes
 from utils.errors import InputError
 
@@ -18,8 +18,6 @@ INRIA = Classes(
     measures=("accuracy",),
 )
 """The benchmark counts over all pixels: IoU of buildings, which is the mIoU without background, and accuracy."""
-
-SPLITS = (TRAIN, VAL, TEST)
 
 LAYOUT = "train/images/CITY1.tif ... with train/gt/CITY1.tif ..., unlabelled test/images/CITY1.tif ..."
 

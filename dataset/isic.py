@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dataset.base import Item
-from dataset.layout import TEST, TRAIN, VAL, SplitChoice, files_by_id, hashed_split, listed, lists_in, paired
+from dataset.layout import SPLITS, TEST, VAL, SplitChoice, files_by_id, hashed_split, listed, lists_in, paired
 from utils.classes import Classes
 from utils.errors import InputError, shortened
 
@@ -18,8 +18,6 @@ ISIC = Classes(
     measures=("jaccard", "thresholded_jaccard", "accuracy"),
 )
 """The challenge averages the lesions' Jaccard index over images; since 2018 an image below 0.65 counts 0."""
-
-SPLITS = (TRAIN, VAL, TEST)
 
 FRACTIONS = {VAL: 0.1, TEST: 0.1}
 """Of a split by hash; the rest is for training."""

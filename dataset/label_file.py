@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from imaging.planes import MAX_PIXELS, TURNS, Planes, open_planes, to_tensor
+from imaging.planes import MAX_PIXELS, TURNS, Planes, open_planes, palette_colors, to_tensor
 from imaging.probe import RASTERIO, FileInfo, probe
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError, required
@@ -37,29 +37,22 @@ class Greys:
     top: int = 255
     """The largest value that fits the samples."""
 
-    @property
-    def _white(self) -> int | None:
-        """The largest value of fewer than 8 bits, where it is no class's and stands for 255."""
-        values = self.classes.values
-        means_255 = self.top < 255 and self.top not in values and (self.top == 1 or 255 in values)
-        return self.top if means_255 else None
-
     def ids(self, values: np.ndarray) -> np.ndarray:
         """Return int16 ids of the first band of (C, h, w), -1 where a value is no class's; NaN and infinity are 255."""
-        return self._ids(values[0])
-
-    def _ids(self, values: np.ndarray) -> np.ndarray:
+        values = values[0]
         if values.dtype.kind == "f":
             finite = np.isfinite(values)
             whole = np.where(finite & (np.abs(values) <= MAX_VALUE), values, -1).astype(np.int32)
-            return np.where(finite, self._ids(np.where(whole == values, whole, -1)), np.int16(IGNORED))
+            return np.where(finite, self.ids(np.where(whole == values, whole, -1)[None]), np.int16(IGNORED))
         table = np.full(MAX_VALUE + 2, UNKNOWN, np.int16)  # the last entry is for all that lies outside
         for value in (one for one in self.classes.ignored if isinstance(one, int)):
             table[value] = IGNORED
-        for k, value in enumerate(self.classes.values):
+        known = self.classes.values
+        for k, value in enumerate(known):
             table[value] = k
-        if self._white is not None:
-            table[self._white] = table[255]
+        # the largest value of fewer than 8 bits, where it is no class's, may stand for 255
+        if self.top < 255 and self.top not in known and (self.top == 1 or 255 in known):
+            table[self.top] = table[255]
         if values.dtype != np.uint8:
             values = np.where((values >= 0) & (values <= MAX_VALUE), values, MAX_VALUE + 1).astype(np.int32)
         return look_up(table, values)
@@ -69,7 +62,7 @@ class Greys:
         row, column = np.unravel_index(unknown.argmax(), unknown.shape)
         value = values[0, row, column]
         where = f"at row {row + box.top}, column {column + box.left} ({unknown.sum()} such pixels)"
-        place = f"{_spelt(value)} {where} is no class"
+        place = f"{f'{value:.6g}' if value.dtype.kind == 'f' else value} {where} is no class"
         if values.dtype.kind == "f" and value != np.round(value):
             return InputError(f"{path}: {place}'s, for it is no whole number; {SMOOTHED}", "smoothed")
         classes = self.classes
@@ -103,9 +96,7 @@ class Colors:
         """Return (3, h, w) uint8 of what `ids` takes; indices beyond the palette are black."""
         if self.palette is None:
             return values
-        table = np.zeros((max(len(self.palette), int(np.iinfo(values.dtype).max) + 1), 3), np.uint8)
-        table[: len(self.palette)] = self.palette
-        return table[values[0]].transpose(2, 0, 1)
+        return palette_colors(self.palette, values[0])
 
     def refusal(self, path: Path, values: np.ndarray, unknown: np.ndarray, box: Box) -> InputError:
         """Return what is wrong with the first of the colours of `box` that are `unknown`."""
@@ -163,11 +154,6 @@ def look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
         return table[values]
     found: np.ndarray = cv2.LUT(np.ascontiguousarray(values), table[:256])
     return found
-
-
-def _spelt(value: np.generic) -> str:
-    """Return a number as people write it: whole ones without a point, others in few digits."""
-    return f"{value:.6g}" if value.dtype.kind == "f" else str(value)
 
 
 _STRIP_PIXELS = 16_000_000
@@ -346,20 +332,11 @@ class LabelFile:
 def open_label(
     path: str | Path, classes: Classes, image: FileInfo | Size | None = None, max_pixels: int = MAX_PIXELS
 ) -> Iterator[LabelFile]:
-    """Open a label: a raster in windows, any other decoded once.
+    """Open a label: a raster in windows, any other decoded once, up to `max_pixels`.
 
-    Args:
-        path: the file.
-        classes: how labels spell class ids.
-        image: the label's image, on which it is laid (see `turn_of`), or the size of one that is not turned; without,
-            the label is turned as it is displayed.
-        max_pixels: the largest picture that is decoded whole.
-
-    Yields:
-        The label.
-
-    Raises:
-        InputError: it cannot be read, has another size than its image, or cannot hold class ids. Names the file.
+    It is laid on its `image` (see `turn_of`), or on the size of one that is not turned; without, it is turned as it is
+    displayed. Raises InputError, naming the file, if it cannot be read, has another size than its image, or cannot hold
+    class ids.
     """
     info = probe(path)
     turn = TURNS[info.orientation] if image is None else turn_of(info, image)

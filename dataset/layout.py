@@ -12,7 +12,7 @@ from dataset.base import Item
 from imaging.probe import IMAGE_SUFFIXES
 from utils.errors import InputError, shortened
 
-TRAIN, VAL, TEST = "train", "val", "test"
+SPLITS = TRAIN, VAL, TEST = "train", "val", "test"
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,10 @@ def natural(id_: str) -> tuple[tuple[bool, int, str], ...]:
 
 
 def read_list(path: Path, known: Container[str] = ()) -> list[str]:
-    """Read the ids of a text file, one a line.
+    """Return the ids of a text file, one a line, in order; those `known` are taken as they stand, whatever they hold.
 
-    Args:
-        path: the list. A byte order mark, blanks around ids, any line ends, empty lines, lines that start with # and
-            what follows a blank and # are passed over.
-        known: ids that are taken as they stand, whatever they hold.
-
-    Returns:
-        The ids, in order.
-
-    Raises:
-        InputError: the file cannot be read, or an id stands there twice.
+    A byte order mark, blanks around ids, any line ends, empty lines, lines that start with # and what follows a blank
+    and # are passed over. Raises InputError if the file cannot be read, or an id stands there twice.
     """
     try:
         text = decode_text(path.read_bytes())

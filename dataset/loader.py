@@ -4,7 +4,7 @@ import atexit
 import functools
 import signal
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.base import Sample, SegmentationDataset
+from dataset.base import SegmentationDataset
 from utils.errors import InputError
 
 
@@ -120,28 +120,24 @@ def start_pass(loader: DataLoader[Any]) -> Iterator[Any]:
     return iterator
 
 
-class _ErrorsAsValues(Dataset[Any]):
-    """Wraps a data set and returns an InputError instead of raising it.
+class ErrorsAsValues(Dataset[Any]):
+    """What `read` returns for each key of an item; an InputError is returned instead of raised.
 
     Torch turns what a worker raises into text; returned, the error keeps its type and its kind.
     """
 
-    def __init__(self, data: SegmentationDataset) -> None:
-        self.data = data
+    def __init__(self, read: Callable[[Any], Any], length: int) -> None:
+        self.read = read
+        self.length = length
 
     def __len__(self) -> int:
-        return len(self.data)
+        return self.length
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample | InputError:
+    def __getitem__(self, key: Any) -> Any:
         try:
-            return self.data[key]
+            return self.read(key)
         except InputError as error:
             return error
-
-
-def _as_list(samples: list[Any]) -> list[Any]:
-    """Collate a batch as a list: every sample has its own size."""
-    return samples
 
 
 class SampleLoader(DataLoader[Any]):
@@ -171,10 +167,10 @@ class SampleLoader(DataLoader[Any]):
         if isinstance(sampler, BatchPart):
             order = {"batch_sampler": sampler}
         super().__init__(
-            _ErrorsAsValues(dataset),
+            ErrorsAsValues(dataset.__getitem__, len(dataset)),
             **order,
             num_workers=num_workers,
-            collate_fn=_as_list,
+            collate_fn=list,  # every sample has its own size
             worker_init_fn=prepare_worker,
             persistent_workers=persistent and num_workers > 0,
             pin_memory=pin,

@@ -24,16 +24,6 @@ from utils.tiling import Box, Size
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one part adds to a box: `within` the part, and `target`, where that lies in the box, of the same size."""
-
-    row: int
-    column: int
-    within: Box
-    target: Box
-
-
-@dataclass(frozen=True)
 class Layout:
     """A seamless grid of parts: heights of its rows and widths of its columns, in pixels."""
 
@@ -45,11 +35,15 @@ class Layout:
         """Return (height, width) of all parts together."""
         return sum(self.heights), sum(self.widths)
 
-    def pieces(self, box: Box) -> Iterator[Piece]:
-        """Yield the pieces that `box`, which lies within the grid, is made of."""
+    def pieces(self, box: Box) -> Iterator[tuple[int, Box, Box]]:
+        """Yield each part that `box`, which lies within the grid, touches.
+
+        That is the part's number, row by row; what it adds, as a box of the part; and the same within `box`.
+        """
         for row, top, first_row, height in _overlaps(self.heights, box.top, box.height):
             for column, left, first_column, width in _overlaps(self.widths, box.left, box.width):
-                yield Piece(row, column, Box(top, left, height, width), Box(first_row, first_column, height, width))
+                number = row * len(self.widths) + column
+                yield number, Box(top, left, height, width), Box(first_row, first_column, height, width)
 
 
 def _overlaps(lengths: Sequence[int], start: int, length: int) -> Iterator[tuple[int, int, int, int]]:
@@ -108,12 +102,6 @@ T = TypeVar("T")
 KEPT_BYTES = 256 << 20
 """How much of decoded pictures each process keeps while windows are cut from them."""
 
-_RASTER_BYTES = 1 << 20
-"""What an open raster counts as; its pixels stay on disk."""
-
-_RASTER_IDS = 16_000_000
-"""Ids that an open raster label holds at most."""
-
 
 class FilePair(NamedTuple):
     """An image file and its label, None where it has none."""
@@ -158,16 +146,7 @@ class OpenFiles:
     def use(
         self, key: Hashable, start: Callable[[], AbstractContextManager[T]], size: Callable[[T], int]
     ) -> Iterator[T]:
-        """Use a file.
-
-        Args:
-            key: the file.
-            start: opens it where it is not open.
-            size: how many bytes it holds while it is open.
-
-        Yields:
-            The open file.
-        """
+        """Yield the open file `key`, which `start` opens where it is not open; it holds `size` bytes while it is."""
         if key not in self._open:
             with ExitStack() as stack:
                 file = stack.enter_context(start())
@@ -182,19 +161,9 @@ class OpenFiles:
         yield self._open[key][0]
 
 
-def _image_bytes(image: ImageFile) -> int:
-    """Return what an open image holds."""
-    return _value_bytes(image.info)
-
-
-def _label_bytes(label: LabelFile) -> int:
-    """Return what an open label holds at most: its values, and ids, of a raster unless it is large."""
-    pixels = label.info.pixels
-    return _value_bytes(label.info) + (min(pixels, _RASTER_IDS) if label.info.decoder == RASTERIO else pixels)
-
-
 def _value_bytes(info: FileInfo) -> int:
-    return _RASTER_BYTES if info.decoder == RASTERIO else info.pixels * info.bands * np.dtype(info.dtype).itemsize
+    """Return what the values of an open file take; those of a raster stay on disk."""
+    return 1 << 20 if info.decoder == RASTERIO else info.pixels * info.bands * np.dtype(info.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -228,18 +197,10 @@ class PairReader:
             raise too_large(path, box.height * box.width, self.max_pixels)
 
     def read(self, item: Item, box: Box | None = None) -> tuple[Tensor, Tensor | None]:
-        """Read an image and its label, as displayed.
+        """Read an image and its label within `box`, by default all, as displayed.
 
-        Args:
-            item: where they are.
-            box: which pixels; by default all.
-
-        Returns:
-            (bands, height, width) uint8; and (height, width) uint8 ids, 255 where the image has no data, too; None
-            without a label.
-
-        Raises:
-            InputError: a file cannot be used, as `open_image` and `open_label` say, naming it.
+        Returns (bands, height, width) uint8; and (height, width) uint8 ids, 255 where the image has no data, too; None
+        without a label. Raises InputError, naming the file, as `open_image` and `open_label` do.
         """
         pairs = item.pairs()
         if not isinstance(item.image, JoinedParts):
@@ -247,12 +208,11 @@ class PairReader:
         box = box or self.whole(item)
         pixels = torch.empty((self.view.n_bands, box.height, box.width), dtype=torch.uint8)
         ids = None if item.label is None else torch.empty((box.height, box.width), dtype=torch.uint8)
-        columns = len(item.image.rows[0])
-        for piece in item.image.layout.pieces(box):
-            own_pixels, own_ids = self.read_files(pairs[piece.row * columns + piece.column], piece.within)
-            piece.target.of(pixels).copy_(own_pixels)
+        for number, within, target in item.image.layout.pieces(box):
+            own_pixels, own_ids = self.read_files(pairs[number], within)
+            target.of(pixels).copy_(own_pixels)
             if ids is not None and own_ids is not None:
-                piece.target.of(ids).copy_(own_ids)
+                target.of(ids).copy_(own_ids)
         return pixels, ids
 
     def read_files(self, pair: FilePair, box: Box | None = None) -> tuple[Tensor, Tensor | None]:
@@ -272,10 +232,19 @@ class PairReader:
         return pixels, ids if valid is None else ids.masked_fill(~valid, IGNORED)
 
     def _open_image(self, path: Path) -> AbstractContextManager[ImageFile]:
-        return self.files.use((path, self.view), lambda: open_image(path, self.view, self.max_pixels), _image_bytes)
+        return self.files.use(
+            (path, self.view),
+            lambda: open_image(path, self.view, self.max_pixels),
+            lambda image: _value_bytes(image.info),
+        )
 
     def _open_label(self, path: Path, image: FileInfo) -> AbstractContextManager[LabelFile]:
-        return self.files.use(path, lambda: open_label(path, self.classes, image, self.max_pixels), _label_bytes)
+        def held(label: LabelFile) -> int:
+            """Return what an open label holds at most: its values, and ids, of a raster unless it is large."""
+            pixels = label.info.pixels
+            return _value_bytes(label.info) + (min(pixels, 16_000_000) if label.info.decoder == RASTERIO else pixels)
+
+        return self.files.use(path, lambda: open_label(path, self.classes, image, self.max_pixels), held)
 
     def notes(self, item: Item) -> list[str]:
         """Return what is done to an image before it is used, beyond decoding: a turn for display, a stretch."""

@@ -1,74 +1,49 @@
 """Mean and deviation of each band over the images of a data set, for `--normalize data`."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
-from dataset.loader import prepare_worker, start_pass
+from dataset.loader import ErrorsAsValues, prepare_worker, start_pass
 from imaging.image_file import open_image
 from utils.errors import InputError
 from utils.settings import Statistics
 from utils.tiling import Box
 
-_STRIP_PIXELS = 4_000_000
-"""How many pixels of an image are counted at a time."""
-
 SMALLEST_STD = 1 / 255
 """Of a band that hardly varies: the step between two values."""
 
 
-class _Counted(Dataset[Any]):
-    """How often each value occurs in each band of an item, by the item's index; an InputError is returned."""
-
-    def __init__(self, data: SegmentationDataset) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data.items)
-
-    def __getitem__(self, index: int) -> Tensor | InputError:
-        counts = torch.zeros((self.data.view.n_bands, 256), dtype=torch.int64)
-        try:
-            for pair in self.data.items[index].pairs():
-                with open_image(pair.image, self.data.view, self.data.max_pixels) as image:
-                    height, width = image.size
-                    step = max(1, _STRIP_PIXELS // width)
-                    for top in range(0, height, step):
-                        box = Box(top, 0, min(step, height - top), width)
-                        pixels, valid = image.read(box), image.valid(box)
-                        for band, own in zip(pixels, counts, strict=True):
-                            own += torch.bincount((band if valid is None else band[valid]).flatten(), minlength=256)
-        except InputError as error:
-            return error
-        return counts
+def _count(data: SegmentationDataset, index: int) -> Tensor:
+    """Return how often each value occurs in each band of an item, (bands, 256)."""
+    counts = torch.zeros((data.view.n_bands, 256), dtype=torch.int64)
+    for pair in data.items[index].pairs():
+        with open_image(pair.image, data.view, data.max_pixels) as image:
+            height, width = image.size
+            step = max(1, 4_000_000 // width)
+            for top in range(0, height, step):
+                box = Box(top, 0, min(step, height - top), width)
+                pixels, valid = image.read(box), image.valid(box)
+                for band, own in zip(pixels, counts, strict=True):
+                    own += torch.bincount((band if valid is None else band[valid]).flatten(), minlength=256)
+    return counts
 
 
 def count_values(
     data: SegmentationDataset, indices: Sequence[int], num_workers: int = 0, *, quiet: bool = False
 ) -> Tensor:
-    """Count how often each value occurs in each band of some images, as `data.view` reads them.
+    """Count how often each value occurs in each band of some of `data.items`, as `data.view` reads them.
 
-    Pixels without data are left out.
-
-    Args:
-        data: the images.
-        indices: which of `data.items`.
-        num_workers: processes that decode them.
-        quiet: no progress bar.
-
-    Returns:
-        (bands, 256) int64. Counts of parts of the images add up.
-
-    Raises:
-        InputError: an image cannot be read, or has fewer bands.
+    Pixels without data are left out. Returns (bands, 256) int64; counts of parts of the images add up. Raises
+    InputError if an image cannot be read, or has fewer bands.
     """
     loader = DataLoader(
-        _Counted(data),
+        ErrorsAsValues(partial(_count, data), len(data.items)),
         batch_size=None,
         sampler=indices,
         num_workers=num_workers,

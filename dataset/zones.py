@@ -19,7 +19,7 @@ earlier one; ignored zones are drawn last.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,23 +71,16 @@ class ZoneFile:
 
 
 def read_zones(path: Path) -> ZoneFile | None:
-    """Read a file.
+    """Read a file; None for XML of another kind, such as METS.
 
-    Args:
-        path: of the file.
-
-    Returns:
-        The page; None for XML of another kind, such as a METS file.
-
-    Raises:
-        InputError: it is no XML, has not exactly one page, or a number that is needed is none. Names the file.
+    Raises InputError, naming the file, if it is no XML, has not exactly one page, or a number that is needed is none.
     """
     with reading(path):
         root = ElementTree.parse(path).getroot()
     kind = _name(root)
     if kind not in ("alto", "PcGts"):
         return None
-    pages = _every(root, "Page")
+    pages = root.findall(".//{*}Page")
     if len(pages) != 1:
         raise InputError(f"{path} holds {len(pages)} pages; save each page as a file of its own")
     try:
@@ -97,7 +90,7 @@ def read_zones(path: Path) -> ZoneFile | None:
 
 
 def _read_alto(path: Path, root: Element, page: Element) -> ZoneFile:
-    tags = {tag.get("ID", ""): tag.get("LABEL", "") for group in _every(root, "Tags") for tag in group}
+    tags = {tag.get("ID", ""): tag.get("LABEL", "") for tag in root.findall(".//{*}Tags/*")}
     found = []
     for block in page.iter():
         if _name(block) not in _ALTO_BLOCKS:
@@ -106,16 +99,16 @@ def _read_alto(path: Path, root: Element, page: Element) -> ZoneFile:
         names += [block.get("TYPE", "")]
         if any(names) or _name(block) != "ComposedBlock":  # which only groups others
             found.append((_labels(block, names), _alto_outline(block)))
-    unit = _text(root, "MeasurementUnit") or "pixel"
+    unit = root.findtext(".//{*}MeasurementUnit", "").strip() or "pixel"
     size = _size(page, "HEIGHT", "WIDTH")
     if size is None and unit != "pixel":
         raise InputError(f"places are in {unit}, but Page has no WIDTH and HEIGHT; export it in pixels")
-    return _zone_file(path, _text(root, "fileName"), size, found)
+    return _zone_file(path, root.findtext(".//{*}fileName", ""), size, found)
 
 
 def _alto_outline(block: Element) -> np.ndarray | None:
     """Return the corners of a block's polygon, else of its box; None where it has neither."""
-    shapes = [shape for child in block if _name(child) == "Shape" for shape in child]
+    shapes = block.findall("{*}Shape/*")
     if shapes:
         if _name(shapes[0]) != "Polygon":
             raise InputError(f"{_called(block)} is a {_name(shapes[0])}; only polygons and boxes can be read")
@@ -140,7 +133,7 @@ def _read_page(path: Path, page: Element) -> ZoneFile:
 
 def _page_outline(region: Element) -> np.ndarray | None:
     """Return the corners of a region; None where it has none."""
-    coords = next((child for child in region if _name(child) == "Coords"), None)
+    coords = region.find("{*}Coords")
     if coords is None:
         return None
     points = [f"{point.get('x', '')} {point.get('y', '')}" for point in coords]  # as in 2010
@@ -198,16 +191,6 @@ def _called(element: Element) -> str:
 def _name(element: Element) -> str:
     """Return an element's name without its namespace."""
     return element.tag.rpartition("}")[2]
-
-
-def _every(root: Element, name: str) -> list[Element]:
-    return [element for element in root.iter() if _name(element) == name]
-
-
-def _text(root: Element, name: str) -> str:
-    """Return the text of the first element `name`, "" where there is none."""
-    texts: Iterator[str] = ((element.text or "").strip() for element in _every(root, name))
-    return next(texts, "")
 
 
 SEGMONTO: Mapping[str, Any] = {

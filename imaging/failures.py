@@ -71,14 +71,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def not_written(path: Path, reason: str, kind: str = "") -> InputError:
-    """Return the error for a result that could not be written, and which concerns its image alone.
+    """Return the error for a result, or the file beside that becomes it, which could not be written.
 
-    It has no kind if nothing can be written to the folder any more.
-
-    Args:
-        path: of the result, or of the file beside that becomes it.
-        reason: in a few words.
-        kind: of the fault, if it is none of the disk.
+    It concerns its image alone, and has no kind if nothing can be written to the folder any more. `kind` is of the
+    fault, if it is none of the disk.
     """
     result = final_path(path)
     if not kind and (fault := write_fault(path.parent)):

@@ -137,18 +137,13 @@ def to_degrees(crs: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
             warnings.simplefilter("ignore")
             longitude, latitude = map(np.asarray, transform(crs, "EPSG:4326", x.tolist(), y.tolist()))
     except Exception:  # of one point or of all: PROJ raises many kinds
-        if len(x) == 1 or _is_local(crs):
+        if len(x) == 1 or crs.to_wkt().startswith(("LOCAL_CS", "ENGCRS")):
             return np.full(len(x), np.nan), np.full(len(x), np.nan)
         half = len(x) // 2
         parts = [to_degrees(crs, x[part], y[part]) for part in (slice(half), slice(half, None))]
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
     valid = np.isfinite(longitude) & np.isfinite(latitude)
     return np.where(valid, longitude, np.nan), np.where(valid, latitude, np.nan)
-
-
-def _is_local(crs: Any) -> bool:
-    """Return whether a reference system is that of a plane somewhere."""
-    return crs.to_wkt().startswith(("LOCAL_CS", "ENGCRS"))
 
 
 def _to_stored(turn: Turn, stored: Size) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from imaging.planes import MAX_PIXELS, Planes, open_planes, to_tensor
+from imaging.planes import MAX_PIXELS, Planes, open_planes, palette_colors, to_tensor
 from imaging.probe import RASTERIO, FileInfo, probe
 from utils.errors import InputError, required
 from utils.stretch import RGB, Bands, Limits, Stretch, parse_bands, spell_bands
@@ -16,12 +16,6 @@ from utils.tiling import Box, Size
 
 SAMPLE_SIDE = 1024
 """Percentiles are those of at most so many rows and columns, spread evenly."""
-
-_SAMPLE_PIXELS = 4_000_000
-"""How many pixels are read at a time to take the sample from."""
-
-_MOST_LIMITS = 10_000
-"""Of how many files a process remembers the percentiles."""
 
 _known_limits: dict[tuple[object, ...], Limits] = {}
 
@@ -119,17 +113,11 @@ class ImageFile:
         if self._limits is not None:
             return self._stretch.apply(values, self._limits)
         if self.info.palette:
-            return self._colors(values[0])
+            colors = palette_colors(required(self._planes.palette, "palette"), values[0])
+            return colors[[band - 1 for band in self._shown]]
         if self.info.top < 255:
             return np.round(values * np.float32(255 / self.info.top)).astype(np.uint8)
         return values
-
-    def _colors(self, indices: np.ndarray) -> np.ndarray:
-        """Return the bands (C, h, w) of palette indices; those beyond the palette are black."""
-        palette = required(self._planes.palette, "palette")
-        table = np.zeros((max(len(palette), np.iinfo(indices.dtype).max + 1), 3), np.uint8)
-        table[: len(palette)] = palette
-        return table[indices].transpose(2, 0, 1)[[band - 1 for band in self._shown]]
 
     def _valid(self, box: Box, values: np.ndarray | None) -> np.ndarray | None:
         """Return where `box`, whose bands hold `values`, has data; only floats need the values."""
@@ -148,7 +136,7 @@ class ImageFile:
         status = self.info.path.stat()
         key = str(self.info.path), status.st_mtime_ns, status.st_size, self._bands, self._stretch, self.info.decoder
         if key not in _known_limits:
-            if len(_known_limits) >= _MOST_LIMITS:
+            if len(_known_limits) >= 10_000:
                 _known_limits.clear()
             _known_limits[key] = self._stretch.limits(*self._sample())
         return _known_limits[key]
@@ -157,7 +145,7 @@ class ImageFile:
         """Return evenly spaced pixels, (bands, h, w) with sides of at most 1024, and which of them have data."""
         height, width = self.size
         rows, columns = spaced(height), spaced(width)
-        step = max(1, _SAMPLE_PIXELS // width)
+        step = max(1, 4_000_000 // width)
         found, masks = [], []
         for top in range(0, height, step):
             own = rows[(rows >= top) & (rows < top + step)]
@@ -182,18 +170,10 @@ def spaced(side: int) -> np.ndarray:
 def open_image(
     path: str | Path | FileInfo, view: View | None = None, max_pixels: int = MAX_PIXELS
 ) -> Iterator[ImageFile]:
-    """Open an image: a raster in windows, any other decoded once.
+    """Open a file, or what `imaging.probe.probe` said of it, turned as it is displayed.
 
-    Args:
-        path: the file, or what `imaging.probe.probe` said of it.
-        view: which bands are read, and how values of more than 8 bits become 0..255; by default as `View()`.
-        max_pixels: the largest picture that is decoded whole.
-
-    Yields:
-        The image, turned as it is displayed.
-
-    Raises:
-        InputError: it cannot be read, lacks the bands, or needs rasterio, which is not installed. Names the file.
+    A raster is read in windows, any other is decoded once, up to `max_pixels`. Raises InputError, naming the file, if
+    it cannot be read, lacks the bands, or needs rasterio, which is not installed.
     """
     view = view or View()
     info = path if isinstance(path, FileInfo) else probe(path)

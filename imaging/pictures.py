@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from imaging.image_file import ImageFile, View
-from imaging.planes import TURNS, HeldPlanes, TurnedPlanes, picture_values
+from imaging.planes import TURNS, HeldPlanes, picture_values, turned
 from imaging.probe import PILLOW, RASTERIO, FileInfo, read_orientation
 from imaging.sources import MEMORY_PIXELS, Source, fits_memory
 from utils.errors import InputError
@@ -20,15 +20,7 @@ _STRIP_PIXELS = 16_000_000
 
 
 def picture(image: Image.Image, view: View | None = None) -> ImageFile:
-    """Return a Pillow image as a source.
-
-    Args:
-        image: of any mode, turned as its EXIF says.
-        view: which bands are read, and how values of more than 8 bits become 0..255; by default as `View()`.
-
-    Raises:
-        InputError: it lacks the bands.
-    """
+    """Return a Pillow image of any mode, turned as its EXIF says, as a source; InputError where it lacks the bands."""
     image.load()
     orientation = read_orientation(image)
     values, palette = picture_values(image)
@@ -43,19 +35,15 @@ def picture(image: Image.Image, view: View | None = None) -> ImageFile:
         orientation=orientation,
         palette=palette is not None,
     )
-    return ImageFile(info, TurnedPlanes(HeldPlanes(values, palette), TURNS[orientation]), view or View())
+    return ImageFile(info, HeldPlanes(turned(values, TURNS[orientation]), palette), view or View())
 
 
 def array(values: np.ndarray, view: View) -> ImageFile:
     """Return an array as a source: a picture where no bands are named, else as if a file held it.
 
-    Args:
-        values: a picture, (H, W, 3) or grey (H, W), uint8; or (H, W, bands) of whole or floating-point numbers. Of a
-            masked array, pixels that are masked in all bands that are read have no data.
-        view: which bands are read, and how values of other types than uint8 become 0..255.
-
-    Raises:
-        InputError: it is of another type or shape, is empty or lacks the bands.
+    A picture is (H, W, 3) or grey (H, W), uint8; others are (H, W, bands) of whole or floating-point numbers. Of a
+    masked array, pixels that are masked in all bands that are read have no data. Raises InputError for another type or
+    shape, an empty array and missing bands.
     """
     if view.bands is None:
         known, wanted = values.dtype == np.uint8 and values.shape[2:] in ((), (RGB,)), "(H, W, 3) or (H, W) uint8"
@@ -79,18 +67,10 @@ def array(values: np.ndarray, view: View) -> ImageFile:
 
 
 def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:
-    """Shrink a source with Pillow's bilinear filter, antialiased.
+    """Shrink a source to (bands, *size) uint8 with Pillow's bilinear filter, antialiased.
 
-    A large source is shrunk along its rows first, some rows at a time, then along its columns: the filter is separable,
-    so values differ by the rounding between the steps alone.
-
-    Args:
-        source: an image.
-        size: (height, width) to make of it.
-        most: the most pixels of RGB, or other bands of as many bytes, that are shrunk at once, with one rounding.
-
-    Returns:
-        (bands, *size) uint8.
+    A source of more bytes than `most` pixels of RGB is shrunk along its rows first, some rows at a time, then along its
+    columns: the filter is separable, so values differ by the rounding between the steps alone.
     """
     height, width = source.size
     step = height if fits_memory(source, most) else max(1, _STRIP_PIXELS * RGB // (width * source.n_bands))

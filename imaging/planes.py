@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
 import cv2
@@ -12,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from imaging import raster
 from imaging.failures import damaged, reading, too_large, unsupported
 from imaging.probe import PILLOW, RASTERIO, FileInfo, strict_pillow
-from imaging.raster import RasterPlanes
 from imaging.tiff import as_stored
 from utils.errors import InputError
 from utils.tiling import Box, Size
@@ -34,9 +35,6 @@ TURNS = {
     8: Turn(quarters=1),
 }
 """How stored pixels are turned for display, by EXIF's orientation."""
-
-_STRIP = 64
-"""Rows."""
 
 
 class Planes(Protocol):
@@ -109,40 +107,62 @@ class HeldPlanes:
         return (~np.isnan(values) if np.isnan(nodata) else values != nodata).any(0)
 
 
-@dataclass(frozen=True)
-class TurnedPlanes:
-    """Other planes, turned."""
+class RasterPlanes:
+    """The values of a raster file, turned and read in windows; to be closed.
 
-    planes: Planes
-    turn: Turn
+    Two threads may read at once; GDAL's files do not allow that, so they take turns.
+    """
 
-    @property
-    def dtype(self) -> str:
-        return self.planes.dtype
+    def __init__(self, info: FileInfo, turn: Turn) -> None:
+        self._info, self._turn, self._lock = info, turn, Lock()
+        self._file = raster.open_file(info.path)
+        with reading(info.path):
+            from rasterio.enums import MaskFlags
 
-    @property
-    def count(self) -> int:
-        return self.planes.count
+            flags = self._file.mask_flag_enums
+            self._masked = [MaskFlags.all_valid not in own for own in flags]
+            self._alpha = [MaskFlags.alpha in own for own in flags]
+            self._alpha_band = raster.alpha_band(self._file)
+            self.palette = raster.color_table(self._file) if self._file.count == 1 else None
+        self.dtype = self._file.dtypes[0]
+        self.count: int = self._file.count
 
-    @property
-    def palette(self) -> np.ndarray | None:
-        return self.planes.palette
+    def close(self) -> None:
+        self._file.close()
 
     @property
     def size(self) -> Size:
-        return self.turn.size(self.planes.size)
+        return self._turn.size((self._file.height, self._file.width))
 
     def read(self, box: Box, bands: tuple[int, ...]) -> np.ndarray:
-        return turned(self.planes.read(self.turn.origin(box, self.planes.size), bands), self.turn)
+        with self._lock, reading(self._info.path):
+            values = self._file.read(bands, window=self._window(box))
+        return turned(self._info.top - values if self._info.inverted else values, self._turn)
 
     def valid(self, box: Box, bands: tuple[int, ...]) -> np.ndarray | None:
-        found = self.planes.valid(self.turn.origin(box, self.planes.size), bands)
-        return None if found is None else turned(found, self.turn)
+        # transparency that is chosen as a colour is data
+        hiding = [b for b in bands if self._masked[b - 1] and not (self._alpha[b - 1] and self._alpha_band in bands)]
+        if not hiding:
+            return None
+        with self._lock, reading(self._info.path):
+            masks = self._file.read_masks(bands, window=self._window(box))
+        return turned((masks > 0).any(0), self._turn)
+
+    def _window(self, box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+        box = self._turn.origin(box, (self._file.height, self._file.width))
+        return (box.top, box.top + box.height), (box.left, box.left + box.width)
 
 
 def turned(values: np.ndarray, turn: Turn) -> np.ndarray:
     """Return a view of `values` (..., H, W), turned."""
     return np.rot90(values[..., ::-1] if turn.mirrored else values, turn.quarters, (-2, -1))
+
+
+def palette_colors(palette: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return the colours (3, h, w) uint8 of indices (h, w) of a palette (n, 3); those beyond it are black."""
+    table = np.zeros((max(len(palette), int(np.iinfo(indices.dtype).max) + 1), 3), np.uint8)
+    table[: len(palette)] = palette
+    return table[indices].transpose(2, 0, 1)
 
 
 def to_tensor(values: np.ndarray) -> Tensor:
@@ -154,35 +174,25 @@ def to_tensor(values: np.ndarray) -> Tensor:
 
 @contextmanager
 def open_planes(info: FileInfo, turn: Turn | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[Planes]:
-    """Open the values of a file.
+    """Open the values of a file, turned as it is displayed unless `turn` is given.
 
-    Args:
-        info: what `imaging.probe.probe` says of the file.
-        turn: how to turn what is stored; by default as it is displayed.
-        max_pixels: the largest picture that is decoded whole; rasters are read in windows.
-
-    Yields:
-        Its planes.
-
-    Raises:
-        InputError: it is damaged, too large, or needs rasterio, which is not installed.
+    Pictures are decoded whole, up to `max_pixels`; rasters are read in windows. Raises InputError if the file is
+    damaged, too large, or needs rasterio, which is not installed.
     """
     turn = TURNS[info.orientation] if turn is None else turn
-    decoder = info.decoder
-    if decoder != RASTERIO:
-        planes: Planes = decode(info, max_pixels)
-        yield planes if turn == Turn() else TurnedPlanes(planes, turn)
+    if info.decoder != RASTERIO:
+        yield _decode(info, turn, max_pixels)
         return
-    raster = RasterPlanes(info.path, info.top, info.inverted)
+    planes = RasterPlanes(info, turn)
     try:
-        _check(info, raster)
-        yield raster if turn == Turn() else TurnedPlanes(raster, turn)
+        _check(info, turn, planes)
+        yield planes
     finally:
-        raster.close()
+        planes.close()
 
 
-def decode(info: FileInfo, max_pixels: int = MAX_PIXELS) -> HeldPlanes:
-    """Decode a whole file by Pillow or OpenCV, as stored; raises InputError as `open_planes` does."""
+def _decode(info: FileInfo, turn: Turn, max_pixels: int) -> HeldPlanes:
+    """Decode a whole file by Pillow or OpenCV; see `open_planes`."""
     if info.pixels > max_pixels:
         raise too_large(info.path, info.pixels, max_pixels)
     try:
@@ -194,14 +204,14 @@ def decode(info: FileInfo, max_pixels: int = MAX_PIXELS) -> HeldPlanes:
         raise InputError(
             f"{error}, or, where it is intact, install the package rasterio: pip install rasterio", error.kind
         ) from error
-    planes = HeldPlanes(values, palette, info.nodata)
-    _check(info, planes)
+    planes = HeldPlanes(turned(values, turn), palette, info.nodata)
+    _check(info, turn, planes)
     return planes
 
 
-def _check(info: FileInfo, planes: Planes) -> None:
+def _check(info: FileInfo, turn: Turn, planes: Planes) -> None:
     """Raise InputError where a library decodes another thing than the header says: it is broken, or misunderstood."""
-    said = info.bands, info.stored, info.dtype, info.palette
+    said = info.bands, turn.size(info.stored), info.dtype, info.palette
     found = planes.count, planes.size, planes.dtype, planes.palette is not None
     if said != found:
         said_text, found_text = (
@@ -255,13 +265,13 @@ def _bands(image: Image.Image) -> np.ndarray:
     if len(image.getbands()) == 1:
         return np.asarray(image)[None]
     values = np.empty((len(image.getbands()), image.height, image.width), np.uint8)
-    # numpy gets Pillow's pixels by way of copies: of strips they stay small, and in the processor's cache
-    for top in range(0, image.height, _STRIP):
-        rows = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+    step = 64  # numpy gets Pillow's pixels by way of copies: of strips they stay small, and in the processor's cache
+    for top in range(0, image.height, step):
+        rows = image.crop((0, top, image.width, min(top + step, image.height)))
         for k, band in enumerate(image.getbands()):
             # Pillow separates bands faster than numpy does, but of LA it cannot as it writes bytes
             own = rows.getchannel(k).tobytes() if image.mode == "LA" else rows.tobytes("raw", band)
-            values[k, top : top + _STRIP] = np.frombuffer(own, np.uint8).reshape(-1, image.width)
+            values[k, top : top + step] = np.frombuffer(own, np.uint8).reshape(-1, image.width)
     return values
 
 

@@ -43,20 +43,11 @@ _GEO_BOXES = (b"\xb1\x4b\xf8\xbd\x08\x3d\x4b\x43\xa5\xae\x8c\xd7\xd5\xa6\xce\x03
 
 _MARKED_BESIDE = "pixels without data, marked beside it"
 
-_HEAD = 1 << 20
-"""Bytes of a JPEG 2000 in which its header is searched."""
-
 _COMPRESSIONS = (1, 5, 7, 8, 32773, 32946)
 """None, LZW, JPEG, deflate, PackBits: what Pillow, OpenCV and GDAL have all been built with."""
 
 _PILLOW_COMPRESSIONS = (*_COMPRESSIONS, 2, 3, 4, 6, 34925, 50000, 50001)
 """Those of faxes, LZMA, Zstandard and WebP, too, as far as Pillow has been built with them."""
-
-_PREVIEWS = ("MPO", "PSD")
-"""Formats whose further frames are previews, maps of brightness or layers: the first frame is the picture."""
-
-_PAGED = ("NITF", "PDF", "PDS4", "FITS")
-"""GDAL's drivers that show the first of several images as if it were all."""
 
 _BANDS = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4, "RGBX": 4}
 """Of Pillow's modes as they are decoded; what is not here is converted to RGB."""
@@ -214,7 +205,7 @@ def _own_decoder(tags: TiffTags) -> str:
 
 def _probe_jp2(path: Path, file: BinaryIO) -> FileInfo | None:
     """Return what the image header of a JPEG 2000 says, None where it is not found near the file's start."""
-    head = file.read(_HEAD)
+    head = file.read(1 << 20)
     start = head.find(_JP2_MAGIC[1])
     if start < 0 or start + 40 > len(head):
         return None
@@ -258,7 +249,8 @@ def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
             mode, format_, size = image.mode, image.format or "", (image.height, image.width)
             raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
             orientation = read_orientation(image) if may_be_turned else 1
-            if format_ not in _PREVIEWS and getattr(image, "is_animated", False):
+            # further frames of these are previews, maps of brightness or layers
+            if format_ not in ("MPO", "PSD") and getattr(image, "is_animated", False):
                 raise _several(path)
     except UnidentifiedImageError:
         # GDAL reads some of what Pillow does not know; of a broken picture it would make up the rest
@@ -346,7 +338,7 @@ def _probe_raster(path: Path) -> FileInfo:
         if not types:
             mend = f"save one of its parts as a file: {save_part(parts[0])}" if parts else "take another format"
             raise unsupported(path, f"as {file.driver} it has no bands of its own", mend)
-        if file.driver in _PAGED and len(parts) > 1:
+        if file.driver in ("NITF", "PDF", "PDS4", "FITS") and len(parts) > 1:  # GDAL shows the first as if it were all
             raise _several(path)
         if any(kind.startswith("complex") for kind in types):
             raise unsupported(path, "its samples are complex numbers", "save their magnitude as float32 instead")
@@ -383,7 +375,6 @@ def _several(path: Path) -> InputError:
 
 
 _GEOREFERENCE = (b"<GeoTransform", b"<SRS", b"<GCPList", b'<Metadata domain="RPC"')
-_MASKED = (b"<NoDataValue",)
 
 
 def sidecars(path: Path) -> tuple[str, bool]:
@@ -391,25 +382,16 @@ def sidecars(path: Path) -> tuple[str, bool]:
 
     World files (.tfw, .pgw, .wld, ...), GDAL's .aux.xml and .msk, and rational polynomials (_RPC.TXT, .RPB) count.
     """
-    auxiliary = _content(path.with_name(f"{path.name}.aux.xml"))
-    masked = any(sign in auxiliary for sign in _MASKED) or _exists(path.with_name(f"{path.name}.msk"))
-    names = _world_files(path) + [f"{path.stem}{ending}" for ending in ("_RPC.TXT", "_rpc.txt", ".RPB", ".rpb")]
+    auxiliary = b""
+    with suppress(OSError):  # there is none
+        auxiliary = path.with_name(f"{path.name}.aux.xml").read_bytes()
+    masked = b"<NoDataValue" in auxiliary or _exists(path.with_name(f"{path.name}.msk"))
+    suffix = path.suffix[1:].lower()
+    world = ["wld", *([f"{suffix[0]}{suffix[-1]}w", f"{suffix}w"] if suffix else [])]  # x.tfw, x.tifw beside x.tif
+    endings = [f".{ending}" for low in world for ending in (low, low.upper())]
+    names = [f"{path.stem}{ending}" for ending in (*endings, "_RPC.TXT", "_rpc.txt", ".RPB", ".rpb")]
     beside = any(sign in auxiliary for sign in _GEOREFERENCE) or any(_exists(path.with_name(name)) for name in names)
     return "beside" if beside else "", masked
-
-
-def _world_files(path: Path) -> list[str]:
-    """Return the names that a world file of `path` may have: x.tfw, x.tifw or x.wld beside x.tif."""
-    suffix = path.suffix[1:].lower()
-    endings = ["wld", *([f"{suffix[0]}{suffix[-1]}w", f"{suffix}w"] if suffix else [])]
-    return [f"{path.stem}.{ending}" for low in endings for ending in (low, low.upper())]
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # there is none
-        return b""
 
 
 def _exists(path: Path) -> bool:

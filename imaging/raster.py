@@ -4,7 +4,6 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -12,10 +11,6 @@ import numpy as np
 
 from imaging.failures import reading
 from utils.errors import InputError
-from utils.tiling import Box, Size
-
-CACHE_MB = "96"
-"""What GDAL may keep of decoded blocks; its own choice is a twentieth of the machine's memory."""
 
 
 def installed() -> bool:
@@ -29,7 +24,7 @@ def installed() -> bool:
 
 def library(path: Path) -> ModuleType:
     """Return rasterio; InputError, saying that `path` needs it, where it is not installed."""
-    os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)
+    os.environ.setdefault("GDAL_CACHEMAX", "96")  # MB of decoded blocks; else a twentieth of the machine's memory
     try:
         import rasterio
     except ImportError as error:
@@ -73,51 +68,3 @@ def has_georeference(file: Any) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return bool(file.crs or file.gcps[0] or file.rpcs or not file.transform.is_identity)
-
-
-class RasterPlanes:
-    """The stored values of a raster file, in windows; see `imaging.planes.Planes`. To be closed.
-
-    Two threads may read at once; GDAL's files do not allow that, so they take turns.
-
-    `top`: the largest value of unsigned samples. `inverted`: 0 is white, and values are turned about.
-    """
-
-    def __init__(self, path: Path, top: int = 255, inverted: bool = False) -> None:
-        self.path, self.top, self.inverted = path, top, inverted
-        self._file = open_file(path)
-        self._turn = Lock()
-        with reading(path):
-            from rasterio.enums import MaskFlags
-
-            flags = self._file.mask_flag_enums
-            self._masked = [MaskFlags.all_valid not in own for own in flags]
-            self._alpha = [MaskFlags.alpha in own for own in flags]
-            self._alpha_band = alpha_band(self._file)
-            self.palette = color_table(self._file) if self._file.count == 1 else None
-        self.dtype = self._file.dtypes[0]
-        self.count: int = self._file.count
-
-    def close(self) -> None:
-        self._file.close()
-
-    @property
-    def size(self) -> Size:
-        return self._file.height, self._file.width
-
-    def read(self, box: Box, bands: tuple[int, ...]) -> np.ndarray:
-        with self._turn, reading(self.path):
-            planes = self._file.read(bands, window=_window(box))
-        return self.top - planes if self.inverted else planes
-
-    def valid(self, box: Box, bands: tuple[int, ...]) -> np.ndarray | None:
-        # transparency that is chosen as a colour is data
-        hiding = [b for b in bands if self._masked[b - 1] and not (self._alpha[b - 1] and self._alpha_band in bands)]
-        if not hiding:
-            return None
-        with self._turn, reading(self.path):
-            return (self._file.read_masks(bands, window=_window(box)) > 0).any(0)
-
-
-def _window(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (box.top, box.top + box.height), (box.left, box.left + box.width)

@@ -15,9 +15,6 @@ from utils.tiling import Size
 BLOCK = 256
 """Side in pixels of the tiles that are written; rows are collected until a row of tiles is full."""
 
-Window = tuple[tuple[int, int], tuple[int, int]]
-"""Rows and columns, from and to."""
-
 
 class RasterWriter:
     """A GeoTIFF, tiled and compressed, written from top to bottom; to be closed.
@@ -33,7 +30,7 @@ class RasterWriter:
         # GDAL before 3.11 knows half floats as float32 of 16 bits only
         kind = {"dtype": "float32", "nbits": 16} if dtype == "float16" else {"dtype": dtype}
         self.path, self._size, self._georeference = path, size, georeference
-        self._written: dict[Window, int] = {}  # checksums
+        self._written: dict[tuple[tuple[int, int], tuple[int, int]], int] = {}  # checksums by rows and columns
         with writing(path):
             keywords = {**georeference.keywords}
             rpcs = keywords.pop("rpcs", None)

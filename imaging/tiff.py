@@ -13,14 +13,8 @@ from utils.tiling import Size
 _GEOREFERENCE = (33550, 33922, 34264, 34735, 50844)
 """Pixel scale, tie points, transformation, GeoKeyDirectory, rational polynomials."""
 
-_PALETTE = 3
-"""The photometric interpretation of indices."""
-
 _ORIENTATION = 274
 _PAGE_KIND, _OLD_PAGE_KIND, _PAGES_INSIDE = 254, 255, 330
-
-_MOST_PAGES = 64
-"""How many pages are searched for masks and for pixels of their own; overviews come as pages, too."""
 
 _KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex", 6: "complex"}
 """By sample format; 4 is undefined data, which every reader takes for unsigned."""
@@ -54,7 +48,7 @@ class TiffTags:
 
     @property
     def palette(self) -> bool:
-        return self.photometric == _PALETTE
+        return self.photometric == 3
 
     @property
     def inverted(self) -> bool:
@@ -154,7 +148,7 @@ def _other_pages(file: BinaryIO, head: bytes, first: ImageFileDirectory_v2) -> I
     """Yield the tags of the other pages, and of those that the first one holds inside, as raw photographs do."""
     inside = np.atleast_1d(np.asarray(first.get(_PAGES_INSIDE, ()), np.int64)).tolist()
     following = first.next
-    for _ in range(_MOST_PAGES):
+    for _ in range(64):  # overviews come as pages, too
         start = following or (inside.pop(0) if inside else 0)
         if not start:
             return

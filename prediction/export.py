@@ -26,7 +26,7 @@ from prediction.segmenter import load_network
 from utils.errors import InputError, RunError, exit_code, required
 from utils.files import new_folder, write_json
 from utils.settings import MOST_SHRUNK, STATISTICS
-from utils.tiling import PatchGrid, Size
+from utils.tiling import PatchGrid
 
 OPSET = 18
 """The version of ONNX's operators in the files."""
@@ -40,10 +40,6 @@ TOLERANCE = 1e-4
 SMALLEST_PROGRAM_SIDE = 33
 """The shortest side, in pixels, of images of a program: torch takes maps with a side of one cell for another case."""
 
-TRACED_SIZE: Size = (72, 104)
-"""The images with which graphs are traced; sides that differ, so that neither is taken for the other."""
-
-
 ODD_SIZES = 75, 45
 """Sides of a shrunk image and of patches at which files are compared, too: no encoder's cells fit them."""
 
@@ -51,16 +47,9 @@ ODD_SIZES = 75, 45
 def export(checkpoint: Path, folder: Path, mode: int | None, path_g: Path | None, kind: str) -> None:
     """Write the parts of a network and `glnet.json`, which describes them, and print how far each file is off.
 
-    Args:
-        checkpoint: of this project, or a released one.
-        folder: to write; it appears when all files are written and compared.
-        mode: 1, 2 or 3; by default the checkpoint's stage.
-        path_g: stage 1's file, which a released file of stage 3 needs beside it.
-        kind: `onnx` or `pt2`.
-
-    Raises:
-        InputError: a file cannot be read or written, a package is missing, or the branches do not share maps.
-        RunError: a file does not compute what the network does.
+    `folder` appears when all files are written and compared; `kind` is `onnx` or `pt2`; see `load_network` for the
+    others. Raises InputError if a file cannot be read or written, a package is missing, or the branches do not share
+    maps, and RunError if a file does not compute what the network does.
     """
     if kind == "onnx":
         require_packages("--format onnx", PACKAGES)
@@ -84,7 +73,7 @@ def export(checkpoint: Path, folder: Path, mode: int | None, path_g: Path | None
 
 def trace(parts: Iterable[Part], n_bands: int) -> list[ExportedProgram]:
     """Return the graph of each part for images of `n_bands` bands; number and sizes of images and maps stay open."""
-    found = {"image": torch.zeros(2, n_bands, *TRACED_SIZE)}
+    found = {"image": torch.zeros(2, n_bands, 72, 104)}  # sides differ, so that neither is taken for the other
     programs = []
     for part in parts:
         inputs = tuple(found[name] for name in part.inputs)
@@ -116,15 +105,9 @@ def write_onnx(program: ExportedProgram, part: Part, path: Path) -> None:
 
 
 def compare(path: Path, part: Part, tensors: dict[str, Tensor]) -> float:
-    """Run a file and return how far its outputs are off at most, as a part of the range of each.
+    """Return how far the outputs of a part's file are off at most, as a part of the range of each.
 
-    Args:
-        path: of a part.
-        part: its names.
-        tensors: its inputs and outputs as the network computes them, by name.
-
-    Raises:
-        RunError: it is more than `TOLERANCE`.
+    `tensors` are inputs and outputs as the network computes them. Raises RunError beyond `TOLERANCE`.
     """
     inputs = [tensors[name].contiguous() for name in part.inputs]
     worst = 0.0
@@ -155,12 +138,7 @@ def run_file(path: Path, part: Part, inputs: list[Tensor]) -> Iterable[Tensor]:
 def expected_tensors(model: GLNet, header: Header) -> dict[str, dict[str, Tensor]]:
     """Compute the inputs and outputs of each part by the network itself, for a random picture of two patches.
 
-    Args:
-        model: the network.
-        header: its sizes, and as its stage the mode.
-
-    Returns:
-        By part, then by name, (N, C, h, w) each.
+    The stage of `header` is the mode. Returns (N, C, h, w) each, by part, then by name.
     """
     generator = torch.Generator().manual_seed(0)
     side, overlap = header.size_p, header.min_overlap
@@ -188,13 +166,7 @@ def expected_tensors(model: GLNet, header: Header) -> dict[str, dict[str, Tensor
 
 
 def describe(parts: Iterable[Part], header: Header, kind: str) -> dict[str, Any]:
-    """Return the record that `glnet.json` holds.
-
-    Args:
-        parts: of the network.
-        header: of the network.
-        kind: `onnx` or `pt2`.
-    """
+    """Return the record that `glnet.json` holds."""
     statistics = header.normalization() or STATISTICS["none"]
     # a single value is that of all bands
     mean, std = (values * (header.n_bands // len(values)) for values in (statistics.mean, statistics.std))

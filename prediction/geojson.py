@@ -11,35 +11,21 @@ from imaging.georeference import to_degrees
 from utils.errors import InputError
 from utils.files import final_path
 
-_DECIMALS = 9
-"""Of degrees: a tenth of a millimetre."""
-
 
 class GeoJsonFile:
     """A file of features, written in order; to be closed. OSError is raised where it cannot be written."""
 
     def __init__(self, path: Path, name: str, crs: Any) -> None:
-        """Start without features.
-
-        Args:
-            path: of the file.
-            name: of the collection.
-            crs: rasterio's, of the coordinates that come; None if they are no places, and are written as they come.
-        """
+        """Start without features; `crs` is rasterio's, None where coordinates are no places and stay as they come."""
         self.path, self._crs = path, crs
         self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
         self._file.write(f'{{"type": "FeatureCollection", "name": {json.dumps(name)}, "features": [')
         self._separator = "\n"
 
     def write(self, polygons: np.ndarray, fields: Mapping[str, Sequence[Any]]) -> None:
-        """Add features.
+        """Add features: (n,) polygons of shapely's, and n values of each field; None is no value.
 
-        Args:
-            polygons: (n,) of shapely's.
-            fields: n values each, by name; None is no value.
-
-        Raises:
-            InputError: a polygon has no place on the Earth.
+        Raises InputError where a polygon has no place on the Earth.
         """
         import shapely
 
@@ -75,7 +61,7 @@ def in_degrees(polygons: np.ndarray, crs: Any, path: Path) -> np.ndarray:
         found[k] = _parted(found[k], path)
     clockwise = ~shapely.is_ccw(shapely.get_exterior_ring(shapely.get_geometry(found, 0)))
     found = np.where(clockwise, shapely.reverse(found), found)
-    return np.asarray(shapely.transform(found, lambda xy: xy.round(_DECIMALS)))
+    return np.asarray(shapely.transform(found, lambda xy: xy.round(9)))  # a tenth of a millimetre
 
 
 def _parted(polygon: Any, path: Path) -> Any:

@@ -1,7 +1,6 @@
 """The command line of `predict.py`: each option with its type, bounds, default and help."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from models.backbone import BACKBONES
@@ -21,24 +20,18 @@ from utils.arguments import (
 from utils.errors import InputError
 from utils.turns import TURNS
 
-SMALLEST_SCENE = 2 * OVERLAPS_PER_SCENE
+
+def area(text: str) -> Quantity:
+    """Return the value of `--min_area`, as argparse takes it."""
+    try:
+        return Quantity.parse(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def build_parser() -> Parser:
     """Return the parser of `predict.py`."""
     parser = Parser(prog="predict.py", description="Segment images of any kind and size with trained weights.")
-    _add_files(parser)
-    _add_results(parser)
-    _add_polygons(parser)
-    add_view(parser.group("reading"))
-    _add_network(parser)
-    add_coarse_to_fine(parser.group("coarse to fine"))
-    add_refine_share(parser.group("uncertain patches"))
-    add_smoothing(parser.group("seams and edges"))
-    return parser
-
-
-def _add_files(parser: Parser) -> None:
     add = parser.group("files")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of this project, or released")
     add("--path_g", type=Path, metavar="FILE", help="stage 1's file, which a released file of mode 3 needs beside it")
@@ -49,17 +42,11 @@ def _add_files(parser: Parser) -> None:
         action="store_true",
         help="replace existing results; without it they are kept, and a stopped run continues",
     )
-
-
-def _add_results(parser: Parser) -> None:
     add = parser.group("results")
     add("--overlay", action="store_true", help="also the colours over the image, with a legend")
     add("--probabilities", action="store_true", help="also the classes' probabilities, as float16 in .npz or .tif")
     add("--colors", action="store_true", help="masks in RGB instead of class ids")
     add("--cog", action="store_true", help="masks as cloud-optimised GeoTIFFs, with overviews; needs rasterio")
-
-
-def _add_polygons(parser: Parser) -> None:
     add = parser.group("polygons")
     add(
         "--polygons",
@@ -69,31 +56,17 @@ def _add_polygons(parser: Parser) -> None:
     )
     add(
         "--min_area",
-        type=quantity("px", "m2"),
+        type=area,
         metavar="AREA",
         help="leave out smaller regions, of so many pixels or square metres: 50px, 50m2 (default: none)",
     )
-
-
-def quantity(*units: str) -> Callable[[str], Quantity]:
-    """Return a type for options: numbers with one of `units`."""
-
-    def parse(text: str) -> Quantity:
-        try:
-            return Quantity.parse(text, units)
-        except InputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
-
-
-def _add_network(parser: Parser) -> None:
+    add_view(parser.group("reading"))
     add = parser.group("network and geometry")
     add("--mode", type=int, choices=(1, 2, 3), help="(default: the checkpoint's stage; a released file needs it)")
     add_geometry(add)
     add(
         "--scene_size",
-        type=whole(SMALLEST_SCENE),
+        type=whole(2 * OVERLAPS_PER_SCENE),
         default=SCENE_SIZE,
         help="images with a longer side are segmented as overlapping scenes of at most this side, each with\n"
         "a global context of its own (default: %(default)s)",
@@ -108,3 +81,7 @@ def _add_network(parser: Parser) -> None:
     add_normalize(add)
     add_precision(add)
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")
+    add_coarse_to_fine(parser.group("coarse to fine"))
+    add_refine_share(parser.group("uncertain patches"))
+    add_smoothing(parser.group("seams and edges"))
+    return parser

@@ -64,28 +64,35 @@ def outline_polygons(corners: np.ndarray, owners: np.ndarray) -> np.ndarray:
     import shapely
 
     y, x = corners[:, 0].astype(np.int64), corners[:, 1].astype(np.int64) // 8
-    kind = corners[:, 1] % 8
-    across = _partners((2 * y + _BELOW[kind]) * (x.max(initial=0) + 1) + x, _STARTS_X[kind])
-    down = _partners((2 * x + _RIGHT[kind]) * (y.max(initial=0) + 1) + y, _STARTS_Y[kind])
-    following = np.where(_LEAVES_X[kind], across, down)
+    following = _successors(x, y, corners[:, 1] % 8)
     order, ring = _follow(following)
-    # a ring that touches itself is parted there: its two corners at the vertex change their successors
-    ring_of = np.empty_like(ring)
-    ring_of[order] = ring
-    places = (ring_of * (y.max(initial=0) + 1) + y) * (x.max(initial=0) + 1) + x
-    by_place = np.argsort(places)
-    touching = np.flatnonzero(np.diff(places[by_place]) == 0)
-    if len(touching):
-        one, other = by_place[touching], by_place[touching + 1]
-        following[one], following[other] = following[other], following[one]
+    one, other = _touching(x[order], y[order], ring)
+    if len(one):  # there a ring is parted: its two corners at the vertex change their successors
+        following[order[one]], following[order[other]] = following[order[other]], following[order[one]]
         order, ring = _follow(following)
-    starts = np.searchsorted(ring, np.arange(ring[-1] + 1 if len(ring) else 0))
+    _, starts = np.unique(ring, return_index=True)
     after = following[order]
     doubled = np.add.reduceat(x[order] * y[after] - x[after] * y[order], starts)
     rings = shapely.linearrings(np.stack([x, y], axis=1)[order].astype(np.float64), indices=ring)
     outer_first = np.lexsort((doubled > 0, owners[order[starts]]))  # an outer ring runs against the clock
     polygons: np.ndarray = shapely.polygons(rings[outer_first], indices=owners[order[starts]][outer_first])
     return polygons
+
+
+def _successors(x: np.ndarray, y: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    """Return the index of the corner that follows each one along its outline."""
+    following = _partners((2 * y + _BELOW[kind]) * (x.max(initial=0) + 1) + x, _STARTS_X[kind])
+    down = _partners((2 * x + _RIGHT[kind]) * (y.max(initial=0) + 1) + y, _STARTS_Y[kind])
+    np.copyto(following, down, where=~_LEAVES_X[kind])
+    return following
+
+
+def _touching(x: np.ndarray, y: np.ndarray, ring: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of each two vertices of one ring that lie at the same place."""
+    places = (ring * (y.max(initial=0) + 1) + y) * (x.max(initial=0) + 1) + x
+    order = np.argsort(places)
+    at = np.flatnonzero(np.diff(places[order]) == 0)
+    return order[at], order[at + 1]
 
 
 def _partners(places: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -103,7 +110,7 @@ def _partners(places: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 def _follow(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return all points, ring after ring, each before the one `following` it; and the number of each one's ring."""
-    successors, left = memoryview(following), bytearray(b"\1") * len(following)
+    successors, left = following.data, bytearray(b"\1") * len(following)
     order, lengths = array("q"), array("q")
     point = left.find(1)
     while point >= 0:
@@ -114,4 +121,4 @@ def _follow(following: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             point = successors[point]
         lengths.append(len(order) - before)
         point = left.find(1, first)
-    return np.array(order), np.repeat(np.arange(len(lengths)), np.array(lengths))
+    return np.array(order), np.repeat(np.arange(len(lengths)), lengths)

@@ -59,10 +59,7 @@ class OutputOptions:
 def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, Path]:
     """Return the paths of an image's results by kind: `mask`, `overlay`, `probabilities`, `polygons`.
 
-    Args:
-        options: which results there are.
-        name: of the image, without a suffix.
-        raster: whether results are GeoTIFFs.
+    `name` is the image's, without a suffix; `raster` says whether results are GeoTIFFs.
     """
     folder = options.folder
     paths = {"mask": folder / f"{name}_mask.{'tif' if raster or options.cog else 'png'}"}
@@ -109,24 +106,26 @@ class Outputs:
         self._square_metres = np.zeros(256)
         self._writers: dict[str, RowWriter] = {}
         self._polygons: PolygonWriter | None = None
-        self._closed = False
+        self._parts: dict[str, Path] = {}
+        self._open = ExitStack()  # closes all writers, whichever fails
         self._stack = ExitStack()
 
     def __enter__(self) -> "Outputs":
-        self._parts: dict[str, Path] = {}
         with ExitStack() as stack:
             for kind, path in self.paths.items():
                 remove_leftovers(path)
                 stack.callback(remove_leftovers, path)  # of a library that failed
                 self._parts[kind] = stack.enter_context(replacing(path))
-            stack.callback(self._close)
+            stack.enter_context(self._open)
             for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
                 if kind in self.paths:
                     with self._writing(kind):
                         self._writers[kind] = open_writer(self._parts[kind])
+                    self._open.callback(self._close, kind, self._writers[kind])
             if "polygons" in self.paths:
                 with self._writing("polygons"):
                     self._polygons = self._polygon_writer(self._parts["polygons"])
+                self._open.callback(self._close, "polygons", self._polygons)
             self._stack = stack.pop_all()
         return self
 
@@ -138,30 +137,21 @@ class Outputs:
                 self.finish()
             return None
         with suppress(Exception):  # the first error tells more
-            self._close()
+            self._open.close()
         return self._stack.__exit__(kind, error, trace)
 
     def finish(self) -> Mapping[str, Path]:
         """Finish all files when all rows are there; return them by kind. They get their names when the context ends."""
-        if not self._closed:
-            self._close()
-            if self._sampled is not None:
-                with self._writing("overlay"):
-                    self._draw_overlay(self._parts["overlay"])
+        self._open.close()
+        if self._sampled is not None:
+            with self._writing("overlay"):
+                self._draw_overlay(self._sampled, self._parts["overlay"])
+            self._sampled = None
         for path in self.paths.values():
             check_closed(path)
         return self._parts
 
-    def _close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        with ExitStack() as closing:  # all are closed, whichever fails
-            for kind, writer in {**self._writers, "polygons": self._polygons}.items():
-                if writer is not None:
-                    closing.callback(self._close_one, kind, writer)
-
-    def _close_one(self, kind: str, writer: RowWriter | PolygonWriter) -> None:
+    def _close(self, kind: str, writer: RowWriter | PolygonWriter) -> None:
         with self._writing(kind):
             writer.close()
 
@@ -238,9 +228,9 @@ class Outputs:
             with self._writing("polygons"):
                 self._polygons.write(rows.ids.numpy(), metres, shares)
 
-    def _draw_overlay(self, path: Path) -> None:
+    def _draw_overlay(self, sampled: SampledIds, path: Path) -> None:
         image = as_rgb(shrink(self.source, overlay_size(self.source.size)))
-        picture = draw_overlay(image, required(self._sampled, "sample").ids.numpy(), self.classes)
+        picture = draw_overlay(image, sampled.ids.numpy(), self.classes)
         Image.fromarray(np.ascontiguousarray(picture)).save(path, format="PNG")
 
     def areas(self, image: Path, mask: Path) -> Areas:

@@ -10,16 +10,13 @@ from utils.resize import nearest_indices
 from utils.tiling import Size
 from utils.visualize import colorize, legend
 
-LONGEST_OVERLAY = 4096
-"""The most pixels of an overlay's longer side; larger images are shrunk."""
-
 TINT = 0.4
 """The part of a pixel that is its class's colour; the rest is the image's."""
 
 
 def overlay_size(size: Size) -> Size:
-    """Return the size of the overlay of an image of `size`, without the legend."""
-    scale = min(1.0, LONGEST_OVERLAY / max(size))
+    """Return the size of the overlay of an image of `size`, at most 4096 pixels a side, without the legend."""
+    scale = min(1.0, 4096 / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -37,12 +34,7 @@ class SampledIds:
         self.ids = torch.empty(target, dtype=torch.uint8)
 
     def __call__(self, top: int, ids: torch.Tensor) -> None:
-        """Sample the ids of some rows.
-
-        Args:
-            top: number of the first row.
-            ids: (n, W) uint8.
-        """
+        """Sample the ids (n, W) uint8 of the rows from `top` on."""
         inside = (self._rows >= top) & (self._rows < top + len(ids))
         self.ids[inside] = ids[self._rows[inside] - top][:, self._columns]
 
@@ -57,16 +49,7 @@ def _outlines(ids: np.ndarray, width: int) -> np.ndarray:
 
 
 def draw_overlay(image: np.ndarray, ids: np.ndarray, classes: Classes) -> np.ndarray:
-    """Draw class colours over an image, and a legend to its right.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        ids: (H, W) uint8; pixels whose id is no class are not tinted.
-        classes: names and colours.
-
-    Returns:
-        (H', W', 3) uint8 RGB.
-    """
+    """Return an image (H, W, 3) uint8 RGB in class colours with a legend to its right; ids that are no class stay."""
     colors = colorize(ids, classes.palette)
     tinted = (image * (1 - TINT) + colors * TINT).astype(np.uint8)
     edge = _outlines(ids, 1 + max(ids.shape) // 1500)

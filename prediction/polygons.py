@@ -23,9 +23,6 @@ from utils.tiling import Size
 _PENDING_VERTICES = 2**18
 """Regions are written together when they have this number of vertices."""
 
-_BEND = 0.1
-"""How far, in pixels, the middle of an edge may be from where it lies; longer edges are divided."""
-
 _NODES = 9
 """Along each side of an image, how many places are tried to find out which edges bend."""
 
@@ -51,15 +48,8 @@ class PolygonWriter:
     ) -> None:
         """Write a layer without features.
 
-        Args:
-            path: of the file.
-            size: of the mask.
-            classes: what its ids mean.
-            options: which regions are written, and how.
-            reference: of the mask; without a place, polygons are in pixels.
-            ground: areas of its pixels, if they are known.
-            name: of the layer.
-            probabilities: whether features have the mean probability of their class.
+        Without a place in `reference`, polygons are in pixels. `ground` are the areas of pixels, if they are known;
+        `probabilities` says whether features have the mean probability of their class.
         """
         self.path, self.size, self.classes, self.options = path, size, classes, options
         self.features = 0
@@ -79,13 +69,7 @@ class PolygonWriter:
             self._write([])
 
     def write(self, ids: np.ndarray, metres: np.ndarray | None, probabilities: np.ndarray | None) -> None:
-        """Add rows.
-
-        Args:
-            ids: (n, W) uint8, 255 where there is no data.
-            metres: (n, W) the pixels' square metres, if the ground is known.
-            probabilities: (n_class, n, W), if they are wanted.
-        """
+        """Add rows: ids (n, W) uint8, 255 without data; (n, W) square metres, if known; probabilities."""
         weights = [] if metres is None else [metres]
         if self._probabilities and probabilities is not None:
             own = np.minimum(ids, len(self.classes) - 1)[None]
@@ -215,10 +199,8 @@ def _placement(reference: Georeference) -> Callable[[np.ndarray], np.ndarray]:
 def longest_edge(place: Callable[[np.ndarray], np.ndarray], size: Size, crs: Any) -> float:
     """Return how long an edge may be, in pixels, so that its middle lies at most a tenth of a pixel from its place.
 
-    Args:
-        place: from pixel corners (n, 2), column and row, to coordinates.
-        size: of the image.
-        crs: of the coordinates, if they become longitudes and latitudes; else None.
+    `place` makes coordinates of pixel corners (n, 2), column and row; `crs` is theirs, if they become longitudes and
+    latitudes.
     """
 
     def position(corners: np.ndarray) -> np.ndarray:
@@ -248,7 +230,7 @@ def longest_edge(place: Callable[[np.ndarray], np.ndarray], size: Size, crs: Any
             elif known.any():
                 bends = np.linalg.solve(pixel[known], off[known, :, None])
                 worst = max(worst, float(np.linalg.norm(bends, axis=1).max()))
-        if worst <= _BEND:
+        if worst <= 0.1:
             break
         longest /= 2
     return longest

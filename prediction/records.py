@@ -24,8 +24,6 @@ SUMMARY = "summary.json"
 
 _LOGS = ".results.*.jsonl"
 
-_CHUNK = 2**20
-
 
 @dataclass(frozen=True)
 class Record:
@@ -139,14 +137,14 @@ class Records:
             self._known = _read(self.folder)
             paths = [self.folder / name for name in sorted(self._known)]
             found = [self.of(path) for path in paths if path.is_file()]
-            results = {one.file: _without_name(one) for one in found if one is not None}
+            results = {
+                one.file: {name: value for name, value in asdict(one).items() if name != "file" and value is not None}
+                for one in found
+                if one is not None
+            }
             write_json(self.folder / SUMMARY, {**summary, "results": results})
             for left in self.folder.glob(_LOGS):
                 left.unlink(missing_ok=True)
-
-
-def _without_name(record: Record) -> dict[str, Any]:
-    return {name: value for name, value in asdict(record).items() if name != "file" and value is not None}
 
 
 def _read(folder: Path) -> dict[str, list[Record]]:
@@ -177,7 +175,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _checksum(path: Path) -> int:
     found = 0
     with path.open("rb") as file:
-        while part := file.read(_CHUNK):
+        while part := file.read(2**20):
             found = zlib.crc32(part, found)
     return found
 

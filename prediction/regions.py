@@ -55,18 +55,16 @@ class RegionTracer:
         self.weights = weights
         # of open regions, which are numbered from 1; entry 0 is no region
         self._ids = np.full(1, IGNORED, np.uint8)
-        self._totals = np.zeros((1 + weights, 1))  # pixels, and the sum of each weight
+        self._totals: np.ndarray = np.zeros((1 + weights, 1))  # pixels, and the sum of each weight
         self._corners: dict[int, bytearray] = {}  # 8 bytes each
         self._top = 0
         self._row = np.full(width, IGNORED, np.uint8)
         self._owners = np.zeros(width, np.int64)
 
     def add(self, ids: np.ndarray, weights: Sequence[np.ndarray] = ()) -> Iterator[Regions]:
-        """Add rows below those before; yield the regions that they complete.
+        """Add rows (n, W) uint8, and as many of each weight, below those before; yield the regions that they complete.
 
-        Args:
-            ids: (n, W) uint8; pixels of id 255 belong to no region.
-            weights: (n, W) each.
+        Pixels of id 255 belong to no region.
         """
         step = max(1, STRIP_PIXELS // ids.shape[1])
         for top in range(0, len(ids), step):
@@ -111,7 +109,8 @@ class RegionTracer:
         self._ids, self._totals = group_ids[is_open], sums[:, is_open]
         reached = groups[corner_owners]
         inside = is_open[reached]
-        done, done_owners = [corners[~inside]], [numbers[reached[~inside]]]
+        done: list[np.ndarray] = [corners[~inside]]
+        done_owners = [numbers[reached[~inside]]]
         stores, self._corners = self._corners, {}
         for owner, store in stores.items():
             number = int(numbers[groups[owner]])
@@ -120,8 +119,11 @@ class RegionTracer:
             else:
                 done.append(np.frombuffer(store, np.int32).reshape(-1, 2))
                 done_owners.append(np.full(len(done[-1]), number))
-        for number, store in _by_owner(corners[inside], numbers[reached[inside]]):
-            _add_store(self._corners, number, store)
+        open_numbers = numbers[reached[inside]]
+        order = np.argsort(open_numbers, kind="stable")
+        each, first = np.unique(open_numbers[order], return_index=True)
+        for number, part in zip(each.tolist(), np.split(corners[inside][order], first[1:]), strict=False):
+            _add_store(self._corners, number, bytearray(part.tobytes()))
         pixels = np.rint(sums[0, ~is_open]).astype(np.int64)
         return Regions(
             group_ids[~is_open], pixels, sums[1:, ~is_open], np.concatenate(done), np.concatenate(done_owners)
@@ -155,14 +157,6 @@ def _groups(total: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         while (groups != groups[groups]).any():
             groups = groups[groups]
     return (np.cumsum(groups == np.arange(total)) - 1)[groups]
-
-
-def _by_owner(corners: np.ndarray, owners: np.ndarray) -> Iterator[tuple[int, bytearray]]:
-    """Yield each of `owners` with its corners."""
-    order = np.argsort(owners, kind="stable")
-    numbers, first = np.unique(owners[order], return_index=True)
-    for number, part in zip(numbers.tolist(), np.split(corners[order], first[1:]), strict=False):
-        yield number, bytearray(part.tobytes())
 
 
 def _add_store(stores: dict[int, bytearray], owner: int, store: bytearray) -> None:

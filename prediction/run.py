@@ -7,7 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,6 @@ from prediction.segmenter import Segmenter
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, shortened
 from utils.files import check_writable
-from utils.tiling import Size
-
-WILDCARDS = "*?["
-
-LONGEST_NAME = 255
-"""Bytes of a file's name, on every file system that is in use."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +60,6 @@ class ImageTask:
         features = self.kept["polygons"].features if "polygons" in self.kept else None
         return replace(areas, image=str(self.image), features=features)
 
-    @property
-    def size(self) -> Size:
-        """(height, width) as displayed, as is the mask."""
-        return self.info.size
-
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
     """Return the files that `inputs` name: files, folders, or patterns; each file once, in order.
@@ -80,16 +69,19 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for text in inputs:
         path = Path(text)
-        if len(os.fsencode(path.name)) > LONGEST_NAME:
+        if len(os.fsencode(path.name)) > 255:  # bytes, on every file system that is in use
             raise InputError(f"--input {text}: the name is longer than a file's can be")
         if path.is_dir():
             files = _images_in(path)
-        elif path.exists() or not any(sign in text for sign in WILDCARDS):
+        elif path.exists() or not any(sign in text for sign in "*?["):
             files = [path]
         else:
             files = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file())  # noqa: PTH207
         if not files or not files[0].exists():
-            raise InputError(f"--input {text}: there is no image{_how_to_save(text)}")
+            mend = ""
+            if re.match(r"/vsi\w+/|[A-Za-z][\w+]+:", text):  # GDAL opens it, though it is no file
+                mend = f"; only files are read: save it as one, where GDAL opens it: {save_part(text)}"
+            raise InputError(f"--input {text}: there is no image{mend}")
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -107,13 +99,6 @@ def _images_in(folder: Path) -> list[Path]:
     return images
 
 
-def _how_to_save(text: str) -> str:
-    """Return what helps where an input is a name that GDAL opens, though it is no file; "" for others."""
-    if not re.match(r"/vsi\w+/|[A-Za-z][\w+]+:", text):
-        return ""
-    return f"; only files are read: save it as one, where GDAL opens it: {save_part(text)}"
-
-
 def output_names(images: Sequence[Path]) -> list[str]:
     """Return the name of each image's results: its stem, with the extension if another image has the same stem.
 
@@ -126,13 +111,6 @@ def output_names(images: Sequence[Path]) -> list[str]:
         if (other := first.setdefault(name, path)) != path:
             raise InputError(f"{other} and {path} would give the same files; segment them into different folders")
     return names
-
-
-def check_name(folder: Path, name: str) -> None:
-    """Raise InputError if the files of results called `name` have longer names than `folder` allows."""
-    longest = f".{name}_probabilities.{os.getpid()}.part.npz"
-    if len(os.fsencode(longest)) > os.pathconf(folder, "PC_NAME_MAX"):
-        raise InputError(f"the name {name} is too long for files of results in {folder}; rename the image", "file name")
 
 
 def identity(image: Path) -> dict[str, Any]:
@@ -151,18 +129,14 @@ def plan_notes(tasks: Sequence[ImageTask], view: View) -> list[str]:
         lines.append(f"{stretched} images of more than 8 bits are stretched: --stretch {view.stretch}")
     if turned := sum(task.info.orientation > 1 for task in tasks):
         lines.append(f"{turned} images are turned as they are displayed, and so are their masks")
-    lost: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}  # the names of images that each concerns
     for task in tasks:
         if task.reference.lost:
-            lost.setdefault(task.reference.lost, []).append(task.image.name)
-    for why, names in lost.items():
-        lines.append(f"the georeference of {shortened(names)} is not kept: {why}")
-    placeless: dict[str, list[str]] = {}
+            notes.setdefault(f"the georeference of {{}} is not kept: {task.reference.lost}", []).append(task.image.name)
     for task in tasks:
         if "polygons" in task.paths and (lack := lacks_place(task.reference)):
-            placeless.setdefault(lack, []).append(task.image.name)
-    for lack, names in placeless.items():
-        lines.append(f"the polygons of {shortened(names)} {lack}")
+            notes.setdefault(f"the polygons of {{}} {lack}", []).append(task.image.name)
+    lines += [note.replace("{}", shortened(names), 1) for note, names in notes.items()]
     return lines
 
 
@@ -201,12 +175,7 @@ class PredictionRun:
         self._conclude(tasks, about)
 
     def _plan(self, images: Sequence[Path], settings: Mapping[str, Any]) -> list[ImageTask]:
-        """Return a task for each image whose header can be read.
-
-        Args:
-            images: the files.
-            settings: what results depend on, beside the image and the options of each kind.
-        """
+        """Return a task for each image whose header can be read; `settings` are those on which all results depend."""
         tasks = []
         others: dict[str, list[str]] = {}  # files that lie under the names of results, by what made them
         for image, name in zip(images, output_names(images), strict=True):
@@ -231,22 +200,21 @@ class PredictionRun:
         return tasks
 
     def _task(self, image: Path, name: str, settings: Mapping[str, Any], others: dict[str, list[str]]) -> ImageTask:
-        """Return the task of one image.
+        """Return the task of one image, whose results are called `name`; see `_plan` for `settings`.
 
-        Args:
-            image: the file.
-            name: of its results.
-            settings: see `_plan`.
-            others: gets the names of files that this run would not make, by the reason.
-
-        Raises:
-            InputError: its header cannot be read, or it cannot give the results.
+        Names of files that this run would not make are added to `others`, by the reason. Raises InputError if the
+        header cannot be read, or the image cannot give the results.
         """
         info = probe(image)
         self.segmenter.view.choose(info)
         reference = read_georeference(info)
         self.results.polygons.check(image, reference, info.size)
-        check_name(self.results.folder, name)
+        longest = f".{name}_probabilities.{os.getpid()}.part.npz"
+        if len(os.fsencode(longest)) > os.pathconf(self.results.folder, "PC_NAME_MAX"):
+            raise InputError(
+                f"the name {name} is too long for files of results in {self.results.folder}; rename the image",
+                "file name",
+            )
         raster = bool(reference.keywords) or info.decoders == (RASTERIO,)
         paths = output_paths(self.results, name, raster)
         source = {**identity(image), "georeference": reference.spell()}
@@ -274,7 +242,7 @@ class PredictionRun:
         shared: list[ImageTask] = []
         single: list[ImageTask] = []
         for task in tasks:
-            scenes = scene_grid(task.size, self.segmenter.scene_size)
+            scenes = scene_grid(task.info.size, self.segmenter.scene_size)
             (shared if len(scenes) > 1 else single).append(task)
         own = single[self.ranks.rank :: self.ranks.world]
         bar = tqdm(total=len(shared) + len(own), desc="images", unit="image", disable=not self.ranks.main)
@@ -294,39 +262,31 @@ class PredictionRun:
         """Segment one image; the main process of `ranks` writes the results and returns the areas."""
         predictor, scene_size = self.segmenter.predictor, self.segmenter.scene_size
         scenes = self.results.folder / f".{task.paths['mask'].name}.scenes"
-        patches = patch_count(predictor, task.size, scene_size) if self.ranks.main else 0
+        patches = patch_count(predictor, task.info.size, scene_size) if self.ranks.main else 0
         try:
             with (
                 ExitStack() as stack,
                 tqdm(total=patches, desc=task.image.name, unit="patch", leave=False, disable=patches == 0) as bar,
             ):
                 source = ranks.together(lambda: stack.enter_context(open_image(task.info, self.segmenter.view)))
-                if not ranks.main:
-                    ranks.together(lambda: None)  # the main process starts its files
-                    segment_scenes(
-                        predictor,
-                        source,
-                        lambda top, rows: None,
-                        scene_size=scene_size,
-                        ranks=ranks,
-                        folder=scenes,
-                        name=task.image,
-                    )
-                    return None
-                kept = Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference)
+                outputs = None
+                if ranks.main:
+                    outputs = Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference)
                 with ExitStack() as written:
-                    outputs = ranks.together(lambda: written.enter_context(kept))
+                    ranks.together(lambda: written.enter_context(outputs or nullcontext()))  # its files are started
                     coverage = segment_scenes(
                         predictor,
                         source,
-                        outputs.emit,
+                        outputs.emit if outputs else lambda top, rows: None,
                         scene_size=scene_size,
-                        probabilities=outputs.needs_probabilities,
+                        probabilities=outputs is not None and outputs.needs_probabilities,
                         on_patches=bar.update,
                         ranks=ranks,
                         folder=scenes,
                         name=task.image,
                     )
+                    if outputs is None:
+                        return None
                     parts = outputs.finish()
                     left = coverage.pixels_not_covered if predictor.selects_patches else None
                     areas = replace(outputs.areas(task.image, task.paths["mask"]), not_looked_at=left)

@@ -3,13 +3,12 @@
 Scenes overlap a little. Across an overlap the scores change linearly from those of one scene to those of the next.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -51,14 +50,9 @@ Emit = Callable[[int, Rows], None]
 
 
 def scene_grid(size: Size, scene_size: int) -> PatchGrid:
-    """Return the scenes of an image.
+    """Return the scenes of an image: as few as possible, of one size, overlapping by a sixteenth of `scene_size`.
 
-    They are as few as possible, all of one size, and overlap by a sixteenth of `scene_size`. Along an axis at most two
-    scenes share a pixel. An image without a longer side is one scene.
-
-    Args:
-        size: of the image, in pixels.
-        scene_size: the longest side of a scene, in pixels.
+    Along an axis at most two scenes share a pixel. An image without a longer side is one scene.
     """
     overlap = scene_size // OVERLAPS_PER_SCENE
     height, width = (_scene_side(side, scene_size, overlap) for side in size)
@@ -98,10 +92,7 @@ class SceneCanvas:
     def __init__(self, grid: PatchGrid, reduce: Callable[[Tensor], Rows], emit: Emit) -> None:
         """Start before the first scene.
 
-        Args:
-            grid: the scenes.
-            reduce: turns final scores (n_class, rows, w) into results.
-            emit: gets the results of each row of scenes.
+        `reduce` turns final scores (n_class, rows, w) into results; `emit` gets those of each row of scenes.
         """
         self.grid, self.reduce, self.emit = grid, reduce, emit
         self.weights = ramps(grid.rows), ramps(grid.columns)
@@ -125,12 +116,7 @@ class SceneCanvas:
         return start, own, shared
 
     def __call__(self, top: int, scores: Tensor) -> None:
-        """Add rows of the current scene.
-
-        Args:
-            top: number of the first row, in the scene.
-            scores: (n_class, rows, w), means over the patches that cover a pixel.
-        """
+        """Add rows of the current scene from its row `top` on, (n_class, rows, w): means over patches."""
         down, across = self.weights[0][self.row], self.weights[1][self.column]
         weights = torch.outer(down[top : top + scores.shape[1]], across)
         scores = scores.float().cpu() * weights
@@ -152,11 +138,7 @@ class SceneCanvas:
         """Add rows that are final across: those shared with the scenes below go to the strip, the others to the page.
 
         In any column all rows of the strip that the scenes above wrote are read before the first row is overwritten.
-
-        Args:
-            top: number of the first row, in the scene.
-            scores: (n_class, rows, w), final across.
-            columns: of the image.
+        `top` is a row of the scene, `columns` are of the image.
         """
         _, own, shared = self._span(self.grid.rows, self.row)
         joined = max(0, min(shared - top, scores.shape[1]))
@@ -182,14 +164,7 @@ class SceneCanvas:
             )
 
     def _put(self, top: int, rows: Rows, height: int, columns: slice) -> None:
-        """Keep some results of this row of scenes.
-
-        Args:
-            top: number of the first row, in the scene.
-            rows: the results.
-            height: rows of this row of scenes, without those shared with the scenes below.
-            columns: of the image.
-        """
+        """Keep results of this row of scenes, which has `height` rows that no scene below shares."""
         width = self.grid.image[1]
         if self.page is None:
             p = rows.probabilities
@@ -270,36 +245,31 @@ def segment_scenes(
     canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
     boxes = grid.boxes()
 
-    def replay(indices: Iterable[int]) -> Coverage:
-        for index in indices if ranks.main else ():
-            canvas.begin(index)
-            ScoreFile.replay(required(folder, "folder"), index, canvas)
-        return Coverage()
+    def score_file(index: int) -> Path:
+        return required(folder, "folder") / f"scene{index}.npy"
 
     def take_turn(index: int, before: Iterable[int]) -> Coverage:
-        replay(before)
-        if index >= len(boxes):
-            return Coverage()
-        if ranks.main:
-            canvas.begin(index)
-            return segment(next(scenes), canvas, means=True)
-        with ScoreFile(required(folder, "folder"), index) as scores:
-            return segment(next(scenes), scores, means=True)
-
-    def in_folder(work: Callable[[], Coverage]) -> Coverage:
-        """Do work that keeps scores in the folder. Raises InputError if they cannot be written or read."""
+        """Replay the scores of the scenes `before`, which others kept, and segment scene `index`, if there is one."""
         try:
-            return work()
+            for other in before if ranks.main else ():
+                canvas.begin(other)
+                replay_scores(score_file(other), canvas)
+            if index >= len(boxes):
+                return Coverage()
+            if ranks.main:
+                canvas.begin(index)
+                return segment(next(scenes), canvas, means=True)
+            with keep_scores(score_file(index)) as scores:
+                return segment(next(scenes), scores, means=True)
         except OSError as error:
             raise InputError(f"scores cannot be kept in {folder}: {error.strerror or error}") from error
 
     others = range(0)  # of the last round, by the other processes
     with closing(read_ahead(source, boxes[ranks.rank :: ranks.world])) as scenes:
         for first in range(0, len(boxes), ranks.world):
-            turn = partial(take_turn, first + ranks.rank, others)
-            coverage += ranks.together(partial(in_folder, turn))
+            coverage += ranks.together(partial(take_turn, first + ranks.rank, others))
             others = range(first + 1, min(first + ranks.world, len(boxes)))
-    ranks.together(partial(in_folder, partial(replay, others)))
+    ranks.together(partial(take_turn, len(boxes), others))
     return sum(ranks.gather(coverage), Coverage())
 
 
@@ -310,38 +280,20 @@ def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None
     return None if count is None else len(scenes) * count
 
 
-class ScoreFile:
-    """A sink that keeps the scores of a scene in a file, for another process to replay."""
+@contextmanager
+def keep_scores(path: Path) -> Iterator[Sink]:
+    """Yield a sink that keeps the scores of a scene in a file, for another process to replay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        yield lambda top, scores: np.save(file, scores.float().cpu().numpy())  # arrays one after the other
 
-    def __init__(self, folder: Path, index: int) -> None:
-        """Open the file of scene `index` in `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.path(folder, index).open("wb")
 
-    @staticmethod
-    def path(folder: Path, index: int) -> Path:
-        """Return the path of the file of scene `index`."""
-        return folder / f"scene{index}.npy"
-
-    def __enter__(self) -> "ScoreFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def __call__(self, top: int, scores: Tensor) -> None:
-        np.save(self._file, scores.float().cpu().numpy())  # arrays one after the other
-
-    @classmethod
-    def replay(cls, folder: Path, index: int, sink: Sink) -> None:
-        """Send the scores of scene `index`, which another process kept in `folder`, to `sink`; remove the file."""
-        path = cls.path(folder, index)
-        with path.open("rb") as file:
-            end, top = path.stat().st_size, 0
-            while file.tell() < end:
-                scores = torch.from_numpy(np.load(file))
-                sink(top, scores)
-                top += scores.shape[1]
-        path.unlink()
+def replay_scores(path: Path, sink: Sink) -> None:
+    """Send the scores that another process kept to `sink`; remove the file."""
+    with path.open("rb") as file:
+        end, top = path.stat().st_size, 0
+        while file.tell() < end:
+            scores = torch.from_numpy(np.load(file))
+            sink(top, scores)
+            top += scores.shape[1]
+    path.unlink()

@@ -172,19 +172,10 @@ class Segmenter:
 def load_network(
     path: str | Path, path_g: str | Path | None, mode: int | None, given: Mapping[str, Any]
 ) -> tuple[GLNet, Header]:
-    """Load a trained network for one mode.
+    """Load a trained network for one mode; see `Segmenter.from_checkpoint`, whose `recorded` are `given` here.
 
-    Args:
-        path: a checkpoint of this project, or a released one.
-        path_g: stage 1's file, which a released file of stage 3 needs beside it.
-        mode: 1, 2 or 3; by default the file's stage. A released file needs it.
-        given: values that replace what the file records, by the names of `utils.settings.RECORDED`.
-
-    Returns:
-        The plain network in evaluation mode, on the CPU, and its header.
-
-    Raises:
-        InputError: a file cannot be used, or values do not fit it.
+    Returns the plain network in evaluation mode, on the CPU, and its header. Raises InputError if a file cannot be
+    used, or values do not fit it.
     """
     file = checkpoint.read(path)
     header = header_for(file, mode, given, released=DEEP_GLOBE)

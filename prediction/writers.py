@@ -31,13 +31,7 @@ class PngWriter:
     """
 
     def __init__(self, path: Path, size: Size, palette: list[Color] | None = None) -> None:
-        """Start without rows.
-
-        Args:
-            path: of the file.
-            size: of the picture, in pixels.
-            palette: 256 colours of the ids; None for rows of RGB.
-        """
+        """Start without rows; `palette` holds 256 colours of the ids, None for rows of RGB."""
         self._path, self._palette = path, palette
         self._picture = np.empty(size if palette else (*size, 3), np.uint8)
         self._top = 0
@@ -60,15 +54,7 @@ class NpzWriter:
     """A compressed npz file with one array (H, W, channels), which is never held as a whole."""
 
     def __init__(self, path: Path, name: str, size: Size, channels: int, dtype: str) -> None:
-        """Open the file.
-
-        Args:
-            path: of the file.
-            name: of the array.
-            size: (H, W).
-            channels: of the array.
-            dtype: of the array.
-        """
+        """Open the file for an array `name` of (*size, channels)."""
         self._dtype = np.dtype(dtype)
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
         self._member = self._archive.open(f"{name}.npy", "w", force_zip64=True)

@@ -166,7 +166,7 @@ def test_small_regions_are_left_out_and_the_others_stay(tmp_path, text, least) -
     ids = mask_of()
     ids[::9, ::9] = 2  # specks
     write(tmp_path / "all.gpkg", ids, PolygonOptions("gpkg"), PLACE)
-    write(tmp_path / "a.gpkg", ids, PolygonOptions("gpkg", Quantity.parse(text, ("px", "m2"))), PLACE)
+    write(tmp_path / "a.gpkg", ids, PolygonOptions("gpkg", Quantity.parse(text)), PLACE)
     kept, every = Layer(tmp_path / "a.gpkg"), Layer(tmp_path / "all.gpkg")
     pixels = every.fields["pixels"]
     assert sorted(kept.fields["pixels"]) == sorted(pixels[pixels >= least])
