@@ -84,8 +84,13 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, float]]:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         weights = folder / "weights.pth"
-        sizes = options.size_g, options.size_p, MIN_OVERLAP
-        header = Header(options.mode, options.backbone, DEEP_GLOBE, *sizes, normalize="none")
+        header = Header(
+            stage=options.mode,
+            classes=DEEP_GLOBE,
+            backbone=options.backbone,
+            size_g=options.size_g,
+            size_p=options.size_p,
+        )
         checkpoint.save(weights, GLNet(len(DEEP_GLOBE), options.backbone), header)  # random weights
 
         def segment(side: int) -> Usage:
