@@ -1,4 +1,4 @@
-"""Exported parts compute what the network computes; the example and torch.hub segment as the project does."""
+"""Exported parts compute what the network computes; the example segments as the project does."""
 
 import json
 import shutil
@@ -245,20 +245,3 @@ def test_the_example_refuses_pictures_of_more_than_8_bits(tmp_path) -> None:
         plain.convert(mode).save(tmp_path / name)
         read = segment_onnx.read(tmp_path / name)
         assert (read.mode, read.size) == ("RGB", plain.size)
-
-
-LOAD = """
-import sys
-import numpy, torch
-segmenter = torch.hub.load(sys.argv[1], "glnet", source="local", checkpoint="network.pth", device="cpu")
-assert sys.argv[1] not in sys.path  # all of the project that segmenting needs is imported
-numpy.save("ids.npy", segmenter.segment("a.png"))
-"""
-
-
-def test_torch_hub_gives_a_segmenter(tmp_path) -> None:
-    write_thin_checkpoint(tmp_path / "network.pth", 1)
-    image = save(tmp_path / "a.png")
-    runs.run_python(LOAD, runs.ROOT, folder=tmp_path, flags=("-I",))
-    expected = Segmenter.from_checkpoint(tmp_path / "network.pth", device="cpu").segment(image)
-    assert np.array_equal(np.load(tmp_path / "ids.npy"), expected)

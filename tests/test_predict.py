@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
 from builders import (
     N_CLASS,
@@ -16,6 +17,7 @@ from builders import (
     image_tensor,
     shrink_image,
     write_released_checkpoint,
+    write_thin_checkpoint,
 )
 from pictures import PIXEL, SIZE, Whole, random_image, run, save, summary, write_checkpoint, write_raster
 from PIL import Image
@@ -244,3 +246,21 @@ def test_windows_and_images_in_memory_give_the_same(checkpoint, tmp_path, monkey
     monkeypatch.setattr("prediction.read_ahead.load_in_memory", lambda source: windows.append(source) or source)
     assert np.array_equal(segmenter.segment(path), in_memory)
     assert len(windows) == 4
+
+
+LOAD = """
+import sys
+import numpy, torch
+segmenter = torch.hub.load(sys.argv[1], "glnet", source="local", checkpoint="network.pth", device="cpu")
+assert sys.argv[1] not in sys.path  # all of the project that segmenting needs is imported
+numpy.save("ids.npy", segmenter.segment("a.png"))
+"""
+
+
+@pytest.mark.slow
+def test_torch_hub_gives_a_segmenter(tmp_path) -> None:
+    write_thin_checkpoint(tmp_path / "network.pth", 1)
+    image = save(tmp_path / "a.png")
+    runs.run_python(LOAD, runs.ROOT, folder=tmp_path, flags=("-I",))
+    expected = Segmenter.from_checkpoint(tmp_path / "network.pth", device="cpu").segment(image)
+    assert np.array_equal(np.load(tmp_path / "ids.npy"), expected)
