@@ -320,4 +320,4 @@ def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path) -> No
         "samples = iter(SampleLoader(data, num_workers=1)); next(samples)\n"
         "sys.modules['kept'] = samples\n"
     )
-    runs.run_python(code, tmp_path / "data")
+    assert runs.run_python(code, tmp_path / "data") == ""
