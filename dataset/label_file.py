@@ -14,7 +14,7 @@ from imaging.planes import MAX_PIXELS, TURNS, Planes, open_planes, palette_color
 from imaging.probe import RASTERIO, FileInfo, probe
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError, required
-from utils.tiling import Box, Size
+from utils.tiling import Box, Size, strips
 from utils.turns import Turn
 
 MAX_VALUE = 65535
@@ -156,8 +156,8 @@ def look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     return found
 
 
-_STRIP_PIXELS = 16_000_000
-"""How many pixels of a large label are read at a time to decide how it is spelt."""
+STRIP_PIXELS = 16_000_000
+"""How many pixels of a label are read at a time to decide how it is spelt; the ids of no larger label are kept."""
 
 
 def fit_of(label: FileInfo, image: FileInfo | Size) -> str:
@@ -225,11 +225,8 @@ class LabelValues:
         return values, valid
 
     def strips(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Yield what `read` gives of the whole label, some rows at a time."""
-        height, width = self.size
-        step = max(1, _STRIP_PIXELS // width)
-        for top in range(0, height, step):
-            yield self.read(Box(top, 0, min(step, height - top), width))
+        """Return what `read` gives of the whole label, some rows at a time."""
+        return map(self.read, strips(self.size, STRIP_PIXELS))
 
     def count(self) -> Counter[int | float]:
         """Return how many pixels with data hold each value of the first band; of NaN and infinity none."""
@@ -262,7 +259,7 @@ class LabelFile:
         self._values = LabelValues(info, planes)
         height, width = planes.size
         self._whole: Tensor | None = None
-        self._small = height * width <= _STRIP_PIXELS
+        self._small = height * width <= STRIP_PIXELS
         self._spelling = self._decide()
 
     @property

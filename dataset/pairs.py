@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.label_file import LabelFile, fit_of, open_label
+from dataset.label_file import STRIP_PIXELS, LabelFile, fit_of, open_label
 from imaging.failures import too_large
 from imaging.image_file import ImageFile, View, open_image
 from imaging.planes import MAX_PIXELS
@@ -102,6 +102,9 @@ T = TypeVar("T")
 KEPT_BYTES = 256 << 20
 """How much of decoded pictures each process keeps while windows are cut from them."""
 
+RASTER_BYTES = 1 << 20
+"""What an open raster, whose values stay on disk, is taken to hold."""
+
 
 class FilePair(NamedTuple):
     """An image file and its label, None where it has none."""
@@ -162,8 +165,8 @@ class OpenFiles:
 
 
 def _value_bytes(info: FileInfo) -> int:
-    """Return what the values of an open file take; those of a raster stay on disk."""
-    return 1 << 20 if info.decoder == RASTERIO else info.pixels * info.bands * np.dtype(info.dtype).itemsize
+    """Return what the values of an open file take."""
+    return RASTER_BYTES if info.decoder == RASTERIO else info.pixels * info.bands * np.dtype(info.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,7 @@ class PairReader:
         def held(label: LabelFile) -> int:
             """Return what an open label holds at most: its values, and ids, of a raster unless it is large."""
             pixels = label.info.pixels
-            return _value_bytes(label.info) + (min(pixels, 16_000_000) if label.info.decoder == RASTERIO else pixels)
+            return _value_bytes(label.info) + (min(pixels, STRIP_PIXELS) if label.info.decoder == RASTERIO else pixels)
 
         return self.files.use(path, lambda: open_label(path, self.classes, image, self.max_pixels), held)
 

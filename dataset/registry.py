@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataset import deep_globe, dubai, folder, inria, isic
 from dataset.augmentation import Windows
@@ -78,13 +78,28 @@ class Description:
         return Classes.generic(n_class)
 
 
-_PUBLISHED: Mapping[str, tuple[Any, ...]] = {
-    "deep_globe": ("DeepGlobe", deep_globe.DEEP_GLOBE, deep_globe, "crossvali", (deep_globe.UNLABELLED,), 508, 6),
-    "inria": ("Inria Aerial Image Labeling", inria.INRIA, inria, VAL, (TEST,), 536, 4),
-    "isic": ("ISIC lesion segmentation", isic.ISIC, isic, VAL, (), 508, 6),
-    "dubai": ("Dubai aerial imagery", dubai.DUBAI, dubai, VAL, (), 508, 2),
+class _Published(NamedTuple):
+    """A published data set: see `Description`; `module` has its `SPLITS` and `find_items`."""
+
+    title: str
+    classes: Classes
+    module: Any
+    validation: str = VAL
+    unlabelled: tuple[str, ...] = ()
+    size_p: int = 508
+    batch_size: int = 6
+
+
+_PUBLISHED: Mapping[str, _Published] = {
+    "deep_globe": _Published(
+        "DeepGlobe", deep_globe.DEEP_GLOBE, deep_globe, validation="crossvali", unlabelled=(deep_globe.UNLABELLED,)
+    ),
+    "inria": _Published(
+        "Inria Aerial Image Labeling", inria.INRIA, inria, unlabelled=(TEST,), size_p=536, batch_size=4
+    ),
+    "isic": _Published("ISIC lesion segmentation", isic.ISIC, isic),
+    "dubai": _Published("Dubai aerial imagery", dubai.DUBAI, dubai, batch_size=2),
 }
-"""Of each set: title, classes, module, split for validation, splits without labels, `size_p` and `batch_size`."""
 
 
 def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Description:
@@ -102,17 +117,17 @@ def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Descri
         raise InputError("--hold_out goes with dubai, where no lists are given; other sets have enough images to split")
     if name == "folder":
         return _folder(root)
-    title, classes, module, validation, unlabelled, size_p, batch_size = _PUBLISHED[name]
+    published = _PUBLISHED[name]
     return Description(
         name=name,
-        title=title,
-        classes=classes,
-        splits=module.SPLITS if choice.hold_out is None else (TRAIN, VAL),
-        validation=validation,
-        unlabelled=() if choice.lists else unlabelled,
-        size_p=size_p,
-        batch_size=batch_size,
-        find=partial(module.find_items, root, choice=choice),
+        title=published.title,
+        classes=published.classes,
+        splits=published.module.SPLITS if choice.hold_out is None else (TRAIN, VAL),
+        validation=published.validation,
+        unlabelled=() if choice.lists else published.unlabelled,
+        size_p=published.size_p,
+        batch_size=published.batch_size,
+        find=partial(published.module.find_items, root, choice=choice),
     )
 
 

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
 from dataset.loader import ErrorsAsValues, prepare_worker, start_pass
-from imaging.image_file import open_image
+from imaging.image_file import STRIP_PIXELS, open_image
 from utils.errors import InputError
 from utils.settings import Statistics
-from utils.tiling import Box
+from utils.tiling import strips
 
 SMALLEST_STD = 1 / 255
 """Of a band that hardly varies: the step between two values."""
@@ -24,10 +24,7 @@ def _count(data: SegmentationDataset, index: int) -> Tensor:
     counts = torch.zeros((data.view.n_bands, 256), dtype=torch.int64)
     for pair in data.items[index].pairs():
         with open_image(pair.image, data.view, data.max_pixels) as image:
-            height, width = image.size
-            step = max(1, 4_000_000 // width)
-            for top in range(0, height, step):
-                box = Box(top, 0, min(step, height - top), width)
+            for box in strips(image.size, STRIP_PIXELS):
                 pixels, valid = image.read(box), image.valid(box)
                 for band, own in zip(pixels, counts, strict=True):
                     own += torch.bincount((band if valid is None else band[valid]).flatten(), minlength=256)

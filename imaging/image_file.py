@@ -12,10 +12,16 @@ from imaging.planes import MAX_PIXELS, Planes, open_planes, palette_colors, to_t
 from imaging.probe import RASTERIO, FileInfo, probe
 from utils.errors import InputError, required
 from utils.stretch import RGB, Bands, Limits, Stretch, parse_bands, spell_bands
-from utils.tiling import Box, Size
+from utils.tiling import Box, Size, strips
 
 SAMPLE_SIDE = 1024
 """Percentiles are those of at most so many rows and columns, spread evenly."""
+
+STRIP_PIXELS = 4_000_000
+"""How many pixels of an image are read at a time to take percentiles, or to count values."""
+
+MOST_KNOWN = 10_000
+"""How many files' limits each process keeps."""
 
 _known_limits: dict[tuple[object, ...], Limits] = {}
 
@@ -136,22 +142,20 @@ class ImageFile:
         status = self.info.path.stat()
         key = str(self.info.path), status.st_mtime_ns, status.st_size, self._bands, self._stretch, self.info.decoder
         if key not in _known_limits:
-            if len(_known_limits) >= 10_000:
+            if len(_known_limits) >= MOST_KNOWN:
                 _known_limits.clear()
             _known_limits[key] = self._stretch.limits(*self._sample())
         return _known_limits[key]
 
     def _sample(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Return evenly spaced pixels, (bands, h, w) with sides of at most 1024, and which of them have data."""
-        height, width = self.size
-        rows, columns = spaced(height), spaced(width)
-        step = max(1, 4_000_000 // width)
+        rows, columns = map(spaced, self.size)
         found, masks = [], []
-        for top in range(0, height, step):
-            own = rows[(rows >= top) & (rows < top + step)]
+        for strip in strips(self.size, STRIP_PIXELS):
+            own = rows[(rows >= strip.top) & (rows < strip.top + strip.height)]
             if not len(own):
                 continue
-            box = Box(int(own[0]), 0, int(own[-1] - own[0] + 1), width)
+            box = strip._replace(top=int(own[0]), height=int(own[-1] - own[0] + 1))
             values = self._planes.read(box, self._bands)
             mask = self._valid(box, values)
             found.append(values[:, own - own[0]][..., columns])

@@ -13,7 +13,7 @@ from imaging.probe import PILLOW, RASTERIO, FileInfo, read_orientation
 from imaging.sources import MEMORY_PIXELS, Source, fits_memory
 from utils.errors import InputError
 from utils.stretch import RGB
-from utils.tiling import Box, Size, map_size
+from utils.tiling import Size, strips
 
 _STRIP_PIXELS = 16_000_000
 """How many pixels of a large source are shrunk at a time, if it is RGB."""
@@ -73,12 +73,11 @@ def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:
     columns: the filter is separable, so values differ by the rounding between the steps alone.
     """
     height, width = source.size
-    step = height if fits_memory(source, most) else max(1, _STRIP_PIXELS * RGB // (width * source.n_bands))
-    strips = []
-    for top in range(0, height, step):
-        rows = source.read(Box(top, 0, min(step, height - top), width))
-        strips.append(_resize(rows, size if step == height else (map_size(rows)[0], size[1])))
-    return _resize(torch.cat(strips, 1), size)
+    pixels = height * width if fits_memory(source, most) else _STRIP_PIXELS * RGB // source.n_bands
+    parts = []
+    for box in strips(source.size, pixels):
+        parts.append(_resize(source.read(box), size if box.height == height else (box.height, size[1])))
+    return _resize(torch.cat(parts, 1), size)
 
 
 def _resize(image: Tensor, size: Size) -> Tensor:

@@ -41,6 +41,9 @@ _PICTURE_MAGIC = (b"\x89PNG", b"\xff\xd8", b"BM", b"GIF8", b"RIFF")
 _GEO_BOXES = (b"\xb1\x4b\xf8\xbd\x08\x3d\x4b\x43\xa5\xae\x8c\xd7\xd5\xa6\xce\x03", b"gml.data")
 """Of JPEG 2000: GeoJP2's UUID, and the label of GML."""
 
+_JP2_HEAD = 1 << 20
+"""In how many bytes from its start a JPEG 2000 must have its image header."""
+
 _MARKED_BESIDE = "pixels without data, marked beside it"
 
 _COMPRESSIONS = (1, 5, 7, 8, 32773, 32946)
@@ -205,7 +208,7 @@ def _own_decoder(tags: TiffTags) -> str:
 
 def _probe_jp2(path: Path, file: BinaryIO) -> FileInfo | None:
     """Return what the image header of a JPEG 2000 says, None where it is not found near the file's start."""
-    head = file.read(1 << 20)
+    head = file.read(_JP2_HEAD)
     start = head.find(_JP2_MAGIC[1])
     if start < 0 or start + 40 > len(head):
         return None

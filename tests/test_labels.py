@@ -46,7 +46,7 @@ def test_ids_of_every_type_are_read_exactly(tmp_path, dtype, compress, monkeypat
     with open_label(path, CLASSES) as label:
         found = label.read(Box(5, 6, 10, 11)).numpy()
     np.testing.assert_array_equal(found, meant(values)[5:15, 6:17])
-    monkeypatch.setattr("dataset.label_file._STRIP_PIXELS", 100)
+    monkeypatch.setattr("dataset.label_file.STRIP_PIXELS", 100)
     np.testing.assert_array_equal(read_label(path, CLASSES), meant(values))
     if probe(path).decoders[-1] != "rasterio":
         monkeypatch.setitem(sys.modules, "rasterio", None)

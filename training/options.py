@@ -46,12 +46,34 @@ def released(name: str) -> str:
     return f"(default: {value if isinstance(value, str) else f'{value:g}'}, as released)"
 
 
+def task_name(text: str) -> str:
+    """Parse `--task_name`: a name that files and folders can have."""
+    if "/" in text or not text.strip("."):
+        raise argparse.ArgumentTypeError(f"{text!r} must be usable as a file name")
+    return text
+
+
 def build_parser() -> Parser:
     """Return the parser of `train_deep_globe.py`."""
     parser = Parser(
         prog="train_deep_globe.py",
         description="Train or evaluate GLNet.\nModes: 1 global, 2 global to local, 3 local to global.",
     )
+    add_run(parser)
+    add_data(parser)
+    add_files(parser)
+    add_network(parser)
+    add_coarse_to_fine(parser.group("coarse to fine"))
+    add_training(parser)
+    add_variation(parser)
+    add_computing(parser)
+    add_long_runs(parser)
+    add_evaluation(parser)
+    return parser
+
+
+def add_run(parser: Parser) -> None:
+    """Add what the command does, and where."""
     add = parser.group("run")
     add(
         "--mode",
@@ -101,8 +123,41 @@ def build_parser() -> Parser:
         help="only operations that repeat bit by bit, where torch has them; slower on GPUs",
     )
 
-    add_data(parser)
 
+def add_data(parser: Parser) -> None:
+    """Add the options that name a data set, its splits and how its files become pixels."""
+    add = parser.group("data")
+    add(
+        "--dataset",
+        choices=NAMES,
+        default="deep_globe",
+        help="what --data_path holds; folder: images of your own, described by a JSON file that\n"
+        "`python -m dataset.describe` writes (default: %(default)s)",
+    )
+    add(
+        "--data_path",
+        type=Path,
+        default=Path("data"),
+        on_resume=LOGGED,
+        help="the data set's folder; of folder the JSON file, or the folder that holds it (default: data)",
+    )
+    add(
+        "--split_lists",
+        type=Path,
+        metavar="DIR",
+        on_resume=LOGGED,
+        help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
+    )
+    add(
+        "--hold_out",
+        metavar="ID",
+        help="dubai: validate on this scene alone, such as tile3, and train on all others",
+    )
+    add_view(add)
+
+
+def add_files(parser: Parser) -> None:
+    """Add the folders of checkpoints and logs, and the checkpoint of each stage."""
     add = parser.group("files")
     add(
         "--model_path",
@@ -122,6 +177,9 @@ def build_parser() -> Parser:
             help=f"checkpoint of mode {stage.number} ({stage.name}), a file inside --model_path{starts[stage.number]}",
         )
 
+
+def add_network(parser: Parser) -> None:
+    """Add the options of the network, of the sizes that it reads, and of what its branches start from and share."""
     add = parser.group("network and geometry")
     add(
         "--n_class",
@@ -170,8 +228,9 @@ def build_parser() -> Parser:
         f"{recorded_default('share')}",
     )
 
-    add_coarse_to_fine(parser.group("coarse to fine"))
 
+def add_training(parser: Parser) -> None:
+    """Add the options of the steps: recipe, batch, rate and loss."""
     add = parser.group("training")
     add(
         "--recipe",
@@ -236,6 +295,9 @@ def build_parser() -> Parser:
         help="weight of the feature-map regulariser in mode 2, lambda in the paper (default: %(default)s)",
     )
 
+
+def add_variation(parser: Parser) -> None:
+    """Add what differs from epoch to epoch: windows, patches, turns and colours."""
     add = parser.group("what training varies")
     add(
         "--window",
@@ -270,6 +332,9 @@ def build_parser() -> Parser:
         "training images, too",
     )
 
+
+def add_computing(parser: Parser) -> None:
+    """Add the options of precision and memory."""
     add = parser.group("computing")
     add_precision(add)
     add(
@@ -280,6 +345,9 @@ def build_parser() -> Parser:
         "backward pass: less memory, more time, the same result",
     )
 
+
+def add_long_runs(parser: Parser) -> None:
+    """Add what saves, resumes and ends a run, and what processes share."""
     add = parser.group("long runs, several processes")
     add(
         "--resume",
@@ -331,6 +399,9 @@ def build_parser() -> Parser:
         "does, not over each process's part",
     )
 
+
+def add_evaluation(parser: Parser) -> None:
+    """Add the options of `--evaluation` alone."""
     add = parser.group("evaluation")
     add(
         "--split",
@@ -353,47 +424,6 @@ def build_parser() -> Parser:
         help="write each prediction as ID_mask.png, classes in their colours",
     )
     add("--report", type=Path, metavar="DIR", on_resume=SILENT, help="write scores and pictures to DIR/report.html")
-
-    return parser
-
-
-def task_name(text: str) -> str:
-    """Parse `--task_name`: a name that files and folders can have."""
-    if "/" in text or not text.strip("."):
-        raise argparse.ArgumentTypeError(f"{text!r} must be usable as a file name")
-    return text
-
-
-def add_data(parser: Parser) -> None:
-    """Add the options that name a data set, its splits and how its files become pixels."""
-    add = parser.group("data")
-    add(
-        "--dataset",
-        choices=NAMES,
-        default="deep_globe",
-        help="what --data_path holds; folder: images of your own, described by a JSON file that\n"
-        "`python -m dataset.describe` writes (default: %(default)s)",
-    )
-    add(
-        "--data_path",
-        type=Path,
-        default=Path("data"),
-        on_resume=LOGGED,
-        help="the data set's folder; of folder the JSON file, or the folder that holds it (default: data)",
-    )
-    add(
-        "--split_lists",
-        type=Path,
-        metavar="DIR",
-        on_resume=LOGGED,
-        help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
-    )
-    add(
-        "--hold_out",
-        metavar="ID",
-        help="dubai: validate on this scene alone, such as tile3, and train on all others",
-    )
-    add_view(add)
 
 
 def check(options: argparse.Namespace) -> None:

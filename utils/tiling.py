@@ -60,6 +60,13 @@ class Box(NamedTuple):
         return self._replace(top=self.top - other.top, left=self.left - other.left)
 
 
+def strips(size: Size, pixels: int) -> Iterator[Box]:
+    """Yield boxes that divide an image of `size` into strips of whole rows: about `pixels` each, at least a row."""
+    height, width = size
+    step = max(1, pixels // width)
+    return (Box(top, 0, min(step, height - top), width) for top in range(0, height, step))
+
+
 def around(boxes: Sequence[Box]) -> Box:
     """Return the smallest box that holds all of `boxes`."""
     top, left = min(box.top for box in boxes), min(box.left for box in boxes)
