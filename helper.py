@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -52,6 +53,14 @@ class EpochState:
     seconds: float = 0.0
     save_requested: bool = False
 
+    def count(self, found: "_StepResult") -> None:
+        """Count a step and its loss, or count it as skipped."""
+        self.batches += 1
+        if found.finite:
+            self.loss += (found.values["loss/total"] - self.loss) / (self.batches - self.skipped)
+        else:
+            self.skipped += 1
+
 
 def _batch_share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
     """Return this process's share of the batch: the weight of its label pixels over that of all processes."""
@@ -59,6 +68,25 @@ def _batch_share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
     total = torch.tensor([sum(weights)], dtype=torch.float64)
     ranks.sum_([total])
     return sum(weights) / (float(total) or 1)
+
+
+class _StepResult(NamedTuple):
+    """The result of a step, the same in all processes but for `mean_iou`.
+
+    Attributes:
+        values: the loss terms, their sum and the gradient's norm, by their tags in the logs.
+        active: whether any process had anything to learn from.
+        mean_iou: the training metric, in the main process in every `SHOWN_EVERY`-th step; else None.
+    """
+
+    values: dict[str, float]
+    active: bool
+    mean_iou: float | None
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are finite numbers."""
+        return all(map(math.isfinite, self.values.values()))
 
 
 def _joint_step(
@@ -71,15 +99,11 @@ def _joint_step(
     *,
     ranks: Ranks,
     save: bool,
-) -> tuple[dict[str, float], bool, float | None]:
+) -> _StepResult:
     """Compute the gradients of one step of all processes, and count its images in `epoch`.
 
     All values that the host needs are copied from the device in one transfer. `save` says whether this process requests
     a save. The batch is this process's part, and may be empty.
-
-    Returns:
-        Loss terms, their sum and the gradient's norm, by their tags in the logs; whether any process had anything to
-        learn from; and in the main process, in every `SHOWN_EVERY`-th step, the training metric, else None.
     """
     learned = [p for p in model.parameters() if p.requires_grad]
     names = (*map(settings.loss.term, stage.supervised), *stage.other_terms)
@@ -102,7 +126,7 @@ def _joint_step(
     epoch.save_requested = saves > 0
     tagged = {f"loss/{name}": value for name, value in zip(names, losses_now, strict=True)}
     tagged |= {"loss/total": sum(losses_now), "gradient_norm": norm_now}
-    return tagged, active > 0, mean_iou[0] if mean_iou else None
+    return _StepResult(tagged, active > 0, mean_iou[0] if mean_iou else None)
 
 
 def train_one_epoch(
@@ -154,25 +178,19 @@ def train_one_epoch(
         optimizer.zero_grad(set_to_none=True)
         before = [tensor.clone() for tensor in (*statistics, *epoch.metrics.sums())]
         found = _joint_step(model, stage, batch, settings, optimizer, epoch, ranks=ranks, save=save_due())
-        values, active, shown = found
-        values["learning_rate"] = float(scheduler.get_last_lr()[-1])  # the last group's is the base rate
-        epoch.batches += 1
-        finite = all(map(math.isfinite, values.values()))
-        if finite:
-            epoch.loss += (values["loss/total"] - epoch.loss) / (epoch.batches - epoch.skipped)
-        else:
-            epoch.skipped += 1
-        if finite and active:
+        epoch.count(found)
+        if found.finite and found.active:
             settings.scaler.step(optimizer)
         else:  # if there was nothing to learn from, the metric still counts
-            moved = statistics if finite else [*statistics, *epoch.metrics.sums()]
+            moved = statistics if found.finite else [*statistics, *epoch.metrics.sums()]
             for tensor, old in zip(moved, before, strict=False):
                 tensor.copy_(old)
         settings.scaler.update()
+        rate = float(scheduler.get_last_lr()[-1])  # the last group's is the base rate
         scheduler.step()
-        mean_iou = mean_iou if shown is None else shown
+        mean_iou = mean_iou if found.mean_iou is None else found.mean_iou
         bar.set_postfix(loss=f"{epoch.loss:.3f}", mIoU=f"{100 * mean_iou:.1f}")
         epoch.seconds += time.perf_counter() - clock
-        on_step(values)
+        on_step({**found.values, "learning_rate": rate})
         clock = time.perf_counter()
     return epoch.metrics

@@ -71,6 +71,18 @@ class EvaluationPlan:
     record: Mapping[str, Any]
 
 
+@dataclass
+class _Part:
+    """What one process has evaluated so far; times are sums, for the others see `Evaluation`."""
+
+    images: int = 0
+    seconds: float = 0.0
+    process_seconds: float = 0.0
+    coverage: Coverage = field(default_factory=Coverage)
+    stopped: bool = False
+    not_finite: list[str] = field(default_factory=list)
+
+
 class SegmentsImages(Protocol):
     """What an evaluation needs of a network; see `Predictor`, which has it."""
 
@@ -113,45 +125,54 @@ def evaluate_images(
         ranks: the processes that evaluate together.
         should_stop: is called after each image; if it returns True, this process stops.
     """
-    settings = predictor.settings
-    seconds, process_seconds, images, stopped, coverage = 0.0, 0.0, 0, False, Coverage()
-    not_finite: list[str] = []
+    own = _Part()
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
-        start, process_start = time.perf_counter(), time.process_time()
-        source = MemorySource(required(sample.image, "image"))
-        found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
-        check = FiniteScores()
-        coverage += predictor.segment(
-            source, found, global_image=sample.global_image, shared=sample.shared, check=check
-        )
-        if sample.label is not None:
-            metrics.update(settings.to_device(sample.label), found)
-        if settings.device.type == "cuda":
-            torch.cuda.synchronize(settings.device)
-        seconds += time.perf_counter() - start
-        process_seconds += time.process_time() - process_start
-        images += 1
+        found = _evaluate_sample(predictor, sample, metrics, own)
         bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
-        if not check.ok():
-            not_finite.append(sample.id)
-        elif on_image is not None:
-            on_image(sample, {name: prediction.ids for name, prediction in found.items()})
-        if stopped := should_stop():
+        if on_image is not None and found is not None:
+            on_image(sample, found)
+        own.stopped = should_stop()
+        if own.stopped:
             break
-    parts = ranks.gather((seconds, process_seconds, images, stopped, coverage, not_finite))
+    parts = ranks.gather(own)
     for counts in metrics.sums():
         ranks.sum_([counts])
-    total = sum(part[2] for part in parts)
+    images = sum(part.images for part in parts)
     return Evaluation(
         metrics,
-        images=total,
-        seconds_per_image=sum(part[0] for part in parts) / max(total, 1),
-        process_seconds_per_image=sum(part[1] for part in parts) / max(total, 1),
-        coverage=sum((part[4] for part in parts), Coverage()),
-        complete=not any(part[3] for part in parts),
-        not_finite=tuple(id_ for part in parts for id_ in part[5]),
+        images=images,
+        seconds_per_image=sum(part.seconds for part in parts) / max(images, 1),
+        process_seconds_per_image=sum(part.process_seconds for part in parts) / max(images, 1),
+        coverage=sum((part.coverage for part in parts), Coverage()),
+        complete=not any(part.stopped for part in parts),
+        not_finite=tuple(id_ for part in parts for id_ in part.not_finite),
     )
+
+
+def _evaluate_sample(
+    predictor: SegmentsImages, sample: Sample, metrics: StageMetrics, part: _Part
+) -> dict[str, Tensor] | None:
+    """Segment an image, count it in `metrics` and `part`; return `evaluate_images`' predictions if they are finite."""
+    settings = predictor.settings
+    start, process_start = time.perf_counter(), time.process_time()
+    source = MemorySource(required(sample.image, "image"))
+    found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
+    check = FiniteScores()
+    part.coverage += predictor.segment(
+        source, found, global_image=sample.global_image, shared=sample.shared, check=check
+    )
+    if sample.label is not None:
+        metrics.update(settings.to_device(sample.label), found)
+    if settings.device.type == "cuda":
+        torch.cuda.synchronize(settings.device)
+    part.seconds += time.perf_counter() - start
+    part.process_seconds += time.process_time() - process_start
+    part.images += 1
+    if not check.ok():
+        part.not_finite.append(sample.id)
+        return None
+    return {name: sink.ids for name, sink in found.items()}
 
 
 def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
@@ -160,6 +181,15 @@ def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
     own = {path.parent.resolve() for pair in pairs for path in pair if path is not None}
     if folder.resolve() in own:
         raise InputError(f"--save_predictions {folder} would overwrite the labels there; name another folder")
+
+
+def _check_outputs(plan: EvaluationPlan, ranks: Ranks) -> None:
+    """Raise InputError if a folder of results cannot be written, or is the data set's."""
+    check_writable(plan.log_path)
+    if plan.save_predictions:
+        refuse_data_folder(plan.save_predictions, plan.data)
+    if plan.report and ranks.main:
+        check_writable(plan.report)
 
 
 def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
@@ -182,11 +212,7 @@ def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
     seen = None if header.trained_on is None else header.trained_on.count(data.hashes())
     if seen:
         logging.warning(f"{seen} of {len(data)} images were trained on: their scores say nothing of other images")
-    check_writable(plan.log_path)
-    if plan.save_predictions:
-        refuse_data_folder(plan.save_predictions, data)
-    if plan.report and ranks.main:
-        check_writable(plan.report)
+    _check_outputs(plan, ranks)
     own = range(ranks.rank, len(data), ranks.world)
     loader = SampleLoader(data, sampler=own, num_workers=plan.num_workers, pin=settings.device.type == "cuda")
     metrics = StageMetrics(stage, header.classes)
@@ -198,8 +224,24 @@ def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
         )
     if images is not None:
         images.gather(ranks)
-    if not ranks.main:
-        return
+    if ranks.main:
+        _write_results(plan, ranks, result, images, seen, started)
+
+
+def _write_results(
+    plan: EvaluationPlan,
+    ranks: Ranks,
+    result: Evaluation,
+    images: ReportImages | None,
+    seen: int | None,
+    started: str,
+) -> None:
+    """Print the scores, write them as JSON, and the report if there are `images` of it.
+
+    `seen` is the number of images that were trained on, None if unknown.
+    """
+    metrics, stage = result.metrics, plan.predictor.stage
+    split = plan.record["split"]
     scored = plan.labelled and metrics.has_labels()
     if plan.labelled and not scored:
         logging.warning(f"no pixel of split {split} has a class: there are no scores, and none are written")
@@ -216,7 +258,7 @@ def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
             title=plan.record["task_name"],
             data=f"{plan.record['dataset']}, split {split}",
             stage=stage,
-            classes=header.classes,
+            classes=plan.header.classes,
             record=record,
             counts=metrics.matrices[stage.headline].counts.cpu().numpy() if scored else None,
             images=images,

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from helper import EpochState
 from models.glnet import GLNet
@@ -96,12 +97,32 @@ class RunState:
     unvalidated: int = 0
 
 
-Snapshot = dict[str, Any]
-"""The content of a resume file: plain values, and tensors on the CPU. `model` is the part of the network's state dict
-that is saved, and `optimizer`, `scheduler`, `scaler` and `average` are state dicts, the last two None where there is
-none. `standing` has the entries of `RunState`, `progress` those of `EpochState` but its metrics, `sums` the training
-metric of the epoch so far, of all processes together. `options` are those that the run was started with, `logs` the
-length of each log file in bytes, and `random` the states of all random generators."""
+class Snapshot(TypedDict):
+    """The content of a resume file: plain values, and tensors on the CPU.
+
+    Attributes:
+        model: the part of the network's state dict that is saved.
+        optimizer, scheduler: state dicts.
+        scaler, average: state dicts, None where there is none; earlier versions did not write all of them.
+        standing: the entries of `RunState`.
+        progress: those of `EpochState` but its metrics.
+        sums: the training metric of the epoch so far, of all processes together.
+        options: those that the run was started with.
+        logs: the length of each log file in bytes.
+        random: the states of all random generators.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    scaler: NotRequired[dict[str, Any] | None]
+    standing: dict[str, Any]
+    progress: dict[str, Any]
+    sums: list[Tensor]
+    options: dict[str, Any]
+    logs: dict[str, int]
+    random: dict[str, Any]
+    average: NotRequired[dict[str, Any] | None]
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
@@ -119,7 +140,7 @@ def read(path: Path) -> Snapshot:
         kind = list if name == "sums" else dict
         if not isinstance(content.get(name), kind):
             raise InputError(f"{path} is damaged: its {name} is no {kind.__name__}")
-    return content
+    return cast(Snapshot, content)
 
 
 @dataclass
@@ -178,10 +199,11 @@ class TrainerState:
                 if any(moment.shape not in (parameter.shape, torch.Size()) for moment in moments.values()):
                     raise ValueError("moments of another shape than their weights")
             self.scheduler.load_state_dict(snapshot["scheduler"])
-            if snapshot.get("scaler") and self.scaler.is_enabled():
-                self.scaler.load_state_dict(snapshot["scaler"])
-            if self.average is not None and snapshot.get("average") is not None:
-                self.average.load_state_dict(snapshot["average"])
+            scaler, average = snapshot.get("scaler"), snapshot.get("average")
+            if scaler and self.scaler.is_enabled():
+                self.scaler.load_state_dict(scaler)
+            if self.average is not None and average is not None:
+                self.average.load_state_dict(average)
             elif self.average is not None:  # the run did not average before
                 self.average.restart()
             for name, value in _epoch_record(self.epoch).items():
