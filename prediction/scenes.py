@@ -3,7 +3,7 @@
 Scenes overlap a little. Across an overlap the scores change linearly from those of one scene to those of the next.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required
 from utils.precision import not_finite
 from utils.selection import Coverage
-from utils.tiling import Axis, PatchGrid, Size
+from utils.tiling import Axis, Box, PatchGrid, Size
 
 SCENE_SIZE = 5000
 """Pixels of the longest side for which results are published."""
@@ -241,9 +241,23 @@ def segment_scenes(
             emit(top, reduce_scores(scores, probabilities))
 
         return segment(load_in_memory(source), pass_on, means=probabilities)
-    coverage = Coverage()
     canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
-    boxes = grid.boxes()
+    return _share_scenes(source, grid.boxes(), canvas, partial(segment, means=True), ranks, folder)
+
+
+def _share_scenes(
+    source: Source,
+    boxes: Sequence[Box],
+    canvas: SceneCanvas,
+    segment: Callable[[Source, Sink], Coverage],
+    ranks: Ranks,
+    folder: Path | None,
+) -> Coverage:
+    """Segment the scenes `boxes` of an image, a round of one for each process at a time, and join them on `canvas`.
+
+    The main process sends the scores of its scene to the canvas at once, and those of the others, which keep them in
+    `folder`, before its next one. The others are those of `segment_scenes`.
+    """
 
     def score_file(index: int) -> Path:
         return required(folder, "folder") / f"scene{index}.npy"
@@ -258,12 +272,13 @@ def segment_scenes(
                 return Coverage()
             if ranks.main:
                 canvas.begin(index)
-                return segment(next(scenes), canvas, means=True)
+                return segment(next(scenes), canvas)
             with keep_scores(score_file(index)) as scores:
-                return segment(next(scenes), scores, means=True)
+                return segment(next(scenes), scores)
         except OSError as error:
             raise InputError(f"scores cannot be kept in {folder}: {error.strerror or error}") from error
 
+    coverage = Coverage()
     others = range(0)  # of the last round, by the other processes
     with closing(read_ahead(source, boxes[ranks.rank :: ranks.world])) as scenes:
         for first in range(0, len(boxes), ranks.world):
