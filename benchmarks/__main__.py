@@ -6,7 +6,6 @@ device that made them.
 
 import argparse
 import importlib
-import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,12 +14,12 @@ from typing import Any
 
 import torch
 
-from experiments.records import as_markdown
 from utils.arguments import Parser, whole
 from utils.distributed import pick_device
 from utils.errors import exit_code
 from utils.files import write_json
 from utils.memory import keep_freed_memory
+from utils.results import as_markdown, command_of
 from utils.run_record import device_name, git_commit, now
 
 BENCHMARKS = {
@@ -59,8 +58,12 @@ def run(options: argparse.Namespace) -> None:
         found.append(row)
         print(f"| {' | '.join(cell(row.get(key)) for key in benchmark.COLUMNS)} |", flush=True)
     if options.json:
-        command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-        about = {"command": command, "date": now(), "commit": git_commit(), "device": device_name(options.device)}
+        about = {
+            "command": command_of("benchmarks"),
+            "date": now(),
+            "commit": git_commit(),
+            "device": device_name(options.device),
+        }
         write_json(options.json, {**about, "rows": found})
 
 

@@ -19,13 +19,13 @@ import numpy as np
 from benchmarks.workload import MODES
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.synthetic import smooth_noise
-from experiments.records import ROOT, Usage, run_measured
 from models import checkpoint
 from models.backbone import backbone_name
 from models.glnet import GLNet
 from models.header import Header
 from prediction.scenes import SCENE_SIZE, scene_grid
 from utils.arguments import AddOption, number, whole
+from utils.results import ROOT, Usage, run_measured
 from utils.tiling import MIN_OVERLAP, PatchGrid
 
 TILE = 2048

@@ -25,10 +25,10 @@ from dataset.folder import NAME
 from experiments import ablation_data, ablation_tables
 from experiments.ablation_data import SHRUNK, TRAINING
 from experiments.ablation_plan import COMMON, NETWORK, RATES, RECIPES, Run, cost, plan
-from experiments.records import RESULTS, ROOT, run_measured
 from utils.arguments import whole
 from utils.errors import InputError, exit_code
 from utils.files import write_json
+from utils.results import RESULTS, ROOT, run_measured
 from utils.stages import STAGES
 
 NOT_RECORDED = {"backbone", "normalize", "min_overlap", "sub_batch_size", "precision", "size_g", "size_p", "model"}
@@ -149,7 +149,7 @@ class Experiment:
         more = [*self.recipe.evaluation, *run.evaluations[evaluation]]
         if run.mode:
             file = f"--{STAGES[run.mode].reads}={self.checkpoint(run, fold)}"
-            program = [sys.executable, "-m", "experiments.scores", f"--mode={run.mode}", file]
+            program = [sys.executable, "-m", "experiments.baselines", "--model=glnet", f"--mode={run.mode}", file]
             return [*program, *where, "--upsample=bilinear", *more]
         known = [one for one in (*COMMON, *self.changed(run)) if one.removeprefix("--").split("=")[0] in NOT_RECORDED]
         file = f"--path_g={self.checkpoint(run, fold)}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.ablation_plan import DIFFERENCES, GLOBAL, Recipe, Variant, plan, variants
-from experiments.records import as_markdown, command_of, write_results
+from utils.results import as_markdown, command_of, write_results
 
 DRAWS = 4000
 """Samples of a bootstrap."""
@@ -281,7 +281,7 @@ def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) ->
     if scores := found.scores():
         titles = dict.fromkeys(one["variant"] for one in scores)
         record = {
-            "command": command_of("ablation"),
+            "command": command_of("experiments.ablation"),
             "classes": found.classes,
             "groups_are": "books" if recipe.grouped else "images",
             "rows": [row([one for one in scores if one["variant"] == title]) for title in titles],
@@ -297,7 +297,7 @@ def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) ->
             own = ", ".join(f"{name} {per_cent(value)}" for name, value in one["mIoU"].items())
             differs = f"`{' '.join(one['differs'])}`" if one["differs"] else ""
             lines.append([one["run"], one["trial"], str(one["fold"]), own, minutes(one), differs])
-        record = {"command": command_of("ablation"), "trials": trials}
+        record = {"command": command_of("experiments.ablation"), "trials": trials}
         write_results(output / f"trials_{data}.json", record, as_markdown(heads, lines))
 
 

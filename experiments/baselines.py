@@ -3,10 +3,15 @@
 The networks are those of the package segmentation_models_pytorch. They see patches of `--size_p` pixels with overlap,
 and nothing of the image around them, unless `--scores_of` adds what a network of stage 1 finds in the shrunk image.
 Encoders start from `--backbone_weights`, as GLNet's do; scores of overlapping patches are added, as GLNet's are. The
-result is an evaluation's JSON file, in which the prediction is called "global", as there is only one.
+result is an evaluation's JSON file with the confusion matrix of every image, in which the prediction is called
+"global", as there is only one.
+
+`--model glnet` evaluates GLNet itself for the same file. `--late_fusion` replaces the ensemble of stage 2 by the mean
+of the softmaxes of its global and its local prediction: late fusion, if the branches were trained without sharing.
 """
 
 import json
+import logging
 import sys
 import time
 from argparse import Namespace
@@ -20,12 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dataset.base import Sample
+from dataset.base import Sample, SegmentationDataset
 from dataset.layout import TRAIN, SplitChoice
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from dataset.registry import Description, describe
 from engine.patches import ImagePatches, TrainingPatches
-from experiments.scores import score_images
+from engine.predictor import Predictor
+from evaluation.report import evaluation_record, evaluation_table
+from evaluation.run import SegmentsImages, evaluate_images
 from imaging.sources import Source
 from models.backbone import build_backbone
 from models.header import Header
@@ -36,17 +43,20 @@ from training import setup
 from training.average import WeightAverage
 from training.optimizer import build_optimizer, build_schedule
 from utils.arguments import Parser
-from utils.canvas import FiniteScores, Sink
+from utils.canvas import RESULT_ROWS, FiniteScores, Sink
+from utils.classes import Classes
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code, required
 from utils.files import load_torch, save_torch, write_json
-from utils.memory import keep_freed_memory
+from utils.memory import keep_freed_memory, peak_memory_mb
+from utils.metrics import ConfusionMatrix, StageMetrics
 from utils.precision import autocast
 from utils.selection import Coverage
 from utils.settings import Settings, TrainingSettings
 from utils.stages import STAGES, Stage
 from utils.tiling import Size, map_size
 
+GLNET = "glnet"
 MODELS = {"unet": "Unet", "deeplab": "DeepLabV3Plus", "fpn": "FPN"}
 """The package's names by `--model`."""
 
@@ -55,11 +65,14 @@ MULTIPLE = 32
 
 
 def build_parser() -> Parser:
-    """Return the parser of `train_deep_globe.py` with `--model`; options that GLNet alone has do nothing."""
+    """Return the parser of `train_deep_globe.py` with `--model`; on others than GLNet its own options do nothing."""
     parser = command_line.build_parser()
     parser.prog, parser.description = "python -m experiments.baselines", (__doc__ or "").splitlines()[0]
     add = parser.group("baseline")
-    add("--model", choices=tuple(MODELS), default="unet", help="default: %(default)s")
+    models = (*MODELS, GLNET)
+    add("--model", choices=models, default="unet", help=f"{GLNET} is evaluated only (default: %(default)s)")
+    help_ = f"--model {GLNET}, mode 2: the mean of both branches' softmaxes takes the ensemble's place"
+    add("--late_fusion", action="store_true", help=help_)
     add(
         "--scores_of",
         metavar="FILE",
@@ -187,6 +200,67 @@ class PatchPredictor:
         return patches.coverage()
 
 
+FUSED = ("global", "local")
+"""The predictions whose softmaxes late fusion averages."""
+
+
+class LateFusion:
+    """A network of stage 2 or 3 whose ensemble is the mean of the softmaxes of its global and its local prediction."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor, self.stage, self.settings = predictor, predictor.stage, predictor.settings
+
+    def segment(self, image: Source, sinks: Mapping[str, Sink], **images: Any) -> Coverage:
+        """Segment one image; the parameters are those of `Predictor.segment`. `sinks` are all predictions of a stage.
+
+        Local scores are means over the patches that cover a pixel, before their softmax.
+        """
+        totals: list[Tensor] = []  # one, (n_class, H, W), when the first rows are known
+
+        def adding(sink: Sink) -> Sink:
+            def take(top: int, scores: Tensor) -> None:
+                if not totals:
+                    totals.append(scores.new_zeros((len(scores), *image.size), dtype=torch.float32))
+                totals[0][:, top : top + scores.shape[1]] += scores.float().softmax(0)
+                sink(top, scores)
+
+            return take
+
+        own = {name: adding(sinks[name]) for name in FUSED}
+        coverage = self.predictor.segment(image, own, means=True, **images)
+        for top in range(0, image.size[0], RESULT_ROWS):
+            sinks["ensemble"](top, totals[0][:, top : top + RESULT_ROWS] / len(FUSED))
+        return coverage
+
+
+def score_images(predictor: SegmentsImages, data: SegmentationDataset, classes: Classes) -> dict[str, Any]:
+    """Evaluate all images of `data`, which has labels, and print the table of scores.
+
+    Returns:
+        The record of `evaluation.report.evaluation_record`, and `matrices`: by prediction and id the confusion
+        matrix of an image, row by row; rows are the truth.
+    """
+    matrices: dict[str, dict[str, list[int]]] = {name: {} for name in predictor.stage.predictions}
+
+    def count(sample: Sample, found: dict[str, Tensor]) -> None:
+        label = predictor.settings.to_device(required(sample.label, "label"))
+        for name, ids in found.items():
+            matrices[name][sample.id] = ConfusionMatrix(len(classes)).update(label, ids).flatten().tolist()
+
+    metrics = StageMetrics(predictor.stage, classes)
+    result = evaluate_images(predictor, SampleLoader(data), metrics, on_image=count)
+    record = evaluation_record(
+        predictor.stage.number,
+        classes,
+        result.metrics.matrices,
+        images=result.images,
+        seconds_per_image=result.seconds_per_image,
+        peak_memory_mb=peak_memory_mb(predictor.settings.device),
+    )
+    print(evaluation_table(record))
+    return {**record, "matrices": matrices}
+
+
 def train(
     network: nn.Module,
     options: Namespace,
@@ -219,12 +293,28 @@ def train(
     return average
 
 
+def evaluate_glnet(options: Namespace, described: Description, device: torch.device) -> None:
+    """Evaluate GLNet, and write `LOG_PATH/TASK_NAME.json`."""
+    command_line.check(options)
+    if not options.evaluation:
+        raise InputError(f"--model {GLNET} goes with --evaluation: train_deep_globe.py trains it")
+    if options.late_fusion and options.mode != 2:
+        raise InputError(f"--late_fusion fuses both branches of mode 2 and does nothing in mode {options.mode}")
+    plan = setup.plan_evaluation(options, described, device)
+    chosen = LateFusion(plan.predictor) if options.late_fusion else plan.predictor
+    write_json(options.log_path / f"{options.task_name}.json", score_images(chosen, plan.data, plan.header.classes))
+
+
 def work(options: Namespace) -> None:
     """Train and save a network, or with `--evaluation` evaluate it."""
-    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists))
-    options, header = setup.resolve(options, {}, described)
+    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.hold_out))
     device = pick_device(options.device)
     keep_freed_memory()
+    if options.model == GLNET:
+        return evaluate_glnet(options, described, device)
+    if options.late_fusion:
+        raise InputError(f"--late_fusion goes with --model {GLNET}")
+    options, header = setup.resolve(options, {}, described)
     torch.manual_seed(options.seed)
     settings = setup.evaluation_settings(options, header, device)
     n_class = len(header.classes)
@@ -241,15 +331,18 @@ def work(options: Namespace) -> None:
         if average is not None:
             with average.applied():
                 save_torch(options.model_path / f"{options.task_name}.ema.pth", network.state_dict())
-        return
+        return None
     network.load_state_dict(load_torch(options.model_path / options.path_g))
     predictor = PatchPredictor(network.eval(), settings, scores_of)
     data = setup.open_data(options, described, options.split, header)
     record = score_images(predictor, data, header.classes)
     write_json(options.log_path / f"{options.task_name}.json", {"model": options.model, **record})
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0, or 2 if the input is at fault."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     return exit_code(lambda: work(build_parser().parse_args(arguments)))
 
 

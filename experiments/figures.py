@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.published import LATER, PUBLISHED, Published
-from experiments.records import RESULTS, command_of
 from utils.errors import InputError, exit_code, required
 from utils.files import replacing, write_json
+from utils.results import RESULTS, command_of
 from utils.stages import PREDICTIONS, STAGES
 
 if TYPE_CHECKING:
@@ -392,7 +392,7 @@ def run(options: argparse.Namespace) -> None:
     for name, *logs in options.curves:
         if not logs:
             raise InputError(f"--curves {name} names no log: add the files LOG_PATH/TASK_NAME.jsonl of its runs")
-        curves = {"command": command_of("figures"), "runs": [read_curves(Path(log)) for log in logs]}
+        curves = {"command": command_of("experiments.figures"), "runs": [read_curves(Path(log)) for log in logs]}
         write_json(options.results / f"curves_{name}.json", curves)  # from which the figure can be drawn again
 
     def draw(draw_figure: Callable[[Path, Any], None], name: str, content: Any) -> None:

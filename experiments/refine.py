@@ -23,7 +23,6 @@ from dataset.loader import SampleLoader
 from dataset.registry import Description, describe
 from evaluation.report import evaluation_record
 from evaluation.run import Evaluation, evaluate_images
-from experiments.records import RESULTS, as_markdown, command_of, write_results
 from training import options as command_line
 from training.setup import plan_evaluation
 from utils.arguments import Parser, add_geometry, add_precision, number, whole
@@ -32,6 +31,7 @@ from utils.errors import InputError, exit_code
 from utils.files import check_writable
 from utils.memory import keep_freed_memory, peak_memory_mb
 from utils.metrics import StageMetrics
+from utils.results import RESULTS, as_markdown, command_of, write_results
 from utils.run_record import device_name, git_commit, now
 from utils.selection import UncertainPatches
 from utils.stages import PREDICTIONS, STAGES
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
     keep_freed_memory()
     runs = [found for file in options.checkpoints for found in measure(file, options, described, device)]
     record = {
-        "command": command_of("refine"),
+        "command": command_of("experiments.refine"),
         "date": now(),
         "commit": git_commit(),
         "device": device_name(device),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import describe_set, write_noise, write_thin_checkpoint
 
-from experiments import ablation, ablation_data, ablation_tables, baselines, scores
+from experiments import ablation, ablation_data, ablation_tables, baselines
 from experiments.ablation import Experiment, Schedule
 from experiments.ablation_plan import DIFFERENCES, RATES, RECIPES, cost, plan, variants
 from experiments.ablation_tables import Results, compare, iou_of
@@ -316,7 +316,7 @@ class TwoBranches:
 def test_late_fusion_is_the_mean_of_both_softmaxes() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (3 * torch.randn(4, 7, 5, generator=generator) for _ in range(2))
-    fusion = scores.LateFusion(TwoBranches(a, b))
+    fusion = baselines.LateFusion(TwoBranches(a, b))
     found: list[tuple[int, torch.Tensor]] = []
     sinks = {name: ArgmaxSink((7, 5)) for name in ("global", "local")}
     image = MemorySource(torch.zeros(3, 7, 5, dtype=torch.uint8))
@@ -343,8 +343,8 @@ def small_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
 
 def call(command: list[str], without: tuple[str, ...] = ()) -> None:
     arguments = [one for one in command if one.split("=")[0] not in without]
-    program = {"experiments.baselines": baselines.main, "experiments.scores": scores.main}[arguments[2]]
-    assert program(arguments[3:]) == 0
+    assert arguments[2] == "experiments.baselines"
+    assert baselines.main(arguments[3:]) == 0
 
 
 def matrices_of(experiment: Experiment, task: str, prediction: str) -> np.ndarray:
@@ -390,7 +390,8 @@ def test_networks_of_glnet_are_evaluated_image_by_image(tmp_path, monkeypatch) -
     )
     np.testing.assert_array_equal(own[0], fused[0])
     np.testing.assert_array_equal(own[1], fused[1])
-    assert scores.main(["--mode=1", "--path_g=local_0.pth", "--late_fusion"]) == 2
+    glnet = ["--model=glnet", "--evaluation", "--mode=1", "--path_g=local_0.pth"]
+    assert baselines.main([*glnet, "--late_fusion"]) == 2
 
 
 @pytest.mark.parametrize("further", [0, 7])

@@ -17,8 +17,8 @@ RESULTS = ROOT / "experiments" / "results"
 
 
 def command_of(module: str) -> str:
-    """Return the command line of this process, whose main module is `experiments.MODULE`."""
-    return shlex.join(["python", "-m", f"experiments.{module}", *sys.argv[1:]])
+    """Return the command line of this process, whose main module is `module`."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def as_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> str:
