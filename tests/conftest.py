@@ -67,6 +67,11 @@ def checkpoint(tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "one.pth", 1)
 
 
+@pytest.fixture(scope="session")
+def segmenter(checkpoint) -> Segmenter:
+    return Segmenter.from_checkpoint(checkpoint, device="cpu")
+
+
 @pytest.fixture
 def refused(capsys) -> Callable[..., str]:
     """Run a command line that must end with exit code 2 and one line of error, which is returned."""

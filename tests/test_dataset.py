@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
 import torch
 from PIL import Image, ImageFile
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -103,25 +102,24 @@ def test_foreign_colours_indices_and_sizes_are_refused_with_place_and_count(tmp_
         read_label(tmp_path / "7_mask.png", DEEP_GLOBE, (20, 24))
 
 
-@pytest.mark.parametrize("kept", [0, 0.3, 0.999])
-@pytest.mark.parametrize("name", ["7_sat.jpg", "7_sat.png"])
-def test_truncated_files_are_refused_by_name_whatever_pillow_is_set_to(tmp_path, name, kept, monkeypatch) -> None:
+def test_truncated_missing_and_foreign_files_are_refused_by_name_whatever_pillow_is_set_to(
+    tmp_path, monkeypatch
+) -> None:
+    """Truncated files of every format: tests/test_broken_files.py."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    path = tmp_path / name
-    Image.fromarray(RNG.integers(0, 256, (80, 80, 3), np.uint8)).save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(InputError, match=f"{name} cannot be read: .*copy it again"):
-        read_image(path)
+    for path in (tmp_path / "7_sat.jpg", tmp_path / "7_sat.png"):
+        with pytest.raises(InputError, match=f"{path.name} cannot be read: No such file"):
+            read_image(path)
+        Image.fromarray(RNG.integers(0, 256, (80, 80, 3), np.uint8)).save(path)
+        whole = path.read_bytes()
+        for kept in (0, 0.3, 0.999):
+            path.write_bytes(whole[: int(kept * len(whole))])
+            with pytest.raises(InputError, match=f"{path.name} cannot be read: .*copy it again"):
+                read_image(path)
+        path.write_bytes(b"no image at all")
+        with pytest.raises(InputError, match=f"{path.name} cannot be read: not an image"):
+            read_image(path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES, "the setting is put back"
-
-
-@pytest.mark.parametrize("content", [None, b"no image at all"])
-def test_missing_empty_and_foreign_files_are_refused_by_name(tmp_path, content) -> None:
-    if content is not None:
-        (tmp_path / "7_sat.jpg").write_bytes(content)
-    with pytest.raises(InputError, match=r"7_sat\.jpg cannot be read: (No such file|not an image)"):
-        read_image(tmp_path / "7_sat.jpg")
 
 
 def test_the_pixel_limit_is_ours_not_pillows(tmp_path, monkeypatch) -> None:
@@ -308,16 +306,3 @@ def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path, workers) ->
     assert str(caught.value).startswith(str(tmp_path / "2_sat.jpg"))
     assert "\n" not in str(caught.value)
     assert caught.value.kind == "unreadable"
-
-
-@pytest.mark.slow
-def test_a_process_ends_though_its_loader_was_left_in_the_middle(tmp_path) -> None:
-    code = (
-        "import sys; from dataset import synthetic; from dataset.loader import SampleLoader\n"
-        "from dataset.registry import describe; from pathlib import Path\n"
-        "synthetic.generate(Path(sys.argv[1]), 6, 64, seed=0, prepared=False)\n"
-        "data = describe('deep_globe', Path(sys.argv[1])).open('train', 64)\n"
-        "samples = iter(SampleLoader(data, num_workers=1)); next(samples)\n"
-        "sys.modules['kept'] = samples\n"
-    )
-    assert runs.run_python(code, tmp_path / "data") == ""

@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 import runs
 import torch
-from builders import (
-    BACKBONE,
-    N_CLASS,
-    build_header,
-)
+from builders import BACKBONE, N_CLASS, build_header
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

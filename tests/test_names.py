@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import build_header, describe_set
 from files import write_raster
-from pictures import run, save, summary, write_checkpoint
+from pictures import run, save, summary
 from PIL import Image
 
 from dataset.registry import describe
@@ -130,12 +130,6 @@ def test_what_is_made_from_a_picture_is_no_second_one(tmp_path) -> None:
     touch(tmp_path, "a.tif", "a.vrt", "a.gif", "a_label.png")
     (item,) = describe("folder", describe_set(tmp_path, images="{id}.*")).find("train")
     assert item.image.name == "a.tif"
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory) -> Segmenter:
-    path = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "two.pth")
-    return Segmenter.from_checkpoint(path, device="cpu")
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[object]:

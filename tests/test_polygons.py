@@ -1,6 +1,5 @@
 """`predict.py --polygons`: layers equal their masks, lie where these lie, and hold what the summary says."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from builders import N_CLASS
-from pictures import PIXEL, PROJECTED, run, save, write_checkpoint, write_raster
+from pictures import PIXEL, PROJECTED, run, save, summary, write_raster
 from PIL import Image
 
 from imaging.georeference import Georeference, GroundAreas
@@ -48,11 +47,6 @@ class Layer:
         return len(self.shapes)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "one.pth", 1)
-
-
 def four_bands(size=SIZE) -> np.ndarray:
     """(4, H, W) of 16 bits, 0 in a corner."""
     values = np.random.default_rng(5).integers(1, 4000, (4, *size)).astype(np.uint16)
@@ -78,10 +72,6 @@ def write(path: Path, ids: np.ndarray, options: PolygonOptions, reference: Geore
         writer.write(part, None if ground is None else ground.rows(top, len(part)), None)
     writer.close()
     return writer
-
-
-def summary(out: Path) -> dict:
-    return json.loads((out / "summary.json").read_text())
 
 
 @pytest.mark.parametrize("kind", ["gpkg", "geojson"])

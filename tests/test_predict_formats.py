@@ -30,11 +30,6 @@ SIZE = (40, 60)
 RNG = np.random.default_rng(2)
 
 
-@pytest.fixture(scope="module")
-def segmenter(checkpoint) -> Segmenter:
-    return Segmenter.from_checkpoint(checkpoint, device="cpu")
-
-
 def deep(bands: int = 3, dtype: str = "uint16") -> np.ndarray:
     """(bands, *SIZE) of 11 bits."""
     return RNG.integers(0, 2048, (bands, *SIZE)).astype(dtype)
