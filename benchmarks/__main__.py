@@ -19,8 +19,9 @@ from utils.distributed import pick_device
 from utils.errors import exit_code
 from utils.files import write_json
 from utils.memory import keep_freed_memory
-from utils.results import as_markdown, command_of
+from utils.results import command_of
 from utils.run_record import device_name, git_commit, now
+from utils.tables import as_markdown
 
 BENCHMARKS = {
     "speed": "time evaluation and training steps beside the released implementation",

@@ -5,7 +5,6 @@ in mode 1, the ensemble in modes 2 and 3.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from evaluation.published import PUBLISHED, Published, PublishedSet
 from utils.errors import InputError, exit_code
+from utils.files import read_json
 from utils.stages import STAGES
 
 NEEDED = {"mode": int, "classes": list, "images": int, "peak_memory_mb": float | int}
@@ -30,10 +30,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
     Raises InputError, naming `path`, when it cannot be read or is something else.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    record = read_json(path)
     known = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in NEEDED.items())
     scores = record.get(STAGES[record["mode"]].headline) if known and record["mode"] in STAGES else None
     if not isinstance(scores, dict) or not isinstance(scores.get("mIoU"), float | int):

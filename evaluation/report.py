@@ -8,6 +8,7 @@ from utils.classes import Classes
 from utils.metrics import Scores
 from utils.selection import Coverage
 from utils.stages import PREDICTIONS
+from utils.tables import aligned
 
 
 def _number(value: float) -> float | None:
@@ -85,12 +86,7 @@ def evaluation_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def evaluation_table(record: Mapping[str, Any]) -> str:
     """Return the record of `evaluation_record` as lines of text with columns of fixed width, without a last newline."""
-    rows = list(evaluation_rows(record))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    lines = aligned(list(evaluation_rows(record)))
     rule = "-" * len(lines[0])
     n = len(record["classes"])
     coarse_to_fine = "not_looked_at" in record

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from experiments.ablation_plan import DIFFERENCES, GLOBAL, Recipe, Variant, plan, variants
-from utils.results import as_markdown, command_of, write_results
+from utils.results import command_of, write_results
+from utils.tables import as_markdown
 
 DRAWS = 4000
 """Samples of a bootstrap."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evaluation.published import LATER, PUBLISHED, Published
 from utils.errors import InputError, exit_code, required
-from utils.files import replacing, write_json
+from utils.files import read_json, replacing, write_json
 from utils.results import RESULTS, command_of
 from utils.stages import PREDICTIONS, STAGES
 
@@ -375,13 +375,10 @@ def read_results(path: Path, kind: Kind, data: str = "") -> Record | None:
     Raises InputError, naming the file, if it is no such file.
     """
     command = kind.command.format(data=data)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         print(f"skipped, as {path} is missing: {command}")
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    record = read_json(path)
     if not isinstance(record, dict) or not all(record.get(name) for name in kind.needed):
         raise InputError(f"{path} has no {', '.join(kind.needed)}: make it anew by {command}")
     return record

@@ -31,10 +31,11 @@ from utils.errors import InputError, exit_code
 from utils.files import check_writable
 from utils.memory import keep_freed_memory, peak_memory_mb
 from utils.metrics import StageMetrics
-from utils.results import RESULTS, as_markdown, command_of, write_results
+from utils.results import RESULTS, command_of, write_results
 from utils.run_record import device_name, git_commit, now
 from utils.selection import UncertainPatches
 from utils.stages import PREDICTIONS, STAGES
+from utils.tables import as_markdown
 
 SHARES = tuple(k / 10 for k in range(11))
 

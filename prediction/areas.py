@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from utils.classes import Classes
+from utils.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,7 @@ def summary_table(record: Mapping[str, Any]) -> str:
         rows.append((*row, f"{metres[k]:.0f}") if metres else row)
     if total["left_out"]:
         rows.append(("no data", str(total["left_out"]), "", *([""] if metres else [])))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    lines = aligned(rows)
     count = len(record["images"])
     title = f"{count} image{'' if count == 1 else 's'}"
     if total["features"] is not None:

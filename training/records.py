@@ -15,6 +15,7 @@ from utils.classes import Classes
 from utils.distributed import Ranks
 from utils.errors import required
 from utils.run_record import now
+from utils.tables import as_markdown
 from utils.visualize import pictures
 
 FIXED = 2
@@ -24,13 +25,13 @@ Pictures = dict[int, dict[str, np.ndarray]]
 """RGB pictures (H, W, 3) uint8 by name, of validation images by index."""
 
 
-def as_markdown(record: Mapping[str, Any]) -> str:
+def run_table(record: Mapping[str, Any]) -> str:
     """Return `record` as a Markdown table for TensorBoard; nested entries get a row each."""
     rows = []
     for name, value in record.items():
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
-        rows += [f"| {name} {key} | {entry} |".replace("  ", " ") for key, entry in inner]
-    return "\n".join(["| what | value |", "|---|---|", *rows])
+        rows += [(f"{name} {key}".strip(), str(entry)) for key, entry in inner]
+    return as_markdown(["what", "value"], rows)
 
 
 def picture_collector(

@@ -212,7 +212,7 @@ class TrainingRun:
         self.log = RunLog(plan.log_path, plan.task_name, plan.header.classes, sizes)
         run = self.state.run
         record = run_record(plan.record, plan.settings.device, plan.ranks.world, run.started, run.resumed)
-        self.log.start(record, records.as_markdown(record))
+        self.log.start(record, records.run_table(record))
         for path in vars(files).values():
             remove_leftovers(path)
         if not own:

@@ -73,6 +73,14 @@ def write_json(path: str | Path, record: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises InputError, naming it, if it cannot be read or is something else."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, as hexadecimal digits. Raises InputError, naming it, if it cannot be read."""
     found = hashlib.sha256()

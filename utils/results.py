@@ -1,11 +1,11 @@
-"""Results of experiments and benchmarks: their files and tables, which command made them, what a process took."""
+"""Results of experiments and benchmarks: their files, which command made them, what a process took."""
 
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,12 +19,6 @@ RESULTS = ROOT / "experiments" / "results"
 def command_of(module: str) -> str:
     """Return the command line of this process, whose main module is `module`."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
-
-
-def as_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]] = ()) -> str:
-    """Return a table, or its head alone."""
-    head, *lines = [f"| {' | '.join(cells)} |\n" for cells in (heads, *rows)]
-    return "".join([head, f"|{'---|' * len(heads)}\n", *lines])
 
 
 def write_results(path: Path, record: Mapping[str, Any], page: str) -> None:
