@@ -10,8 +10,8 @@ import torch
 
 from dataset.base import SegmentationDataset
 from dataset.check import Problem, check
-from dataset.layout import TRAIN, SplitChoice
-from dataset.registry import Description, describe
+from dataset.layout import TRAIN
+from dataset.registry import Description
 from evaluation.run import run_evaluation
 from imaging.image_file import View
 from models.header import Header
@@ -19,7 +19,7 @@ from training import limits
 from training import options as command_line
 from training.recipe import parse
 from training.run import TrainingRun
-from training.setup import plan_evaluation, plan_training, resolve
+from training.setup import described_by, plan_evaluation, plan_training, resolve
 from utils import distributed
 from utils.diagnosis import diagnose
 from utils.errors import InputError, Interrupted, RunError, allow_all_names
@@ -72,8 +72,7 @@ def run(options: argparse.Namespace, known: dict[str, Any]) -> None:
 
     `known` gets the values of options that were not given, as soon as they are known, for messages.
     """
-    choice = SplitChoice(options.split_lists, options.hold_out)
-    described = describe(options.dataset, options.data_path, choice)
+    described = described_by(options)
     if options.check_data:
         check_data(options, described)
         return

@@ -25,7 +25,8 @@ from models.glnet import GLNet
 from models.header import Header
 from prediction.scenes import SCENE_SIZE, scene_grid
 from utils.arguments import AddOption, number, whole
-from utils.results import ROOT, Usage, run_measured
+from utils.results import Usage, run_measured
+from utils.run_record import ROOT
 from utils.tiling import MIN_OVERLAP, PatchGrid
 
 TILE = 2048

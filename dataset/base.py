@@ -30,6 +30,8 @@ from utils.tiling import Size
 KEPT_SHRUNK_BYTES = 256 << 20
 """How much of shrunk images a process keeps: of 508 x 508 pixels in RGB, 346."""
 
+HASHED_BYTES = 4096
+"""How much of the middle of each file the hash of an image is of."""
 
 GREY = 128
 """The value of all pixels of the image whose maps `--share blank` shares."""
@@ -161,7 +163,7 @@ class SegmentationDataset(Dataset[Sample]):
                 with suppress(OSError), pair.image.open("rb") as file:  # reading says what is missing
                     length = file.seek(0, os.SEEK_END)
                     file.seek(length // 2)
-                    own.update(b"%d:" % length + file.read(4096))
+                    own.update(b"%d:" % length + file.read(HASHED_BYTES))
             found.append(own.hexdigest())
         return found
 

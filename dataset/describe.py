@@ -67,8 +67,9 @@ def measure_stretch(images: Sequence[FileInfo], bands: Bands | None) -> Stretch:
     return Stretch(low, high, per_cent=False)
 
 
-SEEDS = 1000
-"""How many seeds are tried to make the parts of a split by hash as large as asked for."""
+SEEDS, FEW_SEEDS, MANY_IMAGES = 1000, 20, 100
+"""How many seeds are tried to make the parts of a split by hash as large as asked for; few of more images than so many,
+which come close with any seed."""
 
 
 def class_records(census: Census, ignored: Sequence[Value], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -134,8 +135,7 @@ def best_seed(ids: Sequence[str], fractions: Mapping[str, float]) -> int:
         counts = Counter(hashed_split(id_, fractions, seed) for id_ in ids)
         return sum(abs(counts[name] - count) for name, count in wanted.items())
 
-    # sets of many images come close with any
-    return min(range(SEEDS if len(ids) <= 100 else SEEDS // 50), key=distance)
+    return min(range(SEEDS if len(ids) <= MANY_IMAGES else FEW_SEEDS), key=distance)
 
 
 def describe(options: argparse.Namespace) -> tuple[str, int]:

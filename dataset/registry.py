@@ -61,6 +61,13 @@ class Description:
             self.find(split), classes or self.classes, size_g, augment, seed, jitter=jitter, windows=windows
         )
 
+    def labelled_split(self, given: str | None) -> str:
+        """Return the given split, by default the one for validation. Raises InputError if it has no labels."""
+        split = given or self.validation
+        if split in self.unlabelled:
+            raise InputError(f"--split {split} has no labels, and so no mIoU; take another")
+        return split
+
     @property
     def labels_are_ids(self) -> bool:
         """Whether the grey values of labels are the ids themselves, so that there may be another number of them."""

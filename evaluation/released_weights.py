@@ -87,9 +87,7 @@ def run(options: argparse.Namespace) -> None:
     Raises InputError if the folder has no file that a mode could be evaluated with.
     """
     described = registry.describe("deep_globe", options.data_path)
-    split = options.split or described.validation
-    if split in described.unlabelled:
-        raise InputError(f"--split {split} has no labels, and so no mIoU; take another")
+    split = described.labelled_split(options.split)
     lacking = {
         mode: names
         for mode, needed in NEEDED.items()

@@ -21,6 +21,7 @@ from evaluation.report_images import ReportImages
 from imaging.sources import MemorySource, Source
 from models.header import Header
 from utils.canvas import ArgmaxSink, FiniteScores, Sink
+from utils.classes import Classes
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required, shortened
 from utils.files import check_writable, write_json
@@ -50,6 +51,18 @@ class Evaluation:
     coverage: Coverage = field(default_factory=Coverage)
     complete: bool = True
     not_finite: tuple[str, ...] = ()
+
+    def record(self, predictor: "SegmentsImages", classes: Classes, *, covered: bool = False) -> dict[str, Any]:
+        """Return the record of `evaluation_record`, if `covered` with the coverage; memory is this process's so far."""
+        return evaluation_record(
+            predictor.stage.number,
+            classes,
+            self.metrics.matrices,
+            images=self.images,
+            seconds_per_image=self.seconds_per_image,
+            peak_memory_mb=peak_memory_mb(predictor.settings.device),
+            coverage=self.coverage if covered else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,15 +292,7 @@ def result_record(plan: EvaluationPlan, result: Evaluation, seen: int | None) ->
         "images_trained_on": seen,
         "shared_maps": header.share,
         **{name: plan.record[name] for name in ("precision", "tta", "refine_share", "blend", "upsample")},
-        **evaluation_record(
-            predictor.stage.number,
-            header.classes,
-            result.metrics.matrices,
-            images=result.images,
-            seconds_per_image=result.seconds_per_image,
-            peak_memory_mb=peak_memory_mb(predictor.settings.device),
-            coverage=result.coverage if predictor.selects_patches else None,
-        ),
+        **result.record(predictor, header.classes, covered=predictor.selects_patches),
     }
 
 

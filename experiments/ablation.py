@@ -11,7 +11,6 @@ Trials go beside: `--only unet --folds 0 --trial rate2 --rate unet=2e-3` trains 
 """
 
 import argparse
-import json
 import os
 import sys
 import threading
@@ -27,8 +26,9 @@ from experiments.ablation_data import SHRUNK, TRAINING
 from experiments.ablation_plan import COMMON, NETWORK, RATES, RECIPES, Run, cost, plan
 from utils.arguments import whole
 from utils.errors import InputError, exit_code
-from utils.files import write_json
-from utils.results import RESULTS, ROOT, run_measured
+from utils.files import read_json, write_json
+from utils.results import RESULTS, run_measured
+from utils.run_record import ROOT
 from utils.stages import STAGES
 
 NOT_RECORDED = {"backbone", "normalize", "min_overlap", "sub_batch_size", "precision", "size_g", "size_p", "model"}
@@ -85,7 +85,7 @@ class Experiment:
     def finished(self, run: Run, fold: int) -> bool:
         """Return whether a run is trained and all its evaluations are there."""
         path = self.result(run, fold)
-        return path.exists() and json.loads(path.read_text())["evaluations"].keys() >= run.evaluations.keys()
+        return path.exists() and read_json(path)["evaluations"].keys() >= run.evaluations.keys()
 
     def places(self, fold: int, data: str = NAME) -> list[str]:
         """Return the arguments of data and folders; `data` is the file of the fold's data set."""
@@ -178,7 +178,7 @@ class Experiment:
         """
         name, path = self.name(run, fold), self.result(run, fold)
         if path.exists():
-            record = json.loads(path.read_text())
+            record = read_json(path)
         else:
             interrupted = (self.folder / "models" / f"{name}.resume.pth").exists()
             seconds, peak_mb = self.execute(self.training(run, fold), name)
@@ -195,12 +195,12 @@ class Experiment:
         for evaluation in run.evaluations.keys() - record["evaluations"].keys():
             self.execute(self.evaluation(run, fold, evaluation), name)
             found = self.folder / "runs" / f"eval_{name}_{evaluation}.json"
-            record["evaluations"][evaluation] = json.loads(found.read_text())
+            record["evaluations"][evaluation] = read_json(found)
             write_json(path, record)
 
     def write(self, output: Path) -> None:
         """Write the tables of all results, of trials too."""
-        found = [json.loads(path.read_text()) for path in sorted((self.folder / "results").glob("*.json"))]
+        found = [read_json(path) for path in sorted((self.folder / "results").glob("*.json"))]
         ablation_tables.write(output, self.data, RECIPES[self.data], found)
 
 

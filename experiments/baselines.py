@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset.base import Sample, SegmentationDataset
-from dataset.layout import TRAIN, SplitChoice
+from dataset.layout import TRAIN
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
-from dataset.registry import Description, describe
+from dataset.registry import Description
 from engine.patches import ImagePatches, TrainingPatches
 from engine.predictor import Predictor
-from evaluation.report import evaluation_record, evaluation_table
+from evaluation.report import evaluation_table
 from evaluation.run import SegmentsImages, evaluate_images
 from imaging.sources import Source
 from models.backbone import build_backbone
@@ -48,7 +48,7 @@ from utils.classes import Classes
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code, required
 from utils.files import load_torch, save_torch, write_json
-from utils.memory import keep_freed_memory, peak_memory_mb
+from utils.memory import keep_freed_memory
 from utils.metrics import ConfusionMatrix, StageMetrics
 from utils.precision import autocast
 from utils.selection import Coverage
@@ -249,14 +249,7 @@ def score_images(predictor: SegmentsImages, data: SegmentationDataset, classes: 
 
     metrics = StageMetrics(predictor.stage, classes)
     result = evaluate_images(predictor, SampleLoader(data), metrics, on_image=count)
-    record = evaluation_record(
-        predictor.stage.number,
-        classes,
-        result.metrics.matrices,
-        images=result.images,
-        seconds_per_image=result.seconds_per_image,
-        peak_memory_mb=peak_memory_mb(predictor.settings.device),
-    )
+    record = result.record(predictor, classes)
     print(evaluation_table(record))
     return {**record, "matrices": matrices}
 
@@ -307,7 +300,7 @@ def evaluate_glnet(options: Namespace, described: Description, device: torch.dev
 
 def work(options: Namespace) -> None:
     """Train and save a network, or with `--evaluation` evaluate it."""
-    described = describe(options.dataset, options.data_path, SplitChoice(options.split_lists, options.hold_out))
+    described = setup.described_by(options)
     device = pick_device(options.device)
     keep_freed_memory()
     if options.model == GLNET:

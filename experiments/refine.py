@@ -18,18 +18,16 @@ from typing import Any
 
 import torch
 
-from dataset.layout import SplitChoice
 from dataset.loader import SampleLoader
-from dataset.registry import Description, describe
-from evaluation.report import evaluation_record
+from dataset.registry import Description
 from evaluation.run import Evaluation, evaluate_images
 from training import options as command_line
-from training.setup import plan_evaluation
+from training.setup import described_by, plan_evaluation
 from utils.arguments import Parser, add_geometry, add_precision, number, whole
 from utils.distributed import pick_device
 from utils.errors import InputError, exit_code
 from utils.files import check_writable
-from utils.memory import keep_freed_memory, peak_memory_mb
+from utils.memory import keep_freed_memory
 from utils.metrics import StageMetrics
 from utils.results import RESULTS, command_of, write_results
 from utils.run_record import device_name, git_commit, now
@@ -81,13 +79,8 @@ def measure(
     evaluate(1.0, images=1)
     for share in options.shares:
         found = evaluate(share, len(data))
-        measured: dict[str, Any] = {
-            "seconds_per_image": found.seconds_per_image,
-            "peak_memory_mb": peak_memory_mb(device),
-        }
-        scored = header.stage, header.classes, found.metrics.matrices
-        record = evaluation_record(*scored, images=found.images, coverage=found.coverage, **measured)
         own_time = {"process_seconds_per_image": found.process_seconds_per_image}
+        record = found.record(predictor, header.classes, covered=True)
         yield {"checkpoint": str(checkpoint), "refine_share": share, **own_time, **record}
 
 
@@ -127,11 +120,8 @@ def page(record: dict[str, Any]) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measure all checkpoints and write the results."""
-    choice = SplitChoice(options.split_lists, options.hold_out)
-    described = describe(options.dataset, options.data_path, choice)
-    options.split = options.split or described.validation
-    if options.split in described.unlabelled:
-        raise InputError(f"--split {options.split} has no labels, and so no mIoU; take another")
+    described = described_by(options)
+    options.split = described.labelled_split(options.split)
     options.shares = sorted(set(options.shares))
     check_writable(options.output)
     device = pick_device(options.device)

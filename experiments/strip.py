@@ -17,13 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dataset.deep_globe import DEEP_GLOBE
-from dataset.layout import SplitChoice
-from dataset.registry import describe
 from dataset.synthetic import MIN_SIZE, draw_scene
 from engine.predictor import Predictor
 from imaging.sources import MemorySource
 from prediction.segmenter import Segmenter
 from training.options import add_data
+from training.setup import described_by
 from utils.arguments import Parser, add_smoothing, whole
 from utils.canvas import ArgmaxSink
 from utils.errors import InputError, exit_code, shortened
@@ -56,8 +55,7 @@ def read_scene(options: argparse.Namespace, segmenter: Segmenter) -> tuple[Tenso
         _check_classes(options.checkpoint, len(segmenter.classes), len(DEEP_GLOBE), "generated scenes have")
         image, label = draw_scene(seed, 0, size)
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
-    choice = SplitChoice(options.split_lists, options.hold_out)
-    described = describe(options.dataset, options.data_path, choice)
+    described = described_by(options)
     _check_classes(options.checkpoint, len(segmenter.classes), len(described.classes), f"{described.title} has")
     split = options.split or described.validation
     data = described.open(split, segmenter.header.size_g, segmenter.classes)

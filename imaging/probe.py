@@ -44,6 +44,9 @@ _GEO_BOXES = (b"\xb1\x4b\xf8\xbd\x08\x3d\x4b\x43\xa5\xae\x8c\xd7\xd5\xa6\xce\x03
 _JP2_HEAD = 1 << 20
 """In how many bytes from its start a JPEG 2000 must have its image header."""
 
+_PICTURE_HEAD = 4096
+"""Bytes that the headers of PNG and of portable any-maps are read from."""
+
 _MARKED_BESIDE = "pixels without data, marked beside it"
 
 _COMPRESSIONS = (1, 5, 7, 8, 32773, 32946)
@@ -242,7 +245,7 @@ def _probe_jp2(path: Path, file: BinaryIO) -> FileInfo | None:
 
 def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
     """Return what Pillow's header says, mended where Pillow shows less than the file holds; None if it knows none."""
-    head = file.read(4096)
+    head = file.read(_PICTURE_HEAD)
     may_be_turned = not head.startswith(_PNG_MAGIC) or _png_may_be_turned(file)
     try:
         file.seek(0)

@@ -13,8 +13,14 @@ from utils.tiling import Size
 _GEOREFERENCE = (33550, 33922, 34264, 34735, 50844)
 """Pixel scale, tie points, transformation, GeoKeyDirectory, rational polynomials."""
 
-_ORIENTATION = 274
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
+_PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA = 284, 338, 339, 42113
 _PAGE_KIND, _OLD_PAGE_KIND, _PAGES_INSIDE = 254, 255, 330
+_TILES, _STRIPS = (324, 325), (273, 279)
+"""Tags; of tiles and strips those of their places and of their lengths."""
+
+_MOST_PAGES = 64
+"""How many further pages are looked at; overviews come as pages, too."""
 
 _KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex", 6: "complex"}
 """By sample format; 4 is undefined data, which every reader takes for unsigned."""
@@ -75,22 +81,22 @@ def read_tags(file: BinaryIO) -> TiffTags:
     page.load(file)
     offsets, lengths = _parts(page)
     others = list(_other_pages(file, head, page))
-    samples = int(_one(page, 277, 1))
-    extra = tuple(page.get(338, ()))
+    samples = int(_one(page, _SAMPLES, 1))
+    extra = tuple(page.get(_EXTRA_SAMPLES, ()))
     return TiffTags(
         size=_size(page),
         samples=samples,
-        bits=_common(page.get(258, (1,))),
-        kind=_KINDS.get(_common(page.get(339, (1,))) or 0),
-        photometric=int(_one(page, 262, 1)),
-        compression=int(_one(page, 259, 1)),
-        together=int(_one(page, 284, 1)) == 1,
+        bits=_common(page.get(_BITS, (1,))),
+        kind=_KINDS.get(_common(page.get(_SAMPLE_FORMAT, (1,))) or 0),
+        photometric=int(_one(page, _PHOTOMETRIC, 1)),
+        compression=int(_one(page, _COMPRESSION, 1)),
+        together=int(_one(page, _PLANAR, 1)) == 1,
         orientation=int(_one(page, _ORIENTATION, 1)),
         alpha=any(kind in (1, 2) for kind in extra),
         sparse=bool(len(lengths)) and bool((lengths == 0).any() or (offsets == 0).any()),
         masked=any(_is_mask(other) for other in others),
         pages=any(not (_is_mask(other) or _is_copy(other, page)) for other in others),
-        nodata=_text(page.get(42113)),
+        nodata=_text(page.get(_GDAL_NODATA)),
         georeferenced=any(tag in page for tag in _GEOREFERENCE),
         end=int((offsets + lengths).max()) if len(lengths) and len(lengths) == len(offsets) else 0,
     )
@@ -137,7 +143,7 @@ def _text(value: Any) -> str | None:
 
 def _parts(page: ImageFileDirectory_v2) -> tuple[np.ndarray, np.ndarray]:
     """Return where the tiles or strips start in the file and how long they are, in bytes."""
-    for offsets, lengths in ((324, 325), (273, 279)):
+    for offsets, lengths in (_TILES, _STRIPS):
         if offsets in page:
             first, length = (np.atleast_1d(np.asarray(page.get(tag, ()), np.int64)) for tag in (offsets, lengths))
             return first, length
@@ -148,7 +154,7 @@ def _other_pages(file: BinaryIO, head: bytes, first: ImageFileDirectory_v2) -> I
     """Yield the tags of the other pages, and of those that the first one holds inside, as raw photographs do."""
     inside = np.atleast_1d(np.asarray(first.get(_PAGES_INSIDE, ()), np.int64)).tolist()
     following = first.next
-    for _ in range(64):  # overviews come as pages, too
+    for _ in range(_MOST_PAGES):
         start = following or (inside.pop(0) if inside else 0)
         if not start:
             return
@@ -174,4 +180,4 @@ def _is_copy(page: ImageFileDirectory_v2, first: ImageFileDirectory_v2) -> bool:
 
 
 def _size(page: ImageFileDirectory_v2) -> Size:
-    return int(_one(page, 257)), int(_one(page, 256))
+    return int(_one(page, _HEIGHT)), int(_one(page, _WIDTH))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from builders import describe_set, write_noise, write_thin_checkpoint
 
+from dataset.registry import describe
 from experiments import ablation, ablation_data, ablation_tables, baselines
 from experiments.ablation import Experiment, Schedule
 from experiments.ablation_plan import DIFFERENCES, RATES, RECIPES, cost, plan, variants
@@ -139,7 +140,7 @@ def test_a_fold_reads_the_pages_of_the_set_that_it_was_made_of(tmp_path) -> None
     describe_set(source, {"lists": {"train": "train.txt", "val": "val.txt"}})
     recipe = RECIPES["pages"]
     ablation_data.prepare("pages", source, tmp_path / "out" / "data", 2, recipe.group)
-    described = baselines.describe("folder", tmp_path / "out" / "data" / "1")
+    described = describe("folder", tmp_path / "out" / "data" / "1")
     assert [item.id for item in described.find("train")] == ["a_f1"]
     (item,) = described.find("val")
     assert item.image.resolve() == source / "b_f1.png"

@@ -28,6 +28,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 LEAST_REACH = 3.0
 """Below so many standard deviations of its initial weights a pyramid hardly learns (docs/experiments.md)."""
 
+RELEASED_STEPS = 76
+"""Steps of an epoch as released: of 454 images of DeepGlobe, 6 in a step."""
+
 
 def parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
     """Parse a command line; options that it does not give take the values of its recipe. Raises InputError."""
@@ -56,7 +59,7 @@ def reach_line(lr: float, model: GLNet, stage: Stage, steps: int) -> tuple[str, 
     deviations = sorted(m.initial_std for child in children for m in child.modules() if isinstance(m, SameConv))
     deviation = deviations[len(deviations) // 2]
     own = reach(lr, steps)
-    released = reach(stage.lr, stage.epochs * 76) / INITIAL_STD  # 454 images of DeepGlobe, 6 in a step
+    released = reach(stage.lr, stage.epochs * RELEASED_STEPS) / INITIAL_STD
     line = (
         f"Reach: {steps} steps can move a weight by {own:.3g}, {own / deviation:.1f} standard deviations of the "
         f"pyramid's initial weights; the released run of mode {stage.number}: {released:.1f}"

@@ -59,6 +59,12 @@ OF_RUN = (
 SPLIT_OPTIONS = ("split_lists", "hold_out")
 
 
+def described_by(options: Namespace) -> Description:
+    """Return the data set that the options of `training.options.add_data` name. Raises InputError, see `describe`."""
+    choice = SplitChoice(options.split_lists, options.hold_out)
+    return describe(options.dataset, options.data_path, choice)
+
+
 def plan_training(options: Namespace, described: Description, ranks: Ranks) -> TrainingPlan:
     """Read the files that one stage starts from, and build its network on the device.
 

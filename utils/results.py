@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from utils.files import replacing, write_json
+from utils.run_record import ROOT
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 """The folder of results that are kept in the repository."""
 
