@@ -298,13 +298,8 @@ def evaluate_glnet(options: Namespace, described: Description, device: torch.dev
     write_json(options.log_path / f"{options.task_name}.json", score_images(chosen, plan.data, plan.header.classes))
 
 
-def work(options: Namespace) -> None:
-    """Train and save a network, or with `--evaluation` evaluate it."""
-    described = setup.described_by(options)
-    device = pick_device(options.device)
-    keep_freed_memory()
-    if options.model == GLNET:
-        return evaluate_glnet(options, described, device)
+def run_baseline(options: Namespace, described: Description, device: torch.device) -> None:
+    """Train and save a network of the package, or with `--evaluation` evaluate it."""
     if options.late_fusion:
         raise InputError(f"--late_fusion goes with --model {GLNET}")
     options, header = setup.resolve(options, {}, described)
@@ -324,13 +319,20 @@ def work(options: Namespace) -> None:
         if average is not None:
             with average.applied():
                 save_torch(options.model_path / f"{options.task_name}.ema.pth", network.state_dict())
-        return None
+        return
     network.load_state_dict(load_torch(options.model_path / options.path_g))
     predictor = PatchPredictor(network.eval(), settings, scores_of)
     data = setup.open_data(options, described, options.split, header)
     record = score_images(predictor, data, header.classes)
     write_json(options.log_path / f"{options.task_name}.json", {"model": options.model, **record})
-    return None
+
+
+def work(options: Namespace) -> None:
+    """Do what the options ask for."""
+    described = setup.described_by(options)
+    device = pick_device(options.device)
+    keep_freed_memory()
+    (evaluate_glnet if options.model == GLNET else run_baseline)(options, described, device)
 
 
 def main(arguments: list[str] | None = None) -> int:
