@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from prediction import options as command_line
 from prediction.outputs import OutputOptions
@@ -72,26 +73,28 @@ def run(options: argparse.Namespace) -> list[str]:
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)
-    segmenter = Segmenter.from_checkpoint(
-        options.checkpoint,
-        device=ranks.device,
-        path_g=options.path_g,
-        mode=options.mode,
-        precision=options.precision,
-        tta=options.tta,
-        sub_batch_size=options.sub_batch_size,
-        scene_size=options.scene_size,
-        refine_share=options.refine_share,
-        blend=options.blend,
-        upsample=options.upsample,
-        **{name: value for name, value in vars(options).items() if name in RECORDED},
-    )
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(sha256, options.checkpoint)
+        segmenter = Segmenter.from_checkpoint(
+            options.checkpoint,
+            device=ranks.device,
+            path_g=options.path_g,
+            mode=options.mode,
+            precision=options.precision,
+            tta=options.tta,
+            sub_batch_size=options.sub_batch_size,
+            scene_size=options.scene_size,
+            refine_share=options.refine_share,
+            blend=options.blend,
+            upsample=options.upsample,
+            **{name: value for name, value in vars(options).items() if name in RECORDED},
+        )
     if (context := segmenter.header.context()) is not None and ranks.main:
         logging.info(f"{options.checkpoint}: {context}")
     prediction = PredictionRun(segmenter, results, ranks)
     about = {
         "checkpoint": str(options.checkpoint),
-        "checkpoint_sha256": sha256(options.checkpoint),
+        "checkpoint_sha256": digest.result(),
         "path_g_sha256": None if options.path_g is None else sha256(options.path_g),
         "mode": segmenter.header.stage,
         "tta": options.tta,
