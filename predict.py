@@ -13,18 +13,21 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from imaging.sources import Source
 from prediction import options as command_line
 from prediction.outputs import OutputOptions
 from prediction.polygon_options import PolygonOptions
 from prediction.run import PredictionRun, find_images
-from prediction.segmenter import Segmenter
+from prediction.scenes import Rows
+from prediction.segmenter import Cancelled, Segmenter
 from utils import distributed
 from utils.diagnosis import diagnose
 from utils.errors import InputError, allow_all_names
 from utils.files import sha256
 from utils.settings import RECORDED
+from utils.tiling import Box
 
-__all__ = ["Segmenter", "main"]
+__all__ = ["Box", "Cancelled", "Rows", "Segmenter", "Source", "main"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -203,11 +203,7 @@ class Outputs:
 
     def emit(self, top: int, rows: Rows) -> None:
         """Add rows from `top`; see `prediction.scenes.Emit`."""
-        if (valid := self.source.valid(Box(top, 0, *rows.ids.shape))) is not None:
-            missing = ~valid
-            rows.ids[missing] = IGNORED
-            if rows.probabilities is not None:
-                rows.probabilities[:, missing] = torch.nan
+        rows.leave_out(self.source.valid(Box(top, 0, *rows.ids.shape)))
         self.counts += torch.bincount(rows.ids.flatten(), minlength=256)
         metres = None if self._ground is None else self._ground.rows(top, len(rows.ids))
         if metres is not None:

@@ -19,6 +19,7 @@ from engine.predictor import Predictor
 from imaging.sources import Source, load_in_memory
 from prediction.read_ahead import read_ahead
 from utils.canvas import RESULT_ROWS, ArgmaxSink, FiniteScores, Sink
+from utils.classes import IGNORED
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required
 from utils.precision import not_finite
@@ -43,6 +44,13 @@ class Rows:
 
     ids: Tensor
     probabilities: Tensor | None = None
+
+    def leave_out(self, valid: Tensor | None) -> None:
+        """Mark pixels without data, where `valid`, (rows, W) bool, is false; None is all true."""
+        if valid is not None:
+            self.ids[~valid] = IGNORED
+            if self.probabilities is not None:
+                self.probabilities[:, ~valid] = torch.nan
 
 
 Emit = Callable[[int, Rows], None]

@@ -14,7 +14,7 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - imported}, *set(sy
 """
 
 UNUSED = {"matplotlib", "onnx", "pyogrio", "rasterio", "shapely", "sympy", "tensorboard", "tensorboardX", "timm"}
-UNUSED |= {"torch._dynamo", "torchvision"}
+UNUSED |= {"torch._dynamo", "torchvision", "zarr"}
 
 
 def test_predicting_a_jpeg_imports_nothing_that_it_does_not_need(tmp_path) -> None:
