@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> list[str]:
         colors=options.colors,
         polygons=PolygonOptions(options.polygons, options.min_area),
         cog=options.cog,
+        uncertainty=options.uncertainty,
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)
@@ -94,6 +95,8 @@ def run(options: argparse.Namespace) -> list[str]:
         )
     if (context := segmenter.header.context()) is not None and ranks.main:
         logging.info(f"{options.checkpoint}: {context}")
+    if options.uncertainty and segmenter.header.stage == 1 and ranks.main:
+        logging.info("--uncertainty: mode 1 has no local prediction to disagree with; entropy alone is written")
     prediction = PredictionRun(segmenter, results, ranks)
     about = {
         "checkpoint": str(options.checkpoint),

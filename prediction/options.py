@@ -45,6 +45,11 @@ def build_parser() -> Parser:
     add = parser.group("results")
     add("--overlay", action="store_true", help="also the colours over the image, with a legend")
     add("--probabilities", action="store_true", help="also the classes' probabilities, as float16 in .npz or .tif")
+    add(
+        "--uncertainty",
+        action="store_true",
+        help="also where the prediction is unsure: its entropy, and where global and local prediction disagree, 8 bits",
+    )
     add("--colors", action="store_true", help="masks in RGB instead of class ids")
     add("--cog", action="store_true", help="masks as cloud-optimised GeoTIFFs, with overviews; needs rasterio")
     add = parser.group("polygons")

@@ -22,6 +22,7 @@ from prediction.packages import require_packages
 from prediction.polygon_options import PolygonOptions
 from prediction.polygons import PolygonWriter, check_closed, layer_name
 from prediction.scenes import Rows
+from prediction.uncertainty import bands_of_mode
 from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
 from utils.errors import required
@@ -37,10 +38,10 @@ class OutputOptions:
     Attributes:
         folder: of the results.
         overwrite: whether results that exist are made anew.
-        overlay, probabilities: whether they are written beside the mask.
+        overlay, probabilities, uncertainty: whether they are written beside the mask.
         colors: whether the mask is RGB instead of class ids.
         polygons: whether, and how, regions are written as polygons.
-        cog: whether the mask is a cloud-optimised GeoTIFF.
+        cog: whether mask and uncertainty are cloud-optimised GeoTIFFs.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class OutputOptions:
     colors: bool = False
     polygons: PolygonOptions = field(default_factory=PolygonOptions)
     cog: bool = False
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         if self.cog:
@@ -57,7 +59,7 @@ class OutputOptions:
 
 
 def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, Path]:
-    """Return the paths of an image's results by kind: `mask`, `overlay`, `probabilities`, `polygons`.
+    """Return the paths of an image's results by kind: `mask`, `overlay`, `probabilities`, `uncertainty`, `polygons`.
 
     `name` is the image's, without a suffix; `raster` says whether results are GeoTIFFs.
     """
@@ -67,6 +69,8 @@ def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, P
         paths["overlay"] = folder / f"{name}_overlay.png"
     if options.probabilities:
         paths["probabilities"] = folder / f"{name}_probabilities.{'tif' if raster else 'npz'}"
+    if options.uncertainty:
+        paths["uncertainty"] = paths["mask"].with_stem(f"{name}_uncertainty")
     if options.polygons.kind:
         paths["polygons"] = folder / f"{name}.{options.polygons.kind}"
     return paths
@@ -76,18 +80,22 @@ def output_settings(options: OutputOptions, kind: str) -> dict[str, Any]:
     """Return the options on which results of one kind depend, in plain values."""
     if kind == "mask":
         return {"colors": options.colors, "cog": options.cog}
+    if kind == "uncertainty":
+        return {"cog": options.cog}
     if kind != "polygons":
         return {}
     least = options.polygons.min_area
-    return {"min_area": None if least is None else str(least), "probabilities": options.probabilities}
+    found = {"min_area": None if least is None else str(least), "probabilities": options.probabilities}
+    return {**found, "uncertainty": True} if options.uncertainty else found  # records of before lack it
 
 
 class Outputs:
     """A context that writes the results of one source; `emit` takes its rows.
 
     `paths` are those of `output_paths` that are wanted; they are renamed into place when the context ends well, and
-    leave nothing when it does not. `reference` is the source's, for GeoTIFFs and polygons. Where the source has no
-    data, ids are 255 and probabilities are not a number.
+    leave nothing when it does not. `reference` is the source's, for GeoTIFFs and polygons; `mode` decides which
+    measures of uncertainty there are. Where the source has no data, ids are 255, probabilities are not a number and
+    uncertainty is 0.
     """
 
     def __init__(
@@ -97,8 +105,10 @@ class Outputs:
         classes: Classes,
         options: OutputOptions,
         reference: Georeference | None = None,
+        mode: int = 3,
     ) -> None:
         self.source, self.paths, self.classes, self.options = source, paths, classes, options
+        self._measures = bands_of_mode(mode) if options.uncertainty else ()
         self.counts = torch.zeros(256, dtype=torch.int64)
         self._sampled = SampledIds(source.size) if "overlay" in paths else None
         self._reference = reference or Georeference()
@@ -117,7 +127,11 @@ class Outputs:
                 stack.callback(remove_leftovers, path)  # of a library that failed
                 self._parts[kind] = stack.enter_context(replacing(path))
             stack.enter_context(self._open)
-            for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
+            for kind, open_writer in (
+                ("mask", self._mask_writer),
+                ("probabilities", self._probabilities_writer),
+                ("uncertainty", self._uncertainty_writer),
+            ):
                 if kind in self.paths:
                     with self._writing(kind):
                         self._writers[kind] = open_writer(self._parts[kind])
@@ -184,6 +198,17 @@ class Outputs:
         writer.describe(self.classes.names)
         return writer
 
+    def _uncertainty_writer(self, path: Path) -> RowWriter:
+        size, count = self.source.size, len(self._measures)
+        if path.suffix != ".tif":
+            return PngWriter(path, size)
+        if self.options.cog:
+            writer: RasterWriter = CogWriter(path, size, "uint8", count, self._reference, resampling="average")
+        else:
+            writer = RasterWriter(path, size, "uint8", count, self._reference)
+        writer.describe(self._measures)
+        return writer
+
     def _polygon_writer(self, path: Path) -> PolygonWriter:
         return PolygonWriter(
             path,
@@ -194,6 +219,7 @@ class Outputs:
             self._ground,
             name=layer_name(self.paths["polygons"].stem),
             probabilities=self.options.probabilities,
+            measures=self._measures,
         )
 
     @property
@@ -219,10 +245,17 @@ class Outputs:
         if "probabilities" in self._writers:
             with self._writing("probabilities"):
                 self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
+        if "uncertainty" in self._writers:
+            levels = required(rows.uncertainty, "uncertainty").numpy()
+            if self.paths["uncertainty"].suffix == ".png":  # red is the entropy, green the disagreement
+                levels = np.pad(levels, ((0, 3 - len(levels)), (0, 0), (0, 0)))
+            with self._writing("uncertainty"):
+                self._writers["uncertainty"].write(levels)
         if self._polygons is not None:
             shares = None if rows.probabilities is None else rows.probabilities.numpy()
+            measures = None if rows.uncertainty is None else rows.uncertainty.numpy()
             with self._writing("polygons"):
-                self._polygons.write(rows.ids.numpy(), metres, shares)
+                self._polygons.write(rows.ids.numpy(), metres, shares, measures)
 
     def _draw_overlay(self, sampled: SampledIds, path: Path) -> None:
         image = as_rgb(shrink(self.source, overlay_size(self.source.size)))

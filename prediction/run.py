@@ -271,7 +271,8 @@ class PredictionRun:
                 source = ranks.together(lambda: stack.enter_context(open_image(task.info, self.segmenter.view)))
                 outputs = None
                 if ranks.main:
-                    outputs = Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference)
+                    classes, mode = self.segmenter.classes, predictor.stage.number
+                    outputs = Outputs(source, task.missing, classes, self.results, task.reference, mode)
                 with ExitStack() as written:
                     ranks.together(lambda: written.enter_context(outputs or nullcontext()))  # its files are started
                     coverage = segment_scenes(
@@ -280,6 +281,7 @@ class PredictionRun:
                         outputs.emit if outputs else lambda top, rows: None,
                         scene_size=scene_size,
                         probabilities=outputs is not None and outputs.needs_probabilities,
+                        uncertainty=self.results.uncertainty,
                         on_patches=bar.update,
                         ranks=ranks,
                         folder=scenes,

@@ -167,6 +167,7 @@ class Segmenter:
         sink: Emit,
         *,
         probabilities: bool = False,
+        uncertainty: bool = False,
         on_progress: Callable[[int, int | None], object] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> None:
@@ -178,6 +179,8 @@ class Segmenter:
                 is the first row's number and `rows.ids` are (n, W) uint8 class ids, 255 where the source has no data.
             probabilities: whether `rows.probabilities` are the classes' probabilities, (n_class, n, W) float16, not a
                 number where the source has no data; by default they are None.
+            uncertainty: whether `rows.uncertainty` is (2, n, W) uint8, 0..255, of `prediction.uncertainty.BANDS`, in
+                mode 1 (1, n, W), 0 where the source has no data; by default it is None.
             on_progress: called as `on_progress(done, total)` after each sub-batch, with numbers of patches; `total` is
                 None if the pixels decide which patches are computed. In mode 1, which has no patches, rows are counted.
             is_cancelled: called after each sub-batch and before rows go to the sink; if it returns true, Cancelled is
@@ -214,7 +217,9 @@ class Segmenter:
             if by_rows:
                 advance(len(rows.ids))
 
-        self._send(CheckedSource(source), emit, probabilities=probabilities, on_patches=advance)
+        self._send(
+            CheckedSource(source), emit, probabilities=probabilities, uncertainty=uncertainty, on_patches=advance
+        )
 
     def _segment(self, source: Source, name: object = "the image") -> np.ndarray:
         ids = np.empty(source.size, np.uint8)
