@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> list[str]:
         polygons=PolygonOptions(options.polygons, options.min_area),
         cog=options.cog,
         uncertainty=options.uncertainty,
+        stability=options.stability,
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)
