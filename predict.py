@@ -11,19 +11,23 @@ import argparse
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+from imaging.sources import Source
 from prediction import options as command_line
 from prediction.outputs import OutputOptions
 from prediction.polygon_options import PolygonOptions
 from prediction.run import PredictionRun, find_images
-from prediction.segmenter import Segmenter
+from prediction.scenes import Rows
+from prediction.segmenter import Cancelled, Segmenter
 from utils import distributed
 from utils.diagnosis import diagnose
 from utils.errors import InputError, allow_all_names
 from utils.files import sha256
 from utils.settings import RECORDED
+from utils.tiling import Box
 
-__all__ = ["Segmenter", "main"]
+__all__ = ["Box", "Cancelled", "Rows", "Segmenter", "Source", "main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,29 +73,35 @@ def run(options: argparse.Namespace) -> list[str]:
         colors=options.colors,
         polygons=PolygonOptions(options.polygons, options.min_area),
         cog=options.cog,
+        uncertainty=options.uncertainty,
+        stability=options.stability,
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)
-    segmenter = Segmenter.from_checkpoint(
-        options.checkpoint,
-        device=ranks.device,
-        path_g=options.path_g,
-        mode=options.mode,
-        precision=options.precision,
-        tta=options.tta,
-        sub_batch_size=options.sub_batch_size,
-        scene_size=options.scene_size,
-        refine_share=options.refine_share,
-        blend=options.blend,
-        upsample=options.upsample,
-        **{name: value for name, value in vars(options).items() if name in RECORDED},
-    )
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(sha256, options.checkpoint)
+        segmenter = Segmenter.from_checkpoint(
+            options.checkpoint,
+            device=ranks.device,
+            path_g=options.path_g,
+            mode=options.mode,
+            precision=options.precision,
+            tta=options.tta,
+            sub_batch_size=options.sub_batch_size,
+            scene_size=options.scene_size,
+            refine_share=options.refine_share,
+            blend=options.blend,
+            upsample=options.upsample,
+            **{name: value for name, value in vars(options).items() if name in RECORDED},
+        )
     if (context := segmenter.header.context()) is not None and ranks.main:
         logging.info(f"{options.checkpoint}: {context}")
+    if options.uncertainty and segmenter.header.stage == 1 and ranks.main:
+        logging.info("--uncertainty: mode 1 has no local prediction to disagree with; entropy alone is written")
     prediction = PredictionRun(segmenter, results, ranks)
     about = {
         "checkpoint": str(options.checkpoint),
-        "checkpoint_sha256": sha256(options.checkpoint),
+        "checkpoint_sha256": digest.result(),
         "path_g_sha256": None if options.path_g is None else sha256(options.path_g),
         "mode": segmenter.header.stage,
         "tta": options.tta,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import NamedTuple
 
 import cv2
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as colors
 
 from utils.resize import shrink_label
 from utils.stretch import RGB
@@ -108,17 +108,25 @@ class ColorChange(NamedTuple):
         changed = contrasted.to(torch.uint8)
         if len(rows) != RGB:
             return changed
+        colors = _colors()
         return colors.adjust_hue(colors.adjust_saturation(changed, self.saturation), self.hue)
+
+
+def _colors() -> ModuleType:
+    """Import torchvision, which takes as long as torch: prediction imports this module, too, and changes no colour."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 def _brighten(rows: Tensor, factor: float) -> Tensor:
     """Return `rows` (bands, h, W) uint8 times `factor`; torchvision takes one band or three, so each is an image."""
-    return colors.adjust_brightness(rows[:, None], factor)[:, 0]
+    return _colors().adjust_brightness(rows[:, None], factor)[:, 0]
 
 
 def _grey(rows: Tensor) -> Tensor:
     """Return the grey values of `rows` (bands, h, W): of RGB as torchvision has them, else the mean of the bands."""
-    return colors.rgb_to_grayscale(rows) if len(rows) == RGB else rows.float().mean(0, keepdim=True)
+    return _colors().rgb_to_grayscale(rows) if len(rows) == RGB else rows.float().mean(0, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -169,9 +169,10 @@ def infer(
     on the device does not grow with the number of patches. Canvases are made after the maps that the branches share are
     freed. The parameters are those of `engine.global2local.infer`.
 
+    The refined logits go to their sink before other scores do.
+
     Returns:
-        The refined logits (1, n_class, size_g / 4, size_g / 4), or None if they are not requested. Coarse to fine,
-        those of the global branch if no patch is selected.
+        Coarse to fine, the logits of the global branch, (1, n_class, size_g / 4, size_g / 4), if no patch is selected.
     """
     requested = patch_predictions(sinks)
     selects = image.settings.selection is not None
@@ -192,6 +193,8 @@ def infer(
     del maps, context
     refined = network.refined_maps(x, mosaic.merged(), logits="global" in sinks, ensemble="ensemble" in requested)
     del mosaic, merge
+    if "global" in sinks:
+        image.enlarge(required(refined.logits, "logits"), sinks["global"])
     canvases = patch_canvases(image, sinks, means)
     device = image.settings.device
     if "local" in requested:
@@ -202,4 +205,4 @@ def infer(
         for patches, found in kept:
             logits = network.ensemble_logits(found["ensemble"].to(device), taps, image.grid, patches)
             canvases["ensemble"].add(logits, patches)
-    return refined.logits
+    return None

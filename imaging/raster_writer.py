@@ -29,6 +29,8 @@ class RasterWriter:
         rasterio = raster.library(path)
         # GDAL before 3.11 knows half floats as float32 of 16 bits only
         kind = {"dtype": "float32", "nbits": 16} if dtype == "float16" else {"dtype": dtype}
+        if count == 2:
+            kind["alpha"] = "no"  # GDAL would take the second of two bands for transparency
         self.path, self._size, self._georeference = path, size, georeference
         self._written: dict[tuple[tuple[int, int], tuple[int, int]], int] = {}  # checksums by rows and columns
         with writing(path):
@@ -120,14 +122,22 @@ class CogWriter(RasterWriter):
     """A cloud-optimised GeoTIFF with overviews; to be closed.
 
     GDAL makes it of a complete file, so the rows are gathered in a plain GeoTIFF beside. An overview's pixel is the
-    most frequent id of those that it stands for; of several bands, which are colours, one of the pixels.
+    most frequent id of those that it stands for; of several bands, which are colours, one of the pixels; or what GDAL's
+    `resampling` makes of them.
     """
 
     def __init__(
-        self, path: Path, size: Size, dtype: str, count: int, georeference: Georeference, nodata: float | None = None
+        self,
+        path: Path,
+        size: Size,
+        dtype: str,
+        count: int,
+        georeference: Georeference,
+        nodata: float | None = None,
+        resampling: str = "",
     ) -> None:
         self._final = path
-        self._resampling = "mode" if count == 1 else "nearest"
+        self._resampling = resampling or ("mode" if count == 1 else "nearest")
         super().__init__(path.with_name(f"{path.name}.tif"), size, dtype, count, georeference, nodata)
 
     def close(self) -> None:

@@ -6,15 +6,17 @@ A source has a `size` and a method `read` for any box, so that an image need not
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from utils.errors import InputError
 from utils.stretch import RGB
 from utils.tiling import Box, Size, map_size
 from utils.turns import Turn
 
 
 class Source(Protocol):
-    """An image whose parts can be read."""
+    """An image whose parts can be read. `read` and `valid` may be called by two threads at a time."""
 
     @property
     def size(self) -> Size:
@@ -82,6 +84,37 @@ class CropSource:
 
     def _origin(self, box: Box) -> Box:
         return box._replace(top=box.top + self.box.top, left=box.left + self.box.left)
+
+
+@dataclass(frozen=True)
+class CheckedSource:
+    """Another source, which raises InputError if it gives anything but the pixels that were asked for."""
+
+    source: Source
+
+    @property
+    def size(self) -> Size:
+        return self.source.size
+
+    @property
+    def n_bands(self) -> int:
+        return self.source.n_bands
+
+    def read(self, box: Box) -> Tensor:
+        return self._checked("read", self.source.read(box), (self.n_bands, box.height, box.width), torch.uint8)
+
+    def valid(self, box: Box) -> Tensor | None:
+        found = self.source.valid(box)
+        return None if found is None else self._checked("valid", found, (box.height, box.width), torch.bool)
+
+    def _checked(self, method: str, found: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if isinstance(found, Tensor) and (tuple(found.shape), found.dtype) == (shape, dtype):
+            return found
+        kind = f"{tuple(found.shape)} {found.dtype}" if hasattr(found, "shape") else ""
+        raise InputError(
+            f"{type(self.source).__name__}.{method} must return a tensor {shape} {dtype}, not {type(found).__name__} "
+            f"{kind}".rstrip()
+        )
 
 
 @dataclass(frozen=True)

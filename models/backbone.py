@@ -1,4 +1,4 @@
-"""Backbones: torchvision's ResNet as a feature extractor, and any backbone by its name."""
+"""Backbones: ResNet as a feature extractor, and any backbone by its name."""
 
 import argparse
 import re
@@ -7,18 +7,19 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from models.pyramid import Levels
+from models.resnet import CHANNELS, DEPTHS, expansion, resnet_layers
 from models.tensors import load, read_weights
 from models.timm_backbone import PREFIX, STRIDES, TimmBackbone, check_sides, layout_of
 from models.timm_weights import timm_weights
 from utils.errors import InputError
+from utils.stretch import RGB
 from utils.tiling import map_size
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
-"""torchvision's networks. Every other backbone is `timm/NAME`."""
+BACKBONES = tuple(DEPTHS)
+"""ResNets as torchvision's. Every other backbone is `timm/NAME`."""
 
 NAME = re.compile(rf"{'|'.join(BACKBONES)}|{PREFIX}\w+(\.\w+)?", re.ASCII)
 """The names that a backbone can have."""
@@ -33,10 +34,16 @@ class Backbone(nn.Module):
     def __init__(self, name: str = "resnet50") -> None:
         """Make a backbone with torchvision's initial weights; `name` is one of `BACKBONES`."""
         super().__init__()
-        net = getattr(torchvision.models, name)(weights=None)
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
-        self.channels = tuple(net.fc.in_features // k for k in (1, 2, 4, 8))
+        self.conv1 = nn.Conv2d(RGB, CHANNELS[0], 7, stride=2, padding=3, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(CHANNELS[0]), nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet_layers(name)
+        last = expansion(name) * CHANNELS[-1]
+        nn.Linear(last, 1000)  # torchvision's classifier takes numbers of the generator, too
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.channels = tuple(last // k for k in (1, 2, 4, 8))
 
     def forward(self, image: Tensor) -> Levels:
         """Return c5, c4, c3, c2 of images (N, bands, H, W), (N, C, h, w) each: 1/32 to 1/4, sides rounded up."""
@@ -107,6 +114,8 @@ def backbone_weights(name: str, source: str) -> dict[str, Tensor] | None:
     if name.startswith(PREFIX):
         return timm_weights(name, source)
     if source == "imagenet":
+        import torchvision
+
         weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
         try:
             state = weights.get_state_dict(progress=True, check_hash=True)

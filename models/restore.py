@@ -1,8 +1,11 @@
 """Restoring a network from a checkpoint, for evaluation in a mode."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models import checkpoint
 from models.checkpoint import Checkpoint
@@ -37,16 +40,31 @@ def build_network(header: Header) -> GLNet:
     return GLNet(len(header.classes), header.backbone, header.n_bands, header.pyramid_width, header.pyramid_norm)
 
 
+class _NoDraws(TorchFunctionMode):
+    """Sets parameters to 0 where initial weights would be drawn, which takes longer than reading them from a file."""
+
+    DRAWS = (nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.uniform_, Tensor.normal_)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        drawn = [*args, *kwargs.values()][0] if func in self.DRAWS else None
+        return drawn.detach().zero_() if isinstance(drawn, nn.Parameter) else func(*args, **kwargs)
+
+
 def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None) -> GLNet:
     """Build the network that `header` describes, for the mode `header.stage`, and load the weights that the mode needs.
 
     A file of a later stage serves mode 1 too, because later stages leave the global branch unchanged. `context` is
     stage 1's file, which a released file of stage 3 needs; see `checkpoint.read_context`. The network is in evaluation
-    mode, on the CPU; nothing in it learns. Raises InputError if the file cannot serve the mode, or lacks tensors.
+    mode, on the CPU; nothing in it learns. Weights that neither file holds, which the mode does not use, are 0. Raises
+    InputError if the file cannot serve the mode, or lacks tensors.
     """
     made_by = header.stage if file.header is None else file.header.stage
     check_serves(file, header.stage)
-    model = build_network(header)
+    with _NoDraws():
+        model = build_network(header)
     checkpoint.load_whole(model, file, made_by)
     if context is not None:
         checkpoint.load_context(model, context)

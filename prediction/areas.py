@@ -15,7 +15,8 @@ class Areas:
     `square_metres` is the mean area of a pixel on the ground, and `areas` those of the classes, in square metres; None
     where the file does not say where on the ground it lies. `not_looked_at` is the part
     of the image, 0..1, that coarse to fine left out, None where all was looked at. `features` is the number of its
-    polygons, None without a layer.
+    polygons, None without a layer. `changed` is the part of the pixels, 0..1, whose class changes in shifted cuts, None
+    without `--stability`.
     """
 
     image: str
@@ -28,6 +29,7 @@ class Areas:
     not_looked_at: float | None = None
     areas: list[float] | None = None
     features: int | None = None
+    changed: float | None = None
 
     def ground(self, k: int) -> float:
         """Return the square metres of class `k`; older records have the area of a pixel alone."""
@@ -40,10 +42,6 @@ def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str
     metres = None
     if images and all(one.square_metres is not None for one in images):
         metres = [sum(one.ground(k) for one in images) for k in range(len(classes))]
-    left = None
-    if any(one.not_looked_at is not None for one in images):
-        sizes = [one.height * one.width for one in images]
-        left = sum(size * (one.not_looked_at or 0) for size, one in zip(sizes, images, strict=True)) / sum(sizes)
     features = [one.features for one in images if one.features is not None]
     return {
         **extra,
@@ -53,11 +51,20 @@ def summary_record(images: Sequence[Areas], classes: Classes, extra: Mapping[str
             "left_out": sum(one.left_out for one in images),
             "per_cent": [100 * pixels / max(1, sum(total)) for pixels in total],
             "square_metres": metres,
-            "not_looked_at": left,
+            "not_looked_at": _mean_share(images, [one.not_looked_at for one in images]),
             "features": sum(features) if features else None,
+            "changed": _mean_share(images, [one.changed for one in images]),
         },
         "images": [asdict(one) for one in images],
     }
+
+
+def _mean_share(images: Sequence[Areas], shares: Sequence[float | None]) -> float | None:
+    """Return the mean over all pixels of shares of images; None if none is known. One that is not known is 0."""
+    if all(share is None for share in shares):
+        return None
+    sizes = [one.height * one.width for one in images]
+    return sum(size * (share or 0) for size, share in zip(sizes, shares, strict=True)) / sum(sizes)
 
 
 def summary_table(record: Mapping[str, Any]) -> str:
@@ -77,4 +84,6 @@ def summary_table(record: Mapping[str, Any]) -> str:
         title += f", {total['features']} polygons"
     if total["not_looked_at"] is not None:
         title += f", {100 * total['not_looked_at']:.2f} per cent of their pixels not looked at in full resolution"
+    if total["changed"] is not None:
+        title += f", the class of {100 * total['changed']:.2f} per cent of their pixels changes in shifted cuts"
     return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -6,6 +6,7 @@ from pathlib import Path
 from models.backbone import BACKBONES
 from prediction.polygon_options import KINDS, Quantity
 from prediction.scenes import OVERLAPS_PER_SCENE, SCENE_SIZE
+from prediction.stability import MOST_CUTS
 from utils.arguments import (
     Parser,
     add_coarse_to_fine,
@@ -45,6 +46,18 @@ def build_parser() -> Parser:
     add = parser.group("results")
     add("--overlay", action="store_true", help="also the colours over the image, with a legend")
     add("--probabilities", action="store_true", help="also the classes' probabilities, as float16 in .npz or .tif")
+    add(
+        "--uncertainty",
+        action="store_true",
+        help="also where the prediction is unsure: its entropy, and where global and local prediction disagree, 8 bits",
+    )
+    add(
+        "--stability",
+        type=whole(1, MOST_CUTS),
+        default=0,
+        metavar="N",
+        help="also in how many of N shifted cuts of the image classes change, in N + 1 times the time (default: none)",
+    )
     add("--colors", action="store_true", help="masks in RGB instead of class ids")
     add("--cog", action="store_true", help="masks as cloud-optimised GeoTIFFs, with overviews; needs rasterio")
     add = parser.group("polygons")

@@ -1,6 +1,6 @@
 """The files that segmenting one image gives, written row by row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from prediction.packages import require_packages
 from prediction.polygon_options import PolygonOptions
 from prediction.polygons import PolygonWriter, check_closed, layer_name
 from prediction.scenes import Rows
+from prediction.stability import StabilityMap
+from prediction.uncertainty import bands_of_mode
 from prediction.writers import NpzWriter, PngWriter, RowWriter
 from utils.classes import IGNORED, Classes
 from utils.errors import required
@@ -37,10 +39,11 @@ class OutputOptions:
     Attributes:
         folder: of the results.
         overwrite: whether results that exist are made anew.
-        overlay, probabilities: whether they are written beside the mask.
+        overlay, probabilities, uncertainty: whether they are written beside the mask.
         colors: whether the mask is RGB instead of class ids.
         polygons: whether, and how, regions are written as polygons.
-        cog: whether the mask is a cloud-optimised GeoTIFF.
+        cog: whether mask, uncertainty and stability are cloud-optimised GeoTIFFs.
+        stability: in how many shifted cuts the image is segmented again; 0 for none.
     """
 
     folder: Path
@@ -50,6 +53,8 @@ class OutputOptions:
     colors: bool = False
     polygons: PolygonOptions = field(default_factory=PolygonOptions)
     cog: bool = False
+    uncertainty: bool = False
+    stability: int = 0
 
     def __post_init__(self) -> None:
         if self.cog:
@@ -57,7 +62,8 @@ class OutputOptions:
 
 
 def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, Path]:
-    """Return the paths of an image's results by kind: `mask`, `overlay`, `probabilities`, `polygons`.
+    """Return the paths of an image's results by kind: `mask`, `overlay`, `probabilities`, `uncertainty`, `stability`,
+    `polygons`.
 
     `name` is the image's, without a suffix; `raster` says whether results are GeoTIFFs.
     """
@@ -67,6 +73,10 @@ def output_paths(options: OutputOptions, name: str, raster: bool) -> dict[str, P
         paths["overlay"] = folder / f"{name}_overlay.png"
     if options.probabilities:
         paths["probabilities"] = folder / f"{name}_probabilities.{'tif' if raster else 'npz'}"
+    if options.uncertainty:
+        paths["uncertainty"] = paths["mask"].with_stem(f"{name}_uncertainty")
+    if options.stability:
+        paths["stability"] = paths["mask"].with_stem(f"{name}_stability")
     if options.polygons.kind:
         paths["polygons"] = folder / f"{name}.{options.polygons.kind}"
     return paths
@@ -76,18 +86,24 @@ def output_settings(options: OutputOptions, kind: str) -> dict[str, Any]:
     """Return the options on which results of one kind depend, in plain values."""
     if kind == "mask":
         return {"colors": options.colors, "cog": options.cog}
+    if kind == "uncertainty":
+        return {"cog": options.cog}
+    if kind == "stability":
+        return {"cog": options.cog, "stability": options.stability}
     if kind != "polygons":
         return {}
     least = options.polygons.min_area
-    return {"min_area": None if least is None else str(least), "probabilities": options.probabilities}
+    found = {"min_area": None if least is None else str(least), "probabilities": options.probabilities}
+    return {**found, "uncertainty": True} if options.uncertainty else found  # records of before lack it
 
 
 class Outputs:
     """A context that writes the results of one source; `emit` takes its rows.
 
     `paths` are those of `output_paths` that are wanted; they are renamed into place when the context ends well, and
-    leave nothing when it does not. `reference` is the source's, for GeoTIFFs and polygons. Where the source has no
-    data, ids are 255 and probabilities are not a number.
+    leave nothing when it does not. `reference` is the source's, for GeoTIFFs and polygons; `mode` decides which
+    measures of uncertainty there are; `cuts` are segmented after the source, for `compare`. Where the source has no
+    data, ids are 255, probabilities are not a number, and uncertainty and changes are 0.
     """
 
     def __init__(
@@ -97,8 +113,13 @@ class Outputs:
         classes: Classes,
         options: OutputOptions,
         reference: Georeference | None = None,
+        mode: int = 3,
+        cuts: Sequence[Box] = (),
     ) -> None:
         self.source, self.paths, self.classes, self.options = source, paths, classes, options
+        self._changes = StabilityMap(options.folder, source.size, cuts) if "stability" in paths else None
+        self._changed: float | None = None
+        self._measures = bands_of_mode(mode) if options.uncertainty else ()
         self.counts = torch.zeros(256, dtype=torch.int64)
         self._sampled = SampledIds(source.size) if "overlay" in paths else None
         self._reference = reference or Georeference()
@@ -117,11 +138,18 @@ class Outputs:
                 stack.callback(remove_leftovers, path)  # of a library that failed
                 self._parts[kind] = stack.enter_context(replacing(path))
             stack.enter_context(self._open)
-            for kind, open_writer in (("mask", self._mask_writer), ("probabilities", self._probabilities_writer)):
+            for kind, open_writer in (
+                ("mask", self._mask_writer),
+                ("probabilities", self._probabilities_writer),
+                ("uncertainty", lambda path: self._level_writer(path, self._measures)),
+                ("stability", lambda path: self._level_writer(path, ("changes",))),
+            ):
                 if kind in self.paths:
                     with self._writing(kind):
                         self._writers[kind] = open_writer(self._parts[kind])
                     self._open.callback(self._close, kind, self._writers[kind])
+            if self._changes is not None:
+                stack.enter_context(self._changes)
             if "polygons" in self.paths:
                 with self._writing("polygons"):
                     self._polygons = self._polygon_writer(self._parts["polygons"])
@@ -142,6 +170,10 @@ class Outputs:
 
     def finish(self) -> Mapping[str, Path]:
         """Finish all files when all rows are there; return them by kind. They get their names when the context ends."""
+        if self._changes is not None:
+            for levels in self._changes.levels():
+                self._write_levels("stability", levels)
+            self._changed, self._changes = self._changes.share, None
         self._open.close()
         if self._sampled is not None:
             with self._writing("overlay"):
@@ -184,6 +216,18 @@ class Outputs:
         writer.describe(self.classes.names)
         return writer
 
+    def _level_writer(self, path: Path, names: tuple[str, ...]) -> RowWriter:
+        """Return the writer of bands of levels, 0..255, with these names; of a PNG, whose bands have none."""
+        size, count = self.source.size, len(names)
+        if path.suffix != ".tif":
+            return PngWriter(path, size)
+        if self.options.cog:
+            writer: RasterWriter = CogWriter(path, size, "uint8", count, self._reference, resampling="average")
+        else:
+            writer = RasterWriter(path, size, "uint8", count, self._reference)
+        writer.describe(names)
+        return writer
+
     def _polygon_writer(self, path: Path) -> PolygonWriter:
         return PolygonWriter(
             path,
@@ -194,6 +238,7 @@ class Outputs:
             self._ground,
             name=layer_name(self.paths["polygons"].stem),
             probabilities=self.options.probabilities,
+            measures=self._measures,
         )
 
     @property
@@ -203,17 +248,15 @@ class Outputs:
 
     def emit(self, top: int, rows: Rows) -> None:
         """Add rows from `top`; see `prediction.scenes.Emit`."""
-        if (valid := self.source.valid(Box(top, 0, *rows.ids.shape))) is not None:
-            missing = ~valid
-            rows.ids[missing] = IGNORED
-            if rows.probabilities is not None:
-                rows.probabilities[:, missing] = torch.nan
+        rows.leave_out(self.source.valid(Box(top, 0, *rows.ids.shape)))
         self.counts += torch.bincount(rows.ids.flatten(), minlength=256)
         metres = None if self._ground is None else self._ground.rows(top, len(rows.ids))
         if metres is not None:
             self._square_metres += np.bincount(rows.ids.numpy().ravel(), metres.ravel(), minlength=256)
         if self._sampled is not None:
             self._sampled(top, rows.ids)
+        if self._changes is not None:
+            self._changes.keep(rows)
         if "mask" in self._writers:
             ids = rows.ids.numpy()
             with self._writing("mask"):
@@ -223,10 +266,24 @@ class Outputs:
         if "probabilities" in self._writers:
             with self._writing("probabilities"):
                 self._writers["probabilities"].write(required(rows.probabilities, "probabilities").numpy())
+        if "uncertainty" in self._writers:
+            self._write_levels("uncertainty", required(rows.uncertainty, "uncertainty").numpy())
         if self._polygons is not None:
             shares = None if rows.probabilities is None else rows.probabilities.numpy()
+            measures = None if rows.uncertainty is None else rows.uncertainty.numpy()
             with self._writing("polygons"):
-                self._polygons.write(rows.ids.numpy(), metres, shares)
+                self._polygons.write(rows.ids.numpy(), metres, shares, measures)
+
+    def compare(self, cut: Box, top: int, rows: Rows) -> None:
+        """Compare rows of the mask of a cut, from its row `top` on, with the mask."""
+        required(self._changes, "stability").compare(cut, top, rows)
+
+    def _write_levels(self, kind: str, levels: np.ndarray) -> None:
+        """Write rows (1 or 2, n, W) uint8; of a PNG as red and green."""
+        if self.paths[kind].suffix == ".png":
+            levels = np.pad(levels, ((0, 3 - len(levels)), (0, 0), (0, 0)))
+        with self._writing(kind):
+            self._writers[kind].write(levels)
 
     def _draw_overlay(self, sampled: SampledIds, path: Path) -> None:
         image = as_rgb(shrink(self.source, overlay_size(self.source.size)))
@@ -246,4 +303,5 @@ class Outputs:
             square_metres=None if self._ground is None else self._square_metres.sum() / self.counts.sum().item(),
             areas=None if self._ground is None else self._square_metres[:n_class].tolist(),
             features=None if self._polygons is None else self._polygons.features,
+            changed=self._changed,
         )

@@ -45,11 +45,13 @@ class PolygonWriter:
         *,
         name: str,
         probabilities: bool,
+        measures: tuple[str, ...] = (),
     ) -> None:
         """Write a layer without features.
 
         Without a place in `reference`, polygons are in pixels. `ground` are the areas of pixels, if they are known;
-        `probabilities` says whether features have the mean probability of their class.
+        `probabilities` says whether features have the mean probability of their class, `measures` are the names of the
+        measures of uncertainty of which they have the means.
         """
         self.path, self.size, self.classes, self.options = path, size, classes, options
         self.features = 0
@@ -61,19 +63,28 @@ class PolygonWriter:
         self._text = GeoJsonFile(path, name, self._crs) if as_text else None
         # SQLite in GDAL cuts names off at a semicolon
         self._package = path.with_name(path.name.replace(";", "_"))
-        self._tracer = RegionTracer(size[1], (ground is not None) + probabilities)
+        self._measures = (("probability",) if probabilities else ()) + measures
+        self._tracer = RegionTracer(size[1], (ground is not None) + len(self._measures))
         self._rows = 0
         self._pending: list[Regions] = []
         self._pending_vertices = 0
         if self._text is None:
             self._write([])
 
-    def write(self, ids: np.ndarray, metres: np.ndarray | None, probabilities: np.ndarray | None) -> None:
-        """Add rows: ids (n, W) uint8, 255 without data; (n, W) square metres, if known; probabilities."""
+    def write(
+        self,
+        ids: np.ndarray,
+        metres: np.ndarray | None,
+        probabilities: np.ndarray | None,
+        uncertainty: np.ndarray | None = None,
+    ) -> None:
+        """Add rows: ids (n, W) uint8, 255 without data; (n, W) square metres, if known; probabilities; measures."""
         weights = [] if metres is None else [metres]
         if self._probabilities and probabilities is not None:
             own = np.minimum(ids, len(self.classes) - 1)[None]
             weights.append(np.take_along_axis(probabilities, own, 0)[0].astype(np.float64))
+        if uncertainty is not None:
+            weights.extend(uncertainty / 255)
         for regions in self._tracer.add(ids, weights):
             self._take(regions)
         self._rows += len(ids)
@@ -121,8 +132,8 @@ class PolygonWriter:
             "pixels": pixels,
             "square_metres": np.full(len(ids), np.nan) if self._ground is None else sums[0],
         }
-        if self._probabilities:
-            fields["mean_probability"] = sums[-1] / pixels
+        for name, values in zip(self._measures, sums[len(sums) - len(self._measures) :], strict=True):
+            fields[f"mean_{name}"] = values / pixels
         if self._text is None:
             self._add(polygons, fields)
         else:

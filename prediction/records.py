@@ -37,6 +37,7 @@ class Record:
         made_by: the image, the checkpoint and the settings that it depends on, in plain values.
         areas: of a mask: what it holds.
         features: of a layer: the number of its polygons.
+        changed: of a map of stability: the part of the pixels whose class changes.
     """
 
     file: str
@@ -46,6 +47,7 @@ class Record:
     made_by: dict[str, Any]
     areas: Areas | None = None
     features: int | None = None
+    changed: float | None = None
 
     @classmethod
     def of(cls, part: Path, file: str, made_by: Mapping[str, Any], **more: Any) -> "Record":

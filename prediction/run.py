@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from imaging.georeference import Georeference, read_georeference
 from imaging.image_file import View, open_image
 from imaging.probe import IMAGE_SUFFIXES, RARE_SUFFIXES, RASTERIO, FileInfo, probe, save_part
+from imaging.sources import CropSource
 from prediction.areas import Areas, summary_record, summary_table
 from prediction.outputs import OutputOptions, Outputs, output_paths, output_settings
 from prediction.polygon_options import lacks_place
@@ -24,9 +26,11 @@ from prediction.polygons import check_closed
 from prediction.records import Record, Records, differences, plain
 from prediction.scenes import patch_count, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
+from prediction.stability import shifted_cuts
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, shortened
 from utils.files import check_writable
+from utils.tiling import Box
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,14 @@ class ImageTask:
         """What the mask of an earlier run holds; None if there is none."""
         if "mask" not in self.kept or (areas := self.kept["mask"].areas) is None:
             return None
-        features = self.kept["polygons"].features if "polygons" in self.kept else None
-        return replace(areas, image=str(self.image), features=features)
+        return replace(self.with_kept(areas), image=str(self.image))
+
+    def with_kept(self, areas: Areas) -> Areas:
+        """Return `areas` with what the records of other results of an earlier run say."""
+        for kind, name in (("polygons", "features"), ("stability", "changed")):
+            if kind in self.kept:
+                areas = replace(areas, **{name: getattr(self.kept[kind], name)})
+        return areas
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -262,7 +272,12 @@ class PredictionRun:
         """Segment one image; the main process of `ranks` writes the results and returns the areas."""
         predictor, scene_size = self.segmenter.predictor, self.segmenter.scene_size
         scenes = self.results.folder / f".{task.paths['mask'].name}.scenes"
-        patches = patch_count(predictor, task.info.size, scene_size) if self.ranks.main else 0
+        cuts: list[Box] = []
+        if "stability" in task.missing:
+            cuts = shifted_cuts(task.info.size, predictor.settings.size_p, self.results.stability)
+        sizes = [task.info.size, *((cut.height, cut.width) for cut in cuts)]
+        counts = [patch_count(predictor, size, scene_size) for size in sizes] if self.ranks.main else [0]
+        patches = None if None in counts else sum(count or 0 for count in counts)
         try:
             with (
                 ExitStack() as stack,
@@ -271,7 +286,8 @@ class PredictionRun:
                 source = ranks.together(lambda: stack.enter_context(open_image(task.info, self.segmenter.view)))
                 outputs = None
                 if ranks.main:
-                    outputs = Outputs(source, task.missing, self.segmenter.classes, self.results, task.reference)
+                    classes, mode = self.segmenter.classes, predictor.stage.number
+                    outputs = Outputs(source, task.missing, classes, self.results, task.reference, mode, cuts)
                 with ExitStack() as written:
                     ranks.together(lambda: written.enter_context(outputs or nullcontext()))  # its files are started
                     coverage = segment_scenes(
@@ -280,20 +296,30 @@ class PredictionRun:
                         outputs.emit if outputs else lambda top, rows: None,
                         scene_size=scene_size,
                         probabilities=outputs is not None and outputs.needs_probabilities,
+                        uncertainty=self.results.uncertainty,
                         on_patches=bar.update,
                         ranks=ranks,
                         folder=scenes,
                         name=task.image,
                     )
+                    for cut in cuts:
+                        segment_scenes(
+                            predictor,
+                            CropSource(source, cut),
+                            partial(outputs.compare, cut) if outputs else lambda top, rows: None,
+                            scene_size=scene_size,
+                            on_patches=bar.update,
+                            ranks=ranks,
+                            folder=scenes,
+                            name=task.image,
+                        )
                     if outputs is None:
                         return None
                     parts = outputs.finish()
                     left = coverage.pixels_not_covered if predictor.selects_patches else None
                     areas = replace(outputs.areas(task.image, task.paths["mask"]), not_looked_at=left)
                     self._record(task, parts, areas)
-                if "polygons" in task.kept:
-                    return replace(areas, features=task.kept["polygons"].features)
-                return areas
+                return task.with_kept(areas)
         finally:
             if ranks.main:
                 shutil.rmtree(scenes, ignore_errors=True)
@@ -306,8 +332,9 @@ class PredictionRun:
         if plain({**task.made_by["mask"], **identity(task.image)}) != task.made_by["mask"]:
             raise InputError(f"{task.image} was changed while it was segmented; segment it again", "changed")
         more: dict[str, dict[str, Any]] = {
-            "mask": {"areas": replace(areas, features=None)},
+            "mask": {"areas": replace(areas, features=None, changed=None)},
             "polygons": {"features": areas.features},
+            "stability": {"changed": areas.changed},
         }
         self.records.add(
             Record.of(part, task.paths[kind].name, task.made_by[kind], **more.get(kind, {}))

@@ -18,7 +18,9 @@ from engine.patches import OnPatches
 from engine.predictor import Predictor
 from imaging.sources import Source, load_in_memory
 from prediction.read_ahead import read_ahead
+from prediction.uncertainty import DisagreementSinks, bands_of_mode, measure_uncertainty
 from utils.canvas import RESULT_ROWS, ArgmaxSink, FiniteScores, Sink
+from utils.classes import IGNORED
 from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required
 from utils.precision import not_finite
@@ -39,10 +41,30 @@ class Rows:
     Attributes:
         ids: (rows, W) uint8.
         probabilities: (n_class, rows, W) float16; None if they are not requested.
+        uncertainty: (1 or 2, rows, W) uint8; see `prediction.uncertainty`; None if it is not requested.
     """
 
     ids: Tensor
     probabilities: Tensor | None = None
+    uncertainty: Tensor | None = None
+
+    def leave_out(self, valid: Tensor | None) -> None:
+        """Mark pixels without data, where `valid`, (rows, W) bool, is false; None is all true."""
+        if valid is not None:
+            self.ids[~valid] = IGNORED
+            if self.probabilities is not None:
+                self.probabilities[:, ~valid] = torch.nan
+            if self.uncertainty is not None:
+                self.uncertainty[:, ~valid] = 0
+
+    def tensors(self) -> list[Tensor]:
+        """Return those of these tensors that are requested, (..., rows, W) each."""
+        return [x for x in (self.ids, self.probabilities, self.uncertainty) if x is not None]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Rows":
+        """Return rows whose tensors are `change` of these."""
+        p, u = self.probabilities, self.uncertainty
+        return Rows(change(self.ids), None if p is None else change(p), None if u is None else change(u))
 
 
 Emit = Callable[[int, Rows], None]
@@ -157,32 +179,31 @@ class SceneCanvas:
     def _emit_page(self, page: Rows, first: int) -> None:
         """Emit the results of a row of scenes from row `first` on, a few rows at a time, as writers copy them."""
         for top in range(0, len(page.ids), RESULT_ROWS):
-            rows = slice(top, top + RESULT_ROWS)
-            self.emit(
-                first + top,
-                Rows(page.ids[rows], None if page.probabilities is None else page.probabilities[:, rows]),
-            )
+            count = min(RESULT_ROWS, len(page.ids) - top)
+            self.emit(first + top, page.map(partial(torch.narrow, dim=-2, start=top, length=count)))
 
     def _put(self, top: int, rows: Rows, height: int, columns: slice) -> None:
         """Keep results of this row of scenes, which has `height` rows that no scene below shares."""
         width = self.grid.image[1]
         if self.page is None:
-            p = rows.probabilities
-            self.page = Rows(
-                rows.ids.new_empty(height, width), None if p is None else p.new_empty(len(p), height, width)
-            )
-        place = slice(top, top + len(rows.ids)), columns
-        self.page.ids[place] = rows.ids
-        if self.page.probabilities is not None and rows.probabilities is not None:
-            self.page.probabilities[:, place[0], place[1]] = rows.probabilities
+            self.page = rows.map(lambda x: x.new_empty(*x.shape[:-2], height, width))
+        page = self.page
+        for target, source in zip(page.tensors(), rows.tensors(), strict=True):
+            target[..., top : top + len(rows.ids), columns] = source
 
 
-def reduce_scores(scores: Tensor, probabilities: bool) -> Rows:
-    """Return class ids, and probabilities if requested, of `scores` (n_class, rows, W), means over patches."""
+def reduce_scores(scores: Tensor, probabilities: bool, uncertainty: int = 0) -> Rows:
+    """Return class ids, and what else is requested, of `scores` (n_class, rows, W), means over patches.
+
+    `uncertainty` is the number of its measures; with 2, the last channel of `scores` is that of `DisagreementSinks`.
+    """
+    disagreement = scores[-1] if uncertainty == 2 else None
+    scores = scores if disagreement is None else scores[:-1]
+    measures = measure_uncertainty(scores, disagreement) if uncertainty else None
     ids = ArgmaxSink((scores.shape[1], scores.shape[2]), scores.device)
     ids(0, scores)
     shares = scores.float().softmax(0).half().cpu() if probabilities else None
-    return Rows(ids.ids.cpu(), shares)
+    return Rows(ids.ids.cpu(), shares, measures)
 
 
 @torch.inference_mode()
@@ -193,6 +214,7 @@ def segment_scenes(
     *,
     scene_size: int = SCENE_SIZE,
     probabilities: bool = False,
+    uncertainty: bool = False,
     on_patches: OnPatches | None = None,
     ranks: Ranks = ALONE,
     folder: Path | None = None,
@@ -202,8 +224,8 @@ def segment_scenes(
 
     The next scene is read by a thread while one is computed, see `read_ahead`.
 
-    Without `probabilities` the ids of a single scene are those of sums over patches, as in evaluation. All else is made
-    of means over patches, which give the same ids up to ties by rounding.
+    The ids of a single scene, alone, are those of sums over patches, as in evaluation. All else is made of means over
+    patches, which give the same ids up to ties by rounding.
 
     Args:
         predictor: segments one scene; its headline is the result.
@@ -211,6 +233,7 @@ def segment_scenes(
         emit: gets rows of the result as they become final.
         scene_size: the longest side of a scene, in pixels.
         probabilities: whether the result holds the classes' probabilities.
+        uncertainty: whether it holds the measures of uncertainty that the mode gives; the same in all processes.
         on_patches: called after each sub-batch.
         ranks: processes that share the scenes of the image: all call this, and the main one emits.
         folder: common to all processes, for the scores of all but the main one; needed with several processes.
@@ -223,12 +246,19 @@ def segment_scenes(
         InputError: in all processes, if one cannot read the image, or computes scores that are not finite numbers.
     """
 
+    measures = len(bands_of_mode(predictor.stage.number)) if uncertainty else 0
+
+    def reduce(scores: Tensor) -> Rows:
+        return reduce_scores(scores, probabilities, measures)
+
     def segment(scene: Source, sink: Sink, means: bool) -> Coverage:
         """Send the headline's scores of one scene to a sink."""
         check = FiniteScores()
-        found = predictor.segment(
-            scene, {predictor.stage.headline: sink}, on_patches=on_patches, means=means, check=check
-        )
+        rounds: list[dict[str, Sink]] = [{predictor.stage.headline: sink}]
+        if measures == 2:
+            rounds = DisagreementSinks(scene.size, predictor.settings.device, sink).rounds(predictor)
+        for sinks in rounds:
+            found = predictor.segment(scene, sinks, on_patches=on_patches, means=means, check=check)
         if not check.ok():
             reason = not_finite(predictor.settings.precision)
             raise InputError(f"{name}: the scores of the network are {reason}", "scores not finite")
@@ -238,10 +268,10 @@ def segment_scenes(
     if len(grid) == 1:
 
         def pass_on(top: int, scores: Tensor) -> None:
-            emit(top, reduce_scores(scores, probabilities))
+            emit(top, reduce(scores))
 
-        return segment(load_in_memory(source), pass_on, means=probabilities)
-    canvas = SceneCanvas(grid, lambda scores: reduce_scores(scores, probabilities), emit)
+        return segment(load_in_memory(source), pass_on, means=probabilities or uncertainty)
+    canvas = SceneCanvas(grid, reduce, emit)
     return _share_scenes(source, grid.boxes(), canvas, partial(segment, means=True), ranks, folder)
 
 

@@ -1,6 +1,6 @@
 """The library: a trained network that segments images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from dataset.deep_globe import DEEP_GLOBE
 from engine.predictor import Predictor
 from imaging.image_file import View, open_image
 from imaging.pictures import array, picture
-from imaging.sources import Source
+from imaging.sources import CheckedSource, Source
 from models import checkpoint
 from models.backbone import check_backbone
 from models.glnet import GLNet
 from models.header import Header
 from models.restore import header_for, restore
-from prediction.scenes import SCENE_SIZE, Rows, segment_scenes
+from prediction.scenes import SCENE_SIZE, Emit, Rows, patch_count, segment_scenes
 from utils import distributed
-from utils.classes import IGNORED, Classes
+from utils.classes import Classes
 from utils.errors import InputError
 from utils.precision import resolve_precision
 from utils.settings import RECORDED, check_sizes
@@ -29,6 +29,10 @@ from utils.stages import STAGES
 from utils.stretch import Stretch, bands_of, fit_bands, spell_bands
 from utils.tiling import Box
 from utils.turns import TURNS
+
+
+class Cancelled(Exception):
+    """The caller cancelled `Segmenter.segment_to`; the sink got some rows, or none."""
 
 
 class Segmenter:
@@ -157,16 +161,83 @@ class Segmenter:
             )
         return self._segment(picture(image, view))
 
+    def segment_to(
+        self,
+        source: Source,
+        sink: Emit,
+        *,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        on_progress: Callable[[int, int | None], object] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Segment an image that need not fit in memory, nor need its result.
+
+        Args:
+            source: the image; see `imaging.sources.Source`.
+            sink: gets finished rows from the top of the image to its bottom, each once: `sink(top, rows)`, where `top`
+                is the first row's number and `rows.ids` are (n, W) uint8 class ids, 255 where the source has no data.
+            probabilities: whether `rows.probabilities` are the classes' probabilities, (n_class, n, W) float16, not a
+                number where the source has no data; by default they are None.
+            uncertainty: whether `rows.uncertainty` is (2, n, W) uint8, 0..255, of `prediction.uncertainty.BANDS`, in
+                mode 1 (1, n, W), 0 where the source has no data; by default it is None.
+            on_progress: called as `on_progress(done, total)` after each sub-batch, with numbers of patches; `total` is
+                None if the pixels decide which patches are computed. In mode 1, which has no patches, rows are counted.
+            is_cancelled: called after each sub-batch and before rows go to the sink; if it returns true, Cancelled is
+                raised.
+
+        Raises:
+            InputError: the source is empty, has other bands than the network, or returns anything but the pixels that
+                are asked for; or the scores are not finite numbers.
+            Cancelled: `is_cancelled` returned true. What other callbacks raise is passed on, too: give a result its
+                name only after this call.
+        """
+        if source.n_bands != self.header.n_bands:
+            raise InputError(f"the source has {source.n_bands} bands and the network reads {self.header.n_bands}")
+        if min(source.size) < 1:
+            raise InputError(f"the source is empty: its size is {source.size}")
+        by_rows = self.predictor.stage.number == 1
+        total = source.size[0] if by_rows else patch_count(self.predictor, source.size, self.scene_size)
+        done = 0
+
+        def check() -> None:
+            if is_cancelled is not None and is_cancelled():
+                raise Cancelled("segmenting was cancelled")
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            check()
+            if on_progress is not None:
+                on_progress(done, total)
+
+        def emit(top: int, rows: Rows) -> None:
+            check()
+            sink(top, rows)
+            if by_rows:
+                advance(len(rows.ids))
+
+        self._send(
+            CheckedSource(source), emit, probabilities=probabilities, uncertainty=uncertainty, on_patches=advance
+        )
+
     def _segment(self, source: Source, name: object = "the image") -> np.ndarray:
         ids = np.empty(source.size, np.uint8)
 
-        def emit(top: int, rows: Rows) -> None:
+        def keep(top: int, rows: Rows) -> None:
             ids[top : top + len(rows.ids)] = rows.ids.numpy()
-            if (valid := source.valid(Box(top, 0, *rows.ids.shape))) is not None:
-                ids[top : top + len(rows.ids)][~valid.numpy()] = IGNORED
 
-        segment_scenes(self.predictor, source, emit, scene_size=self.scene_size, name=name)
+        self._send(source, keep, name=name)
         return ids
+
+    def _send(self, source: Source, sink: Emit, **more: Any) -> None:
+        """Send the result's rows to a sink, without those of pixels that have no data; see `segment_scenes`."""
+
+        def emit(top: int, rows: Rows) -> None:
+            rows.leave_out(source.valid(Box(top, 0, *rows.ids.shape)))
+            sink(top, rows)
+
+        segment_scenes(self.predictor, source, emit, scene_size=self.scene_size, **more)
 
 
 def load_network(

@@ -51,7 +51,7 @@ class Whole:
     def __call__(self, top: int, rows: Rows) -> None:
         assert top == self.next
         self.next += len(rows.ids)
-        self.parts.append(Rows(rows.ids.clone(), None if rows.probabilities is None else rows.probabilities.clone()))
+        self.parts.append(rows.map(Tensor.clone))
 
     @property
     def ids(self) -> Tensor:
@@ -60,6 +60,10 @@ class Whole:
     @property
     def probabilities(self) -> Tensor:
         return torch.cat([part.probabilities for part in self.parts], dim=1)
+
+    @property
+    def uncertainty(self) -> Tensor:
+        return torch.cat([part.uncertainty for part in self.parts], dim=1)
 
 
 class PixelPredictor(Predictor):

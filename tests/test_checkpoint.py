@@ -13,6 +13,7 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import runs
 import torch
 import torchvision
 from builders import (
@@ -32,7 +33,7 @@ from dataset import synthetic
 from dataset.deep_globe import DEEP_GLOBE
 from evaluation.run import Evaluation
 from models import checkpoint
-from models.backbone import backbone_weights, build_backbone
+from models.backbone import BACKBONES, backbone_weights, build_backbone
 from models.glnet import GLNet
 from models.header import Header, TrainedOn
 from models.tensors import children_of
@@ -344,6 +345,22 @@ def write_backbone(path: Path, name: str) -> State:
     state = getattr(torchvision.models, name)(weights=None).state_dict()
     torch.save(state, path)
     return state
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_resnets_have_the_initial_weights_and_values_of_torchvisions(name) -> None:
+    made, generators = [], []
+    for build in (build_backbone, getattr(torchvision.models, name)):
+        torch.manual_seed(0)
+        made.append(build(name) if build is build_backbone else build())
+        generators.append(torch.get_rng_state())
+    ours, theirs = made
+    states = ours.state_dict(), {key: x for key, x in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert list(states[0]) == list(states[1])
+    runs.assert_equal_weights(*states)
+    assert torch.equal(*generators)
+    x, c5 = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image := torch.rand(2, 3, 65, 40))))), ours(image)[0]
+    assert torch.equal(c5, theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x)))))
 
 
 def test_backbone_file_of_anything_else_is_refused(tmp_path) -> None:

@@ -11,16 +11,15 @@ import onnx
 import pytest
 import runs
 import torch
-import torchvision
 from builders import BACKBONE, N_CLASS, build_header, shared_model, write_thin_checkpoint
 from pictures import save
 from PIL import Image
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from examples import segment_onnx
 from models import checkpoint
 from models.glnet import GLNet
 from models.parts import parts_of
+from models.resnet import DEPTHS
 from predict import Segmenter
 from prediction import export
 from utils.classes import Classes
@@ -57,7 +56,7 @@ def export_once(programs: list, file: Path, folder: Path, kind: str) -> None:
 def network():
     """A GLNet whose backbones are smaller than any real one; all that is restored in this module is of its kind."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchvision.models, "resnet18", lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
+        patch.setitem(DEPTHS, "resnet18", (1, 1, 1, 1))
         yield shared_model.__wrapped__()  # one that other tests do not get
 
 
