@@ -33,6 +33,8 @@ from torch import Tensor, nn
 
 import predict
 import train_deep_globe
+from benchmarks.__main__ import main as benchmark
+from benchmarks.cuts import cuts_of
 from dataset.base import Sample, SegmentationDataset
 from engine.predictor import Predictor
 from imaging.pictures import shrink
@@ -292,6 +294,28 @@ def test_prediction_keeps_the_recorded_scale_unless_another_is_given(tmp_path) -
         ("windows.pth", {"context": "scale"}, SCALE),
     ):
         assert Segmenter.from_checkpoint(tmp_path / name, device="cpu", **given).predictor.context == expected
+
+
+def test_the_benchmark_of_cuts_compares_what_all_cuts_hold(tmp_path) -> None:
+    pytest.importorskip("rasterio")
+    write_thin_checkpoint(tmp_path / "one.pth", 1, scale=2.0)
+    boxes = cuts_of((5450, 6184), 6000)
+    assert [box[2:] for box in boxes.values()] == [(1000, 6000), (3000, 3000), (4000, 1500)]
+    arguments = ["--checkpoint", str(tmp_path / "one.pth"), "--device=cpu", "--length=240"]
+    assert benchmark(["cuts", *arguments, "--json", str(tmp_path / "cuts.json")]) == 0
+    rows = json.loads((tmp_path / "cuts.json").read_text())["rows"]
+    assert [row["context"] for row in rows] == 4 * ["square"] + 4 * ["scale"]
+    assert all(row["pixels"] == 40 * 60 and 0 <= row["equal"] <= 100 for row in rows)
+    assert all(rows[k]["equal"] <= rows[j]["equal"] for k in (3, 7) for j in range(k - 3, k))  # of all three
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_view_is_counted(tmp_path) -> None:
+    arguments = ["memory", "--view=128", "--precisions=bf16", "--device=cpu", "--json", str(tmp_path / "memory.json")]
+    assert benchmark(arguments) == 0
+    rows = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert [row["work"] for row in rows] == ["inference_sub6 of 617 x 617", "inference_sub1 of 617 x 617"]
+    assert rows[0]["device"] > rows[1]["device"] > 0
 
 
 @pytest.mark.slow
