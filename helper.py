@@ -6,7 +6,7 @@ Nothing here parses options or touches files; saving and showing are callbacks.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dataset.base import Sample
 from engine import global2local, global_only, local2global
+from engine.terms import Terms, add_terms
 from models.glnet import GLNet
 from models.recompute import recomputed_activations
 from utils.distributed import ALONE, Ranks, reduce_step, trained_statistics
@@ -24,6 +25,7 @@ from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.settings import TrainingSettings
 from utils.stages import Stage
+from utils.tiling import Size, map_size
 
 TRAINING_STEPS = {
     1: global_only.training_step,
@@ -89,6 +91,25 @@ class _StepResult(NamedTuple):
         return all(map(math.isfinite, self.values.values()))
 
 
+def _same_sizes(batch: list[Sample], settings: TrainingSettings) -> Iterator[tuple[list[Sample], TrainingSettings]]:
+    """Yield a batch in groups whose shrunk images have one size, each with the settings of its share of the batch.
+
+    With `--context scale` sizes may differ. The gradients of all groups add up to those of the mean over all pixels.
+    """
+    groups: dict[Size, list[Sample]] = {}
+    for sample in batch:
+        groups.setdefault(map_size(sample.global_image), []).append(sample)
+    if len(groups) < 2:
+        yield batch, settings
+        return
+    weights = [
+        sum(settings.loss.weight(required(sample.global_label, "label")) for sample in group)
+        for group in groups.values()
+    ]
+    for group, weight in zip(groups.values(), weights, strict=True):
+        yield group, replace(settings, share=settings.share * weight / (sum(weights) or 1))
+
+
 def _joint_step(
     model: GLNet,
     stage: Stage,
@@ -111,7 +132,9 @@ def _joint_step(
         settings = replace(settings, share=_batch_share(batch, settings.loss, ranks))
     recomputed = recomputed_activations(model, settings.checkpoint_activations)
     with autocast(settings.device, settings.precision), recomputed:
-        terms = TRAINING_STEPS[stage.number](model, batch, settings, epoch.metrics) if batch else {}
+        terms: Terms = {}
+        for group, own in _same_sizes(batch, settings) if batch else ():
+            add_terms(terms, TRAINING_STEPS[stage.number](model, group, own, epoch.metrics))
     counts = torch.tensor([len(batch), save, bool(terms)], dtype=torch.float32)
     losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in names]
     numbers = torch.cat([torch.stack(losses), counts.to(settings.device)])

@@ -24,7 +24,7 @@ from utils import distributed
 from utils.diagnosis import diagnose
 from utils.errors import InputError, allow_all_names
 from utils.files import sha256
-from utils.settings import RECORDED
+from utils.settings import RECORDED, ViewScale
 from utils.tiling import Box
 
 __all__ = ["Box", "Cancelled", "Rows", "Segmenter", "Source", "main"]
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain("interrupted; the same command goes on", 130)
     except (RuntimeError, MemoryError) as error:
-        lower = ("sub_batch_size", "scene_size", "size_p")  # the most useful first
+        lower = ("sub_batch_size", "scene_size", "view_pixels", "size_p")  # the most useful first
         message = diagnose(error, vars(options), distributed.world_size(), lower)
         if message is None:
             raise
@@ -89,12 +89,14 @@ def run(options: argparse.Namespace) -> list[str]:
             tta=options.tta,
             sub_batch_size=options.sub_batch_size,
             scene_size=options.scene_size,
+            view_pixels=options.view_pixels,
             refine_share=options.refine_share,
             blend=options.blend,
             upsample=options.upsample,
             **{name: value for name, value in vars(options).items() if name in RECORDED},
         )
-    if (context := segmenter.header.context()) is not None and ranks.main:
+    context = segmenter.predictor.context
+    if context is not None and ranks.main:
         logging.info(f"{options.checkpoint}: {context}")
     if options.uncertainty and segmenter.header.stage == 1 and ranks.main:
         logging.info("--uncertainty: mode 1 has no local prediction to disagree with; entropy alone is written")
@@ -106,13 +108,17 @@ def run(options: argparse.Namespace) -> list[str]:
         "mode": segmenter.header.stage,
         "tta": options.tta,
         "precision": segmenter.predictor.settings.precision,
-        "scene_size": options.scene_size,
+        "scene_size": segmenter.scene_size,
         **{name: getattr(segmenter.header, name) for name in RECORDED},
         "coarse_to_fine": segmenter.header.coarse_to_fine and segmenter.header.stage > 1,
         "refine_share": options.refine_share,
         "blend": options.blend,
         "upsample": options.upsample,
     }
+    if isinstance(context, ViewScale):
+        about["view_pixels"] = context.most
+    else:
+        del about["context"]  # results of versions without this option are such, too
     prediction.run(images, about)
     distributed.stop()
     return prediction.failures

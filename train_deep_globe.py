@@ -136,7 +136,8 @@ def size_problems(options: argparse.Namespace, header: Header, data: Segmentatio
     errors = [limits.problem_of(item, size, settings) for item, size, _ in limits.headers(data)]
     problems = [Problem(TRAIN, error.kind, str(error)) for error in errors if error is not None]
     try:
-        limits.check_batches(len(data), options.batch_size, header.size_g)
+        if header.context == "square":
+            limits.check_batches(len(data), options.batch_size, header.size_g)
     except InputError as error:
         problems.append(Problem(TRAIN, "too small", str(error)))
     return problems

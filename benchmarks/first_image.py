@@ -20,12 +20,12 @@ from PIL import Image
 from benchmarks.workload import MODES
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.synthetic import smooth_noise
-from experiments.records import ROOT
 from models import checkpoint
 from models.backbone import backbone_name
 from models.glnet import GLNet
 from models.header import Header
 from utils.arguments import AddOption, whole
+from utils.run_record import ROOT
 
 PROCESS = """
 import json, sys, time

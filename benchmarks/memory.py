@@ -2,7 +2,8 @@
 
 Peak bytes of live tensors, weights included, in MB of 2**20 bytes, on a fake accelerator (see fake_accelerator.py), for
 2448 x 2448 images, size_g and size_p 508: inference in mode 3, for all predictions, in sub-batches of 6 and of 1;
-and a training step of each mode with 6 images, sub-batch 6. The released figures were counted in the same way, without
+and a training step of each mode with 6 images, sub-batch 6. With `--view SIDE` inference on an image that is shrunk as
+far, to SIDE x SIDE pixels: what `--view_pixels` bounds. The released figures were counted in the same way, without
 numpy arrays. With a GPU, `torch.cuda.max_memory_allocated` of the same work is shown, too.
 """
 
@@ -17,11 +18,12 @@ import torch
 from benchmarks.fake_accelerator import MB, fake_inference, fake_training, megabytes
 from benchmarks.workload import N_CLASS, Inference, TrainingStep, random_sample
 from models.glnet import GLNet
-from utils.arguments import AddOption
+from utils.arguments import AddOption, whole
 from utils.settings import Settings, TrainingSettings
 from utils.stages import STAGES
 
 SIDE = 2448
+SIZE = 508
 BATCH = 6
 COUNTED_PRECISIONS = ("fp32", "bf16")
 RELEASED = {
@@ -35,14 +37,21 @@ RELEASED = {
 
 
 def count_inference(
-    sub_batch: int, precision: str, mode: int = 3, *, side: int = SIDE, size: int = 508, backbone: str = "resnet50"
+    sub_batch: int,
+    precision: str,
+    mode: int = 3,
+    *,
+    side: int = SIDE,
+    size: int = SIZE,
+    size_g: int | None = None,
+    backbone: str = "resnet50",
 ) -> dict[str, float]:
     """Count the MB, by `device` and `host`, of segmenting an image of side x side pixels, sub_batch patches at once.
 
-    `size` is size_g and size_p.
+    `size` is size_p, and size_g if that is None.
     """
     settings = Settings(size_p=size, sub_batch_size=sub_batch, precision=precision)
-    with fake_inference(mode, settings, side, size_g=size, backbone=backbone) as (count, work, sample):
+    with fake_inference(mode, settings, side, size_g=size_g or size, backbone=backbone) as (count, work, sample):
         count.peak = dict(count.live)
         work(sample)
     return megabytes(count)
@@ -83,11 +92,18 @@ COLUMNS = {
 def add_options(add: AddOption) -> None:
     add("--precisions", nargs="+", choices=COUNTED_PRECISIONS, default=COUNTED_PRECISIONS, help="(default: both)")
     add("--checkpoint_activations", action="store_true", help="training steps that recompute activations")
+    add("--view", type=whole(64), metavar="SIDE", help="inference alone, on a larger image shrunk to this side")
 
 
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row for each work in `RELEASED` and precision."""
     recomputed = options.checkpoint_activations
+    if options.view:
+        side = round(SIDE / SIZE * options.view)
+        for number, precision in product((6, 1), options.precisions):
+            found = count_inference(number, precision, side=side, size_g=options.view)
+            yield {"work": f"inference_sub{number} of {side} x {side}", "precision": precision, **found}
+        return
     for key, precision in product(RELEASED, options.precisions):
         kind, number = key[:-1], int(key[-1])
         if kind == "train_mode":

@@ -25,7 +25,7 @@ from utils.classes import Classes
 from utils.errors import InputError
 from utils.resize import shrink_label
 from utils.settings import ContextScale
-from utils.tiling import Size
+from utils.tiling import Size, map_size
 
 KEPT_SHRUNK_BYTES = 256 << 20
 """How much of shrunk images a process keeps: of 508 x 508 pixels in RGB, 346."""
@@ -49,10 +49,10 @@ class Sample(NamedTuple):
     id: str
     image: Tensor | None  # (bands, H, W)
     label: Tensor | None  # (H, W)
-    global_image: Tensor  # (bands, side, side); in training side is size_g
-    global_label: Tensor | None  # (side // 4, side // 4), or (side, side)
+    global_image: Tensor  # (bands, h, w); in training size_g x size_g, with --context scale of any size
+    global_label: Tensor | None  # (h // 4, w // 4), or (h, w)
     seed: int = 0
-    shared: Tensor | None = None  # (bands, side, side)
+    shared: Tensor | None = None  # (bands, h, w)
 
 
 class SegmentationDataset(Dataset[Sample]):
@@ -65,7 +65,7 @@ class SegmentationDataset(Dataset[Sample]):
         full_labels: whether `global_label` is as large as `global_image`; else a quarter of it, as the logits are.
         whole: whether samples hold the whole image. Stage 1 trains without: it need not be sent between processes.
         share: whose global maps are shared, one of `utils.settings.SHARES`; another image is the next one of the set.
-        context: gives the side of the shrunk image instead of `size_g`, by the size of the image.
+        context: gives the size of the shrunk image instead of `size_g`, by the size of the image.
         keep_shrunk: whether shrunk images are kept in memory, for passes without any variation: each process keeps
             those that it has read, up to `KEPT_SHRUNK_BYTES`.
     """
@@ -193,13 +193,14 @@ class SegmentationDataset(Dataset[Sample]):
             image, ids = self.reader.read(item, box)
         image, ids = draw.apply(image, ids, size)
         shrunk = self._shrink(index, image)
-        side = shrunk.shape[-1] if self.full_labels else shrunk.shape[-1] // 4
+        part = 1 if self.full_labels else 4
+        height, width = map_size(shrunk)
         return Sample(
             id=item.id,
             image=image if self.whole else None,
             label=ids,
             global_image=shrunk,
-            global_label=None if ids is None else shrink_label(ids, (side, side)),
+            global_label=None if ids is None else shrink_label(ids, (height // part, width // part)),
             shared=self._shared(index, shrunk),
             seed=int(np.random.SeedSequence(drawn_from).generate_state(1)[0]),
         )
@@ -216,11 +217,11 @@ class SegmentationDataset(Dataset[Sample]):
         return self._shrink(following, self.reader.read(self._samples[following][0])[0])
 
     def _shrink(self, index: int, image: Tensor) -> Tensor:
-        """Return the image of sample `index`, shrunk to (bands, side, side), kept from an earlier pass if it may be."""
+        """Return the image of sample `index`, shrunk to (bands, h, w), kept from an earlier pass if it may be."""
         if index in self._shrunk:
             return self._shrunk[index].clone()  # each tensor that a worker sends holds a file open while it lives
-        side = self.size_g if self.context is None else self.context.side((image.shape[1], image.shape[2]))
-        shrunk = shrink(MemorySource(image), (side, side))
+        size = (self.size_g, self.size_g) if self.context is None else self.context.size(map_size(image))
+        shrunk = shrink(MemorySource(image), size)
         if self.keep_shrunk and self._held + shrunk.numel() <= KEPT_SHRUNK_BYTES:
             self._shrunk[index] = shrunk.clone()
             self._held += shrunk.numel()

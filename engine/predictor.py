@@ -91,7 +91,7 @@ class Predictor:
             image: the image.
             sinks: by name, the predictions that are requested (of `stage.predictions`); nothing else is computed. Each
                 sink gets the scores (n_class, rows, W) of its prediction, from top to bottom.
-            global_image: the image shrunk, (bands, side, side) uint8, if it is available.
+            global_image: the image shrunk, (bands, h, w) uint8, if it is available.
             shared: the shrunk image whose maps are shared in place of the image's own, in all turns; of the same form.
             on_patches: called after each sub-batch.
             means: whether scores are means over the patches that cover a pixel. By default they are sums, as released.
@@ -119,9 +119,9 @@ class Predictor:
         return coverage
 
     def _shrink(self, image: Source) -> Tensor:
-        """Return the whole image, shrunk, (bands, side, side) uint8."""
-        side = self.size_g if self.context is None else self.context.side(image.size)
-        return shrink(image, (side, side))
+        """Return the whole image, shrunk, (bands, h, w) uint8."""
+        size = (self.size_g, self.size_g) if self.context is None else self.context.size(image.size)
+        return shrink(image, size)
 
     def _segment_turned(
         self,

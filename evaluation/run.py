@@ -288,7 +288,9 @@ def result_record(plan: EvaluationPlan, result: Evaluation, seen: int | None) ->
         "split": plan.record["split"],
         "checkpoint": plan.record[predictor.stage.reads],
         "device": predictor.settings.device.type,
-        **{name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize", "scale")},
+        **{
+            name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize", "context", "scale")
+        },
         "images_trained_on": seen,
         "shared_maps": header.share,
         **{name: plan.record[name] for name in ("precision", "tta", "refine_share", "blend", "upsample")},

@@ -112,21 +112,26 @@ def enlarge(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return x[:, rows[:, None], columns]
 
 
-def shrunk_side(about: dict, size: tuple[int, int]) -> int:
-    """Return the side of the shrunk image: `size_g`, or as much smaller than the image as windows were in training."""
-    if about["scale"] is None or max(size) <= about["scale"] * about["size_g"]:
-        return about["size_g"]
+def shrunk_size(about: dict, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of the shrunk image: `size_g` twice, or as much smaller than the image as in training."""
     unit = about["side_multiple"]
-    side = round((size[0] * size[1]) ** 0.5 / about["scale"] / unit) * unit
-    return max(about["size_g"], min(side, about["largest_side"] // unit * unit))
+    if about["context"] == "scale":
+        least = -(-about["least_side"] // unit) * unit
+        height, width = (max(least, round(side / about["scale"] / unit) * unit) for side in size)
+        return height, width
+    side = about["size_g"]
+    if about["scale"] is not None and max(size) > about["scale"] * side:
+        side = round((size[0] * size[1]) ** 0.5 / about["scale"] / unit) * unit
+        side = max(about["size_g"], min(side, about["largest_side"] // unit * unit))
+    return side, side
 
 
 def segment(network: Network, image: Image.Image) -> np.ndarray:
     """Return the class ids of an RGB image, (H, W) uint8."""
     about, pixels = network.about, np.asarray(image)
     size = pixels.shape[:2]
-    side = shrunk_side(about, size)
-    shrunk = image.resize((side, side), Image.Resampling.BILINEAR)  # antialiased
+    height, width = shrunk_size(about, size)
+    shrunk = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased
     whole = network.to_input(np.asarray(shrunk)[None])
 
     # the global branch reads the shrunk image

@@ -12,6 +12,7 @@ from utils.errors import InputError
 from utils.metrics import MEASURES
 from utils.selection import MOST_MARGIN, CoarseToFine, UncertainPatches
 from utils.settings import (
+    CONTEXTS,
     DATA,
     LONGEST_SIDE,
     MOST_CLASSES,
@@ -19,11 +20,13 @@ from utils.settings import (
     RECORDED,
     STATISTICS,
     TRAINED_SHARES,
+    VIEW_PIXELS,
     ContextScale,
     Recorded,
     Settings,
     Statistics,
     TrainingSettings,
+    ViewScale,
 )
 from utils.stages import STAGES
 from utils.stretch import RGB, Stretch, count_bands
@@ -88,8 +91,8 @@ class Header(Recorded):
         backbone_weights: what the backbones start from, the option of this name; stage 2 starts `local` from it.
         statistics: of the training images, with `--normalize data`; else None.
         trained_on: the training images.
-        scale: pixels of a training window for one pixel of its shrunk image, with `--window`; None if images are shrunk
-            to `size_g` x `size_g`.
+        scale: pixels of an image for one pixel of its shrunk image: of training windows, with `--window`, or by
+            `context`; None if images are shrunk to `size_g` x `size_g`.
     """
 
     stage: int
@@ -104,9 +107,34 @@ class Header(Recorded):
         """The number of bands that the network reads."""
         return count_bands(self.bands)
 
-    def context(self) -> ContextScale | None:
-        """Return how far images are shrunk, None if all are shrunk to `size_g` x `size_g`."""
-        return None if self.scale is None else ContextScale(self.size_g, self.scale, side_multiple(self.backbone))
+    def context_scale(self, view_pixels: int | None = None) -> ContextScale | None:
+        """Return how far images are shrunk, None if all are shrunk to `size_g` x `size_g`.
+
+        `view_pixels` is the option of this name. Raises InputError if it does not fit `context`, or training recorded
+        no factor, which `--context scale` needs.
+        """
+        if self.context == "square":
+            if view_pixels is not None:
+                raise InputError(f"--view_pixels {view_pixels} goes with --context scale; give both, or none")
+            return None if self.scale is None else ContextScale(self.size_g, self.scale, side_multiple(self.backbone))
+        if self.scale is None:
+            raise InputError(
+                "--context scale needs the factor by which images were shrunk in training, and the checkpoint records "
+                "none; train with --context scale, or --window, or give --context square"
+            )
+        return ViewScale(self.size_g, self.scale, side_multiple(self.backbone), view_pixels or VIEW_PIXELS)
+
+    def scale_for(self, context: str, size_g: int | None) -> float | None:
+        """Return `scale` for another `context` or `size_g`, None if this one's stays.
+
+        The view of `--context scale` grows with `size_g`. Squares have the side that is given, and else follow windows
+        of training; where training had `--context scale`, they have the side `self.size_g`.
+        """
+        if context == "square":
+            return self.scale if size_g is None and self.context == "square" else None
+        if self.scale is None or size_g is None or size_g == self.size_g:
+            return self.scale
+        return self.scale * self.size_g / size_g
 
     def normalization(self) -> Statistics | None:
         """Return what pixel values are normalised by, None if they stay in [0, 1].
@@ -178,6 +206,7 @@ class Header(Recorded):
             if default is not None and not isinstance(getattr(header, name), type(default)):
                 raise ValueError(f"{name} {getattr(header, name)}")
         known_values = {"stage": STAGES, "normalize": NORMALIZATIONS, "share": TRAINED_SHARES, "pyramid_norm": NORMS}
+        known_values["context"] = CONTEXTS
         for name, known in known_values.items():
             if getattr(header, name) not in known:
                 raise ValueError(f"{name} {getattr(header, name)}")
@@ -194,6 +223,8 @@ class Header(Recorded):
             header = replace(header, trained_on=TrainedOn.from_record(header.trained_on))
         if header.scale is not None and not 0 < header.scale <= LONGEST_SIDE:
             raise ValueError(f"scale {header.scale}")
+        if header.scale is None and header.context == "scale":
+            raise ValueError("context scale without a scale")
         if not NAME.fullmatch(header.backbone) or not isinstance(header.backbone_weights, str):
             raise ValueError(f"backbone {header.backbone}, backbone_weights {header.backbone_weights}")
         count_bands(header.bands)

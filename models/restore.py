@@ -31,7 +31,7 @@ def header_for(file: Checkpoint, mode: int | None, given: Mapping[str, Any], rel
     values = {name: value for name, value in given.items() if value is not None}
     if "bands" in values:
         values["bands"] = spell_bands(fit_bands(parse_bands(values["bands"]), file.n_bands, file.path))
-    scale = recorded.scale if values.get("size_g") is None else None
+    scale = recorded.scale_for(values.get("context", recorded.context), values.get("size_g"))
     return replace(recorded, **{**values, "stage": mode or recorded.stage, "scale": scale})
 
 

@@ -25,7 +25,7 @@ from prediction.packages import require_packages
 from prediction.segmenter import load_network
 from utils.errors import InputError, RunError, exit_code, required
 from utils.files import new_folder, write_json
-from utils.settings import MOST_SHRUNK, STATISTICS
+from utils.settings import LEAST_SHRUNK, MOST_SHRUNK, STATISTICS
 from utils.tiling import PatchGrid
 
 OPSET = 18
@@ -174,9 +174,11 @@ def describe(parts: Iterable[Part], header: Header, kind: str) -> dict[str, Any]
         "mode": header.stage,
         "backbone": header.backbone,
         "size_g": header.size_g,
+        "context": header.context,
         "scale": header.scale,
         "side_multiple": side_multiple(header.backbone),
         "largest_side": MOST_SHRUNK,
+        "least_side": LEAST_SHRUNK,
         "size_p": header.size_p,
         "min_overlap": header.min_overlap,
         "mean": mean,

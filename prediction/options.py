@@ -10,6 +10,7 @@ from prediction.stability import MOST_CUTS
 from utils.arguments import (
     Parser,
     add_coarse_to_fine,
+    add_context,
     add_geometry,
     add_normalize,
     add_precision,
@@ -77,12 +78,12 @@ def build_parser() -> Parser:
     add = parser.group("network and geometry")
     add("--mode", type=int, choices=(1, 2, 3), help="(default: the checkpoint's stage; a released file needs it)")
     add_geometry(add)
+    add_context(add)
     add(
         "--scene_size",
         type=whole(2 * OVERLAPS_PER_SCENE),
-        default=SCENE_SIZE,
-        help="images with a longer side are segmented as overlapping scenes of at most this side, each with\n"
-        "a global context of its own (default: %(default)s)",
+        help="with --context square: images with a longer side are segmented as overlapping scenes of at most this\n"
+        f"side, each with a global context of its own (default: {SCENE_SIZE})",
     )
     add(
         "--tta",

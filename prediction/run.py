@@ -252,7 +252,7 @@ class PredictionRun:
         shared: list[ImageTask] = []
         single: list[ImageTask] = []
         for task in tasks:
-            scenes = scene_grid(task.info.size, self.segmenter.scene_size)
+            scenes = scene_grid(task.info.size, self.segmenter.scene_size, self.segmenter.predictor.context)
             (shared if len(scenes) > 1 else single).append(task)
         own = single[self.ranks.rank :: self.ranks.world]
         bar = tqdm(total=len(shared) + len(own), desc="images", unit="image", disable=not self.ranks.main)

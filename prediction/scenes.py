@@ -1,6 +1,7 @@
 """Scenes: parts of a large image that are segmented one by one, each with a global context of its own.
 
-Scenes overlap a little. Across an overlap the scores change linearly from those of one scene to those of the next.
+An image that `--context scale` shrinks to few enough pixels is one scene. Scenes overlap. Across an overlap the scores
+change linearly from those of one scene to those of the next.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from utils.distributed import ALONE, Ranks
 from utils.errors import InputError, required
 from utils.precision import not_finite
 from utils.selection import Coverage
+from utils.settings import ContextScale, ViewScale
 from utils.tiling import Axis, Box, PatchGrid, Size
 
 SCENE_SIZE = 5000
@@ -32,6 +34,9 @@ SCENE_SIZE = 5000
 
 OVERLAPS_PER_SCENE = 16
 """Neighbouring scenes overlap by the longest side of a scene divided by this."""
+
+OVERLAPS_PER_VIEW = 4
+"""The same of scenes with `--context scale`."""
 
 
 @dataclass
@@ -71,22 +76,24 @@ Emit = Callable[[int, Rows], None]
 """Takes rows of a result, from the top of an image to its bottom: the first row's number, and the rows."""
 
 
-def scene_grid(size: Size, scene_size: int) -> PatchGrid:
+def scene_grid(size: Size, scene_size: int, context: ContextScale | None = None) -> PatchGrid:
     """Return the scenes of an image: as few as possible, of one size, overlapping by a sixteenth of `scene_size`.
 
-    Along an axis at most two scenes share a pixel. An image without a longer side is one scene.
+    With `--context scale`, by `context`, scenes have the largest sides whose views fit, and overlap by a quarter of
+    these. Along an axis at most two scenes share a pixel. An image without a longer side is one scene.
     """
-    overlap = scene_size // OVERLAPS_PER_SCENE
-    height, width = (_scene_side(side, scene_size, overlap) for side in size)
-    return PatchGrid.cover(size, (height, width), overlap)
+    longest, parts = (scene_size, scene_size), OVERLAPS_PER_SCENE
+    if isinstance(context, ViewScale):
+        longest, parts = context.scene(size), OVERLAPS_PER_VIEW
+    return PatchGrid(*(_scene_axis(side, most, most // parts) for side, most in zip(size, longest, strict=True)))
 
 
-def _scene_side(side: int, longest: int, overlap: int) -> int:
-    """Return the side of every scene along an axis of `side` pixels."""
+def _scene_axis(side: int, longest: int, overlap: int) -> Axis:
+    """Return the scenes along an axis of `side` pixels."""
     if side <= longest:
-        return side
+        return Axis.cover(side, side, overlap)
     count = -(-(side - overlap) // (longest - overlap))
-    return -(-(side + (count - 1) * overlap) // count)
+    return Axis.cover(side, -(-(side + (count - 1) * overlap) // count), overlap)
 
 
 def ramps(axis: Axis) -> list[Tensor]:
@@ -220,7 +227,7 @@ def segment_scenes(
     folder: Path | None = None,
     name: object = "the image",
 ) -> Coverage:
-    """Segment an image of any size, in scenes with sides of at most `scene_size` pixels.
+    """Segment an image of any size, in the scenes of `scene_grid`.
 
     The next scene is read by a thread while one is computed, see `read_ahead`.
 
@@ -231,7 +238,7 @@ def segment_scenes(
         predictor: segments one scene; its headline is the result.
         source: the image.
         emit: gets rows of the result as they become final.
-        scene_size: the longest side of a scene, in pixels.
+        scene_size: the longest side of a scene, in pixels; without influence if the predictor keeps the scale.
         probabilities: whether the result holds the classes' probabilities.
         uncertainty: whether it holds the measures of uncertainty that the mode gives; the same in all processes.
         on_patches: called after each sub-batch.
@@ -264,7 +271,7 @@ def segment_scenes(
             raise InputError(f"{name}: the scores of the network are {reason}", "scores not finite")
         return found
 
-    grid = scene_grid(source.size, scene_size)
+    grid = scene_grid(source.size, scene_size, predictor.context)
     if len(grid) == 1:
 
         def pass_on(top: int, scores: Tensor) -> None:
@@ -320,7 +327,7 @@ def _share_scenes(
 
 def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None:
     """Return how many patches of an image of `size` are computed; None if that depends on its pixels."""
-    scenes = scene_grid(size, scene_size)
+    scenes = scene_grid(size, scene_size, predictor.context)
     count = predictor.patch_count(scenes.patch)
     return None if count is None else len(scenes) * count
 

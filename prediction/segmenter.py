@@ -41,7 +41,8 @@ class Segmenter:
     Attributes:
         predictor: segments one scene.
         header: what the checkpoint records, and the values that replaced it.
-        scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side.
+        scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side;
+            with `--context scale` without influence.
     """
 
     def __init__(self, predictor: Predictor, header: Header, scene_size: int = SCENE_SIZE) -> None:
@@ -70,7 +71,8 @@ class Segmenter:
         precision: str = "fp32",
         tta: str = "none",
         sub_batch_size: int = 6,
-        scene_size: int = SCENE_SIZE,
+        scene_size: int | None = None,
+        view_pixels: int | None = None,
         refine_share: float = 1.0,
         blend: str = "none",
         upsample: str = "nearest",
@@ -86,14 +88,17 @@ class Segmenter:
             precision: `fp32`, `bf16`, `fp16`, or `auto`: bf16 where the device has instructions for it, else fp32.
             tta: `none`, `flip` or `d4`: average over mirrored, or all turned, images.
             sub_batch_size: patches that are computed at a time.
-            scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side.
+            scene_size: images with a longer side, in pixels, are segmented as overlapping scenes of at most this side;
+                by default 5000. Not with the context `scale`.
+            view_pixels: with the context `scale`: images whose shrunk image has more pixels are segmented as
+                overlapping scenes whose shrunk images have at most so many; by default 2359296.
             refine_share: the local branch computes only this part of the patches, 0..1, those in which the global
                 prediction is least certain; elsewhere the global prediction stands.
             blend: `none`, `linear` or `gaussian`: the weights of a patch's scores, by the distance to its borders.
             upsample: `nearest` or `bilinear`: how logits are enlarged to pixels.
             recorded: values that replace what the file records, by the names of `utils.settings.RECORDED`: `size_g`,
                 `size_p`, `min_overlap`, `backbone`, `normalize`, `coarse_to_fine`, `box_margin`, `bands` (`3,2,1`),
-                `stretch` (`2%,98%` or `0,10000`). None replaces nothing.
+                `stretch` (`2%,98%` or `0,10000`), `context` (`square` or `scale`). None replaces nothing.
 
         Raises:
             InputError: a file cannot be used, or options do not fit it.
@@ -106,6 +111,9 @@ class Segmenter:
         if recorded.get("stretch") is not None:
             recorded["stretch"] = str(Stretch.of(recorded["stretch"]))
         model, header = load_network(path, path_g, mode, recorded)
+        context = header.context_scale(view_pixels)
+        if scene_size is not None and header.context == "scale":
+            raise InputError(f"--scene_size {scene_size} goes with --context square; here --view_pixels bounds scenes")
         place = distributed.pick_device(None if device is None else str(device))
         settings = header.settings(
             refine_share=refine_share,
@@ -115,10 +123,8 @@ class Segmenter:
             device=place,
             precision=resolve_precision(precision, place),
         )
-        predictor = Predictor.prepare(
-            model, STAGES[header.stage], settings, header.size_g, TURNS[tta], header.context()
-        )
-        return cls(predictor, header, scene_size)
+        predictor = Predictor.prepare(model, STAGES[header.stage], settings, header.size_g, TURNS[tta], context)
+        return cls(predictor, header, SCENE_SIZE if scene_size is None else scene_size)
 
     def segment(
         self,

@@ -38,26 +38,26 @@ SIDES = [
 
 def test_the_example_of_exported_files_shrinks_alike() -> None:
     pytest.importorskip("onnxruntime")
-    from examples.segment_onnx import shrunk_side
+    from examples.segment_onnx import shrunk_size
     from prediction.export import describe
 
     about = describe([], build_header(1, size_g=64, scale=2.0), "onnx")
     for image, side in SIDES:
-        assert shrunk_side(about, image) == side
-        assert shrunk_side({**about, "scale": None}, image) == 64
+        assert shrunk_size(about, image) == (side, side)
+        assert shrunk_size({**about, "scale": None}, image) == (64, 64)
 
 
 def test_the_side_of_the_shrunk_image_keeps_the_factor_and_is_what_the_encoder_takes() -> None:
-    assert [SCALE.side(image) for image, _ in SIDES] == [side for _, side in SIDES]
+    assert [SCALE.size(image) for image, _ in SIDES] == [(side, side) for _, side in SIDES]
     for multiple in (4, 224):
         scale = ContextScale(224, 3.0, multiple)
-        sides = {scale.side((n, n + 50)) for n in range(100, 9000, 77)}
+        sides = {scale.size((n, n + 50))[0] for n in range(100, 9000, 77)}
         assert len(sides) > 3
         assert all(side % multiple == 0 and 224 <= side <= MOST_SHRUNK for side in sides)
     file = checkpoint.Checkpoint(Path("a.pth"), build_header(1, size_g=64, scale=2.0), {})
-    assert header_for(file, None, {}, Classes.generic(7)).context() == SCALE
-    assert header_for(file, None, {"size_g": 64}, Classes.generic(7)).context() is None  # which is given
-    assert build_header(1).context() is None
+    assert header_for(file, None, {}, Classes.generic(7)).context_scale() == SCALE
+    assert header_for(file, None, {"size_g": 64}, Classes.generic(7)).context_scale() is None  # which is given
+    assert build_header(1).context_scale() is None
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
@@ -65,7 +65,7 @@ def test_a_predictor_shrinks_each_image_by_the_scale(mode) -> None:
     """As one whose size_g is that side does; turned, too."""
     model, settings, image = build_model(), build_settings(), MemorySource(build_sample((150, 170)).image)
     context = ContextScale(SIDE, 100 / SIDE)
-    side = context.side(image.size)
+    side = context.size(image.size)[0]
     assert side > SIDE
     for turns in (TURNS["none"], TURNS["flip"]):
         found = {}
@@ -84,7 +84,7 @@ def test_samples_are_shrunk_by_the_scale_and_kept_within_the_bound(tmp_path, mon
     data.context, data.keep_shrunk = SCALE, True
     monkeypatch.setattr("dataset.base.KEPT_SHRUNK_BYTES", 3 * (64**2 + 128**2))
     for _ in range(2):
-        assert [data[k].global_image.shape[1:] for k in range(3)] == [(s, s) for s in map(SCALE.side, sizes)]
+        assert [data[k].global_image.shape[1:] for k in range(3)] == [*map(SCALE.size, sizes)]
     assert set(data._shrunk) == {0, 1}
 
 

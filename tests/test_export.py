@@ -77,11 +77,14 @@ def exported(network: GLNet, programs: list, work: Path) -> Path:
     return work / "mode3"
 
 
-def folder_of(mode: int, exported: Path, network: GLNet) -> Path:
-    """The export of another mode, whose files are some of mode 3's, beside the checkpoint of that mode."""
-    folder = exported.with_name(f"mode{mode}")
+def folder_of(mode: int, exported: Path, network: GLNet, **changes) -> Path:
+    """The export of another mode, whose files are some of mode 3's, beside the checkpoint of that mode.
+
+    `changes` are those of its header.
+    """
+    folder = exported.with_name(f"mode{mode}{changes.get('context', '')}")
     if not folder.exists():
-        header = build_header(mode, normalize="imagenet")
+        header = build_header(mode, normalize="imagenet", **changes)
         checkpoint.save(folder.with_suffix(".pth"), network, header)
         folder.mkdir()
         for part in parts_of(network, mode):
@@ -120,9 +123,12 @@ def test_every_part_is_a_graph_of_standard_operators_that_names_no_files_of_the_
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
-@pytest.mark.parametrize("size", [(150, 100), (40, 70), (30, 20)])
-def test_the_example_segments_as_the_project_does(mode, size, exported, network, tmp_path):
-    folder = folder_of(mode, exported, network)
+@pytest.mark.parametrize(
+    ("size", "changes"),
+    [((150, 100), {}), ((40, 70), {}), ((30, 20), {}), ((90, 210), {"context": "scale", "scale": 1.3})],
+)
+def test_the_example_segments_as_the_project_does(mode, size, changes, exported, network, tmp_path):
+    folder = folder_of(mode, exported, network, **changes)
     image = save(tmp_path / "a.png", size)
     expected = Segmenter.from_checkpoint(folder.with_suffix(".pth"), device="cpu").segment(image)
     found = segment_onnx.segment(segment_onnx.Network(folder), image)

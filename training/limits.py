@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataset.base import Item, SegmentationDataset
 from imaging.probe import FileInfo, probe
 from utils.errors import InputError
-from utils.settings import TrainingSettings
+from utils.settings import TrainingSettings, ViewScale
 from utils.tiling import PatchGrid, Size
 
 STRIDE = 32
@@ -63,6 +63,22 @@ def headers(data: SegmentationDataset) -> Iterator[tuple[Item, Size, list[FileIn
             yield item, data.smallest_sample(item), [probe(pair.image) for pair in item.pairs()]
         except InputError:
             continue
+
+
+def check_views(data: SegmentationDataset) -> None:
+    """Raise InputError for the first image whose shrunk image has more pixels than `--view_pixels`.
+
+    It would need scenes, and an evaluation segments images whole.
+    """
+    if not isinstance(data.context, ViewScale):
+        return
+    for item, size, _ in headers(data):
+        if not data.context.fits(size):
+            height, width = data.context.size(size)
+            raise InputError(
+                f"{item.image} is shrunk to {height} x {width} pixels, more than --view_pixels {data.context.most}; "
+                f"give --view_pixels {height * width}, if the memory allows it, or cut the image"
+            )
 
 
 def check_images(data: SegmentationDataset, settings: TrainingSettings | None) -> None:

@@ -14,6 +14,7 @@ from utils.arguments import (
     SILENT,
     Parser,
     add_coarse_to_fine,
+    add_context,
     add_geometry,
     add_normalize,
     add_precision,
@@ -187,6 +188,7 @@ def add_network(parser: Parser) -> None:
         help="number of classes (default: the checkpoint's, else the data set's: deep_globe 7)",
     )
     add_geometry(add, "inria 536, others ")
+    add_context(add)
     add(
         "--backbone",
         type=backbone_name,

@@ -336,7 +336,7 @@ class TrainingRun:
         plan, header = self.plan, self.plan.header
         with self.state.averaged():
             found = evaluate_images(
-                Predictor.prepare(plan.model, plan.stage, plan.settings, header.size_g, context=header.context()),
+                Predictor.prepare(plan.model, plan.stage, plan.settings, header.size_g, context=header.context_scale()),
                 self.val_loader,
                 self._new_metrics(),
                 on_image=picture_collector(

@@ -5,10 +5,12 @@ The parsed options are read here alone. What is not given is filled into a copy.
 
 import json
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -79,24 +81,30 @@ def plan_training(options: Namespace, described: Description, ranks: Ranks) -> T
     settings = training_settings(options, header, ranks.device)
     train_data = open_data(options, described, TRAIN, header, training=True)
     train_data.whole = stage.number > 1  # stage 1 learns from shrunk images
+    if header.context == "scale":
+        header = header if header.scale else replace(header, scale=find_scale(header.size_g, train_data))
+        train_data.context = header.context_scale()
     val_data = open_data(options, described, described.validation, header)
     val_data.keep_shrunk = True
     limits.check_images(train_data, settings if stage.number == 2 else None)
-    if stage.number != 2:
+    if stage.number != 2 and header.context == "square":
         limits.check_batches(
             len(train_data), options.batch_size, header.size_g, world=ranks.world, joint=options.sync_bn
         )
+    limits.check_views(val_data)
     if _awaits_statistics(header):
         header = replace(header, statistics=find_statistics(header, train_data, ranks, resume, options.num_workers))
     header = record_images(options, header, train_data)
-    if (context := header.context()) is not None:
-        logging.info(f"Validation: {context}")
+    if val_data.context is not None:
+        logging.info(f"Validation: {val_data.context}")
     model = build_training_model(header, files, start=options.start, resumed=resume is not None)
     for name in stage.uses:  # the other branches stay on the host
         getattr(model, name).to(ranks.device)
     if options.sync_bn:
-        synchronize_norms(model, stage, ranks)
-    statistics = {} if header.statistics is None else {"statistics": json.dumps(asdict(header.statistics))}
+        synchronize_norms(model, stage, ranks, header.context)
+    measured: dict[str, Any] = {"scale": header.scale} if header.context == "scale" else {}
+    if header.statistics is not None:
+        measured["statistics"] = json.dumps(asdict(header.statistics))
     return TrainingPlan(
         stage=stage,
         model=model,
@@ -114,7 +122,7 @@ def plan_training(options: Namespace, described: Description, ranks: Ranks) -> T
             precision=settings.precision,
             processes=ranks.world,
             training_images=train_data.fingerprint(),
-            **statistics,
+            **measured,
         ),
         **{name: getattr(options, name) for name in OF_RUN},
     )
@@ -133,15 +141,15 @@ def plan_evaluation(options: Namespace, described: Description, device: torch.de
     data = open_data(options, described, options.split, header)
     data.share = header.share
     limits.check_images(data, None)
+    limits.check_views(data)
     # the prepared network is a copy; the files' tensors and the plain network are freed
     file = files.pop(stage.reads)
     model = restore(file, header, files.pop("path_g", None))
     del file
-    context = header.context()
-    if context is not None:
-        logging.info(f"{options.model_path / getattr(options, stage.reads)}: {context}")
+    if data.context is not None:
+        logging.info(f"{options.model_path / getattr(options, stage.reads)}: {data.context}")
     return EvaluationPlan(
-        predictor=Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta], context),
+        predictor=Predictor.prepare(model, stage, settings, header.size_g, TURNS[options.tta], data.context),
         header=header,
         data=data,
         labelled=options.split not in described.unlabelled,
@@ -230,21 +238,28 @@ def resolve(options: Namespace, files: Files, described: Description) -> tuple[N
         classes=described.classes_for(options.n_class),
         statistics=recorded.get("statistics") if options.normalize == DATA else None,
         trained_on=None if trained is None else trained.trained_on,
-        scale=_scale(options, first, size_g_given),
+        scale=_scale(options, first, options.size_g if size_g_given else None),
         backbone_weights=options.backbone_weights,
         **{name: getattr(options, name) for name in RECORDED},
     )
     return options, header
 
 
-def _scale(options: Namespace, first: Checkpoint | None, size_g_given: bool) -> float | None:
-    """Return how far images are shrunk, see `Header.scale`: as in training, unless an evaluation names `--size_g`."""
-    recorded = None if first is None or first.header is None else first.header.scale
-    if options.evaluation:
-        return None if size_g_given else recorded
+def _scale(options: Namespace, first: Checkpoint | None, size_g: int | None) -> float | None:
+    """Return how far images are shrunk, see `Header.scale`: as in training, unless an evaluation names `--size_g`.
+
+    `size_g` is the given one, None if none is. With `--context scale`, None says that training has still to measure it.
+    """
+    trained = None if first is None or options.init_from else first.header
+    recorded = None if trained is None else trained.scale_for(options.context, size_g)
+    if options.evaluation or (options.context == "scale" and recorded is not None):
+        return recorded
     if options.window is not None:
         return float(options.window / options.size_g)
-    if recorded is not None and first is not None and not options.init_from:
+    if options.context == "scale":
+        return None
+    recorded = None if trained is None else trained.scale_for("square", None)
+    if recorded is not None and first is not None:
         logging.info(
             f"note: {first.path} was trained on windows that were shrunk {recorded:.3g} times; without --window "
             f"whole images are shrunk to {options.size_g} x {options.size_g} here"
@@ -352,6 +367,17 @@ def find_statistics(
     return statistics
 
 
+def find_scale(size_g: int, data: SegmentationDataset) -> float:
+    """Return how far images are shrunk to the side `size_g`, in pixels: the median over the training images.
+
+    Of each image it is the geometric mean of both axes. Raises InputError if a header cannot be read.
+    """
+    sizes = (data.reader.size(item) for item in data.items)
+    scale = median(math.sqrt(height * width) / size_g for height, width in sizes)
+    logging.info(f"Images are shrunk {scale:.3g} times: the median of the training images for --size_g {size_g}")
+    return scale
+
+
 def evaluation_settings(options: Namespace, header: Header, device: torch.device) -> Settings:
     """Return the settings of an evaluation. Raises InputError, see `Header.settings`."""
     return header.settings(
@@ -406,7 +432,7 @@ def open_data(
         data.turns = options.turns
         data.full_labels = options.loss_size == "full"
     data.view = View.parse(header.bands, header.stretch)
-    data.context = None if training else header.context()
+    data.context = None if training else header.context_scale(options.view_pixels)
     return data
 
 
@@ -460,13 +486,15 @@ def saved_children(stage: Stage, files: Files) -> tuple[str, ...]:
     return tuple({*stage.uses} | ({"local", "refined"} & children_of(brought.tensors_of(number))))
 
 
-def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks) -> None:
+def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks, context: str) -> None:
     """Replace the norm layers that `stage` trains by layers whose statistics are those of all processes together.
 
-    Their tensors keep their names. Raises InputError in mode 2 and without GPUs.
+    Their tensors keep their names. Raises InputError in mode 2, with `--context scale` and without GPUs.
     """
-    if ranks.device.type != "cuda" or stage.number == 2:
+    if ranks.device.type != "cuda" or stage.number == 2 or context == "scale":
         reason = "mode 2 normalises every sub-batch alone" if stage.number == 2 else "torch has it for GPUs only"
+        if context == "scale" and stage.number != 2:
+            reason = "with --context scale processes may have images of different sizes"
         raise InputError(f"--sync_bn cannot be used: {reason}; leave it out")
     timm = isinstance(model.global_.backbone, TimmBackbone)
     convert = convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm

@@ -9,7 +9,7 @@ from utils.canvas import UPSAMPLES
 from utils.errors import InputError
 from utils.precision import PRECISION_CHOICES
 from utils.selection import MOST_MARGIN
-from utils.settings import NORMALIZATIONS, RECORDED
+from utils.settings import CONTEXTS, LEAST_VIEW, NORMALIZATIONS, RECORDED, VIEW_PIXELS
 from utils.stretch import MOST_BANDS, Stretch, parse_bands, spell_bands
 from utils.tiling import BLENDS
 
@@ -117,6 +117,24 @@ def add_geometry(add: AddOption, size_p_of_data_set: str = "") -> None:
         help=f"pixels that neighbouring patches share at least {recorded_default('min_overlap')}",
     )
     add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
+
+
+def add_context(add: AddOption) -> None:
+    """Add the options that say how images are shrunk for the global branch."""
+    add(
+        "--context",
+        choices=CONTEXTS,
+        help="square: the whole image is shrunk to size_g x size_g, as released; scale: every image is shrunk by the\n"
+        f"factor of training and keeps its aspect {recorded_default('context')}",
+    )
+    add(
+        "--view_pixels",
+        type=whole(LEAST_VIEW),
+        metavar="N",
+        on_resume=LOGGED,
+        help="with --context scale: pixels of a shrunk image at most; of a larger one prediction makes overlapping\n"
+        f"scenes, and evaluation refuses it (default: {VIEW_PIXELS})",
+    )
 
 
 def add_normalize(add: AddOption) -> None:

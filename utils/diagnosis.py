@@ -38,7 +38,8 @@ def diagnose(
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(sign in text for sign in _ALLOCATION):
         if not options:
             return f"out of memory ({first})"
-        lower = ", ".join(f"--{name} {options[name]}" for name in lower_memory or LOWER_MEMORY[options["mode"]])
+        names = lower_memory or LOWER_MEMORY[options["mode"]]
+        lower = ", ".join(f"--{name}" if options[name] is None else f"--{name} {options[name]}" for name in names)
         recomputable = not options.get("checkpoint_activations", True) and not options["evaluation"]
         more = ", or give --checkpoint_activations" if recomputable else ""
         return f"out of memory ({first}); lower {lower}{more}"

@@ -70,6 +70,7 @@ class Recorded:
     pyramid_norm: str = "none"
     bands: str | None = None
     stretch: str = "2%,98%"
+    context: str = "square"
 
 
 RECORDED: dict[str, Any] = {entry.name: entry.default for entry in fields(Recorded)}
@@ -87,6 +88,21 @@ TRAINED_SHARES = SHARES[:2]
 MOST_SHRUNK = 1536
 """Pixels of the side of a shrunk image at most, where it follows from the image: the maps of its pyramid then take nine
 times the memory of those of 508."""
+
+CONTEXTS = ("square", "scale")
+"""How images are shrunk, by `--context`: to `size_g` x `size_g`, as released, or all by one factor."""
+
+VIEW_PIXELS = MOST_SHRUNK**2
+"""Pixels of a shrunk image at most with `--context scale`, unless `--view_pixels` says otherwise."""
+
+LEAST_VIEW = 1 << 14
+"""The least value of `--view_pixels`."""
+
+LEAST_SHRUNK = 64
+"""Pixels of the shorter side of a shrunk image at least with `--context scale`.
+
+The encoder's last maps of a smaller one may have a single cell, from which norm layers cannot learn.
+"""
 
 MOST_CLASSES = 255
 """The number of ids that a byte holds beside the ignored one, 255."""
@@ -123,22 +139,66 @@ class ContextScale:
     factor: float
     multiple: int = 4
 
-    def side(self, image: Size) -> int:
-        """Return the side of the shrunk image of an image of (height, width), in pixels.
+    def size(self, image: Size) -> Size:
+        """Return the (height, width) of the shrunk image of an image of (height, width), in pixels.
 
         An image that training would not have cut is shrunk to `size_g`, as there. The shrunk image is square as are
         those of training; the mean of the factors of both axes is kept.
         """
-        if max(image) <= self.factor * self.size_g:
-            return self.size_g
-        side = round(math.sqrt(image[0] * image[1]) / self.factor / self.multiple) * self.multiple
-        return max(self.size_g, min(side, MOST_SHRUNK // self.multiple * self.multiple))
+        side = self.size_g
+        if max(image) > self.factor * self.size_g:
+            side = round(math.sqrt(image[0] * image[1]) / self.factor / self.multiple) * self.multiple
+            side = max(self.size_g, min(side, MOST_SHRUNK // self.multiple * self.multiple))
+        return side, side
 
     def __str__(self) -> str:
         return (
             f"trained on windows that were shrunk {self.factor:.3g} times, and so are larger images, to a side of "
             f"{self.size_g} to {max(self.size_g, MOST_SHRUNK)} pixels; --size_g {self.size_g} shrinks all to that"
         )
+
+
+@dataclass(frozen=True)
+class ViewScale(ContextScale):
+    """How far images are shrunk with `--context scale`: all by `factor`, in both axes, whatever their size.
+
+    A side is rounded to `multiple`, and has at least `LEAST_SHRUNK` pixels. Shrunk images of more than `most` pixels
+    are left to scenes.
+    """
+
+    most: int = VIEW_PIXELS
+
+    def size(self, image: Size) -> Size:
+        """Return the (height, width) of the shrunk image of an image of (height, width), in pixels."""
+        height, width = (max(self._least, round(side / self.factor / self.multiple) * self.multiple) for side in image)
+        return height, width
+
+    @property
+    def _least(self) -> int:
+        return -(-LEAST_SHRUNK // self.multiple) * self.multiple
+
+    def fits(self, image: Size) -> bool:
+        """Return whether the shrunk image of an image of (height, width) has at most `most` pixels."""
+        return math.prod(self.size(image)) <= self.most
+
+    def scene(self, image: Size) -> Size:
+        """Return the (height, width) of the largest part of an image whose shrunk image has at most `most` pixels.
+
+        It is as close to a square as the image allows, but no smaller than the least shrunk image.
+        """
+        if self.fits(image):
+            return image
+        view = self.size(image)
+        side = max(self._least, math.isqrt(self.most) // self.multiple * self.multiple)
+        longest = (max(side, self.most // other // self.multiple * self.multiple) for other in reversed(view))
+        height, width = (
+            whole if shrunk <= most else int(most * self.factor)
+            for whole, shrunk, most in zip(image, view, longest, strict=True)
+        )
+        return height, width
+
+    def __str__(self) -> str:
+        return f"images are shrunk {self.factor:.3g} times, whatever their size, with their aspect (--context scale)"
 
 
 @dataclass(frozen=True)
