@@ -1,6 +1,7 @@
 """Stage 2, global to local: the local branch reads patches and crops of the frozen global branch's maps."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -8,18 +9,18 @@ from torch import Tensor
 
 from dataset.base import Sample
 from engine.counting import StepScores
-from engine.patches import ImagePatches, TrainingPatches
+from engine.patches import ImagePatches, TrainingPatches, computed_together, joint_sub_batches
 from engine.terms import Terms, add_terms, global_inputs, outside_autocast
 from models.efficient import branch_pyramid, ensemble_global_half, ensemble_taps, read_local
 from models.glnet import GLNet
 from models.prepared import PreparedGLNet
-from models.pyramid import FullPyramid
+from models.pyramid import FullPyramid, Pyramid, fitted, level_sizes
 from models.sharing import crop_global, crop_pyramid
 from utils.canvas import ScoreCanvas, Sink
 from utils.errors import required
 from utils.metrics import StageMetrics
 from utils.settings import TrainingSettings
-from utils.tiling import map_size
+from utils.tiling import Size, map_size
 
 PATCH_PREDICTIONS = ("local", "ensemble")
 """The predictions that are made of patches."""
@@ -28,35 +29,73 @@ PATCH_PREDICTIONS = ("local", "ensemble")
 def training_step(model: GLNet, batch: list[Sample], settings: TrainingSettings, metrics: StageMetrics) -> Terms:
     """Add the gradients of one step: loss(local) + loss(ensemble) + lambda MSE(local ps3, crop of the global ps3).
 
-    Gradients of all sub-batches of all images are added. If the settings draw patches, only these are computed. The
-    parameters and the result are those of `engine.global_only.training_step`.
+    Gradients of all sub-batches are added; each holds patches of one image or, if the settings mix them, of all images
+    of the step. If the settings draw patches, only these are computed. The parameters and the result are those of
+    `engine.global_only.training_step`.
     """
     total: Terms = {}
-    for sample in batch:
-        image = TrainingPatches(sample, settings)
-        with torch.no_grad():
-            context = branch_pyramid(model.global_, global_inputs([sample], settings))
-            logits_g = model.global_.head(context.ps3)
-        if not select_training_patches(image, logits_g, metrics):
-            continue
-        image.keep(image.draw())
-        if not settings.share_maps:
-            context = context.withheld()
-        taps = ensemble_taps(model.ensemble, context.ps3)  # (1, 9 * n_class, size_g / 4, size_g / 4)
-        leaf = taps.detach().requires_grad_()  # gathers the gradients of all sub-batches
-        found = StepScores(image, metrics.matrices)
-        for patches, x in image:
-            terms, scores = _sub_batch_terms(model, x, patches, image, context, leaf)
+    for samples in computed_together(batch, settings):
+        read = (_read_globally(model, sample, settings, metrics) for sample in samples)
+        images = [image for image in read if image is not None]
+        for chosen in joint_sub_batches([image.image for image in images], settings.sub_batch_size):
+            terms = _sub_batch_terms(model, [_Part(images[k], patches, x) for k, patches, x in chosen], settings)
             with outside_autocast(settings):
                 settings.scaler.scale(reduce(torch.add, terms.values())).backward()
             add_terms(total, terms)
-            for name in PATCH_PREDICTIONS:
-                found.add(name, scores[name], patches)
-        with outside_autocast(settings):
-            torch.autograd.backward(taps, leaf.grad)
-        found.add_global(logits_g)
-        found.count(metrics)
+        for image in images:
+            with outside_autocast(settings):
+                torch.autograd.backward(image.taps, image.leaf.grad)
+            image.found.add_global(image.logits_g)
+            image.found.count(metrics)
     return total
+
+
+@dataclass(frozen=True)
+class _GloballyRead:
+    """An image of a training step, after the global branch.
+
+    Attributes:
+        image: the patches that are computed.
+        logits_g: of the global branch, (1, n_class, size_g / 4, size_g / 4).
+        maps: what the local branch reads of the global one's, of the whole image.
+        taps: `ensemble_taps` of the global ps3, (1, 9 * n_class, size_g / 4, size_g / 4).
+        leaf: the same, detached; gathers the gradients of all sub-batches.
+        found: the scores of the patches.
+    """
+
+    image: TrainingPatches
+    logits_g: Tensor
+    maps: FullPyramid
+    taps: Tensor
+    leaf: Tensor
+    found: StepScores
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The patches of one image in a sub-batch: a slice of its grid, and the network's input (n, bands, h, w)."""
+
+    of: _GloballyRead
+    patches: slice
+    x: Tensor
+
+
+def _read_globally(
+    model: GLNet, sample: Sample, settings: TrainingSettings, metrics: StageMetrics
+) -> _GloballyRead | None:
+    """Let the frozen global branch read an image, and choose its patches; None if no patch is selected."""
+    image = TrainingPatches(sample, settings)
+    with torch.no_grad():
+        maps = branch_pyramid(model.global_, global_inputs([sample], settings))
+        logits_g = model.global_.head(maps.ps3)
+    if not select_training_patches(image, logits_g, metrics):
+        return None
+    image.keep(image.draw())
+    if not settings.share_maps:
+        maps = maps.withheld()
+    taps = ensemble_taps(model.ensemble, maps.ps3)
+    leaf = taps.detach().requires_grad_()
+    return _GloballyRead(image, logits_g, maps, taps, leaf, StepScores(image, metrics.matrices))
 
 
 def select_training_patches(image: TrainingPatches, logits_g: Tensor, metrics: StageMetrics) -> bool:
@@ -72,27 +111,50 @@ def select_training_patches(image: TrainingPatches, logits_g: Tensor, metrics: S
     return False
 
 
-def _sub_batch_terms(
-    model: GLNet, x: Tensor, patches: slice, image: TrainingPatches, context: FullPyramid, taps: Tensor
-) -> tuple[Terms, dict[str, Tensor]]:
-    """Compute the loss of one sub-batch. All other tensors of the sub-batch are freed when this function returns.
+def _sub_batch_terms(model: GLNet, parts: Sequence[_Part], settings: TrainingSettings) -> Terms:
+    """Compute the loss of one sub-batch of n patches, with gradients, and add the patches' logits to their images'.
 
-    `x` are n patches (n, bands, h, w), normalised, `context` the global branch's maps of the whole image, and `taps`
-    `ensemble_taps` of it, (1, 9 * n_class, size_g / 4, size_g / 4). Return the terms of the loss, with gradients, and
-    the logits (n, n_class, h / 4, w / 4) by prediction, without.
+    All other tensors of the sub-batch are freed when this function returns.
     """
-    settings = image.settings
-    # (n, C, h / 4, w / 4)
-    ps3 = branch_pyramid(model.local, x, crop_pyramid(context, image.grid, patches)).ps3
-    logits, half, distance = read_local(model, ps3, crop_global(context.ps3, image.grid, patches))
-    ensemble = half + ensemble_global_half(taps, image.grid, patches, map_size(half))
-    target = image.targets(patches, logits)  # (n, h / 4, w / 4)
-    terms = {
+    x = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
+    ps3 = branch_pyramid(model.local, x, _context(parts)).ps3  # (n, C, h / 4, w / 4)
+    logits, half, distance = read_local(model, ps3, _ps3_crops(parts, map_size(ps3)))
+    size = map_size(half)
+    ensemble = half + torch.cat(
+        [ensemble_global_half(part.of.leaf, part.of.image.grid, part.patches, size) for part in parts]
+    )
+    target = torch.cat([part.of.image.targets(part.patches, logits) for part in parts])
+    counts = [len(part.x) for part in parts]
+    for name, scores in (("local", logits), ("ensemble", ensemble)):
+        for part, own in zip(parts, scores.detach().split(counts), strict=True):
+            part.of.found.add(name, own, part.patches)
+    return {
         settings.loss.term("local"): settings.loss(logits, target),
         settings.loss.term("ensemble"): settings.loss(ensemble, target),
         "fmreg": settings.lamb_fmreg * distance,
     }
-    return terms, {"local": logits.detach(), "ensemble": ensemble.detach()}
+
+
+def _context(parts: Sequence[_Part]) -> Pyramid:
+    """Return the global maps cropped to the patches; of several images resized to the maps of the local branch.
+
+    Crops differ in size if images do. The local branch would resize them, too, but later, where it takes less.
+    """
+    crops = [crop_pyramid(part.of.maps, part.of.image.grid, part.patches) for part in parts]
+    if len(crops) == 1:
+        return crops[0]
+    levels = zip(*(crop.levels for crop in crops), strict=True)  # c, ps0, ps1 and ps2, each of all images
+    sizes = level_sizes(map_size(parts[0].x))
+    return Pyramid.of(
+        [torch.cat([fitted(x, size) for x in maps]) for *maps, size in zip(*level, sizes, strict=True)]
+        for level in levels
+    )
+
+
+def _ps3_crops(parts: Sequence[_Part], size: Size) -> Tensor:
+    """Return the global ps3 cropped to the patches, (n, C, h', w'); of several images resized to `size`."""
+    crops = [crop_global(part.of.maps.ps3, part.of.image.grid, part.patches) for part in parts]
+    return crops[0] if len(crops) == 1 else torch.cat([fitted(crop, size) for crop in crops])
 
 
 def infer(

@@ -1,6 +1,7 @@
 """The patches of one image, as the network's input, and the labels of the patches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -92,8 +93,12 @@ class ImagePatches:
         enlarge(logits, self.size, sink, upsample=self.settings.upsample)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield each sub-batch: a slice of the grid, and its patches as the network's input, (n, bands, h, w)."""
-        for patches in self.grid.sub_batches(self.settings.sub_batch_size):
+        """Yield the sub-batches of the settings' size; see `sub_batches`."""
+        return self.sub_batches(self.settings.sub_batch_size)
+
+    def sub_batches(self, size: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield `size` patches at a time: a slice of the grid, and the network's input, (n, bands, h, w)."""
+        for patches in self.grid.sub_batches(size):
             cut = torch.stack([self.source.read(box) for box in self.boxes[patches]])
             yield patches, self.settings.to_input(cut)
             if self.on_patches is not None:
@@ -166,3 +171,23 @@ class TrainingPatches(ImagePatches):
         """
         cut = self.settings.to_device(torch.stack([box.of(self._label) for box in self.boxes[patches]]))
         return cut if self.settings.full_labels else shrink_label(cut, map_size(logits))
+
+
+def computed_together(batch: list[Sample], settings: TrainingSettings) -> list[list[Sample]]:
+    """Return a batch in the groups whose patches share sub-batches: all images, or as released each by itself."""
+    return [batch] if settings.mix_images else [[sample] for sample in batch]
+
+
+def joint_sub_batches(images: Sequence[ImagePatches], size: int) -> Iterator[list[tuple[int, slice, Tensor]]]:
+    """Yield sub-batches of about `size` patches, to which all images that have patches left contribute as many each.
+
+    Each is a list of an image's index in `images`, a slice of its grid, and these patches as the network's input,
+    (n, bands, h, w). Images whose patches are smaller, as the images are, have sub-batches of their own. Where there
+    are more images than `size`, each contributes one patch.
+    """
+    sizes = [image.grid.patch for image in images]
+    for patch in dict.fromkeys(sizes):
+        group = [k for k, own in enumerate(sizes) if own == patch]
+        each = max(1, size // len(group))
+        for parts in zip_longest(*(images[k].sub_batches(each) for k in group)):
+            yield [(k, *part) for k, part in zip(group, parts, strict=True) if part is not None]

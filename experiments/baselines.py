@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from dataset.base import Sample, SegmentationDataset
 from dataset.layout import TRAIN
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from dataset.registry import Description
-from engine.patches import ImagePatches, TrainingPatches
+from engine.patches import ImagePatches, TrainingPatches, computed_together, joint_sub_batches
 from engine.predictor import Predictor
 from evaluation.report import evaluation_table
 from evaluation.run import SegmentsImages, evaluate_images
@@ -127,13 +127,11 @@ class GlobalScores:
         return F.interpolate(scores, size, mode="bilinear")[0]
 
 
-def inputs(image: ImagePatches, scores: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield each sub-batch of patches (n, 3, h, w), with the crops of `scores` (n_class, H, W) as further channels."""
-    for patches, x in image:
-        if scores is not None:
-            crops = torch.stack([box.of(scores) for box in image.boxes[patches]])
-            x = torch.cat([x, crops.to(x)], 1)
-        yield patches, x
+def with_scores(image: ImagePatches, patches: slice, x: Tensor, scores: Tensor | None) -> Tensor:
+    """Return patches `x` (n, 3, h, w) of an image, with the crops of `scores` (n_class, H, W) as further channels."""
+    if scores is None:
+        return x
+    return torch.cat([x, torch.stack([box.of(scores) for box in image.boxes[patches]]).to(x)], 1)
 
 
 def padded(network: nn.Module, x: Tensor) -> Tensor:
@@ -159,14 +157,20 @@ def train_one_epoch(
     bar = tqdm(loader, desc=title, unit="batch", dynamic_ncols=True)
     for batch in bar:
         optimizer.zero_grad(set_to_none=True)
-        for sample in batch:
-            image = TrainingPatches(sample, settings)
-            image.keep(image.draw())
-            scores = scores_of.of(sample.global_image, image.size) if scores_of else None
-            for patches, x in inputs(image, scores):
+        for samples in computed_together(batch, settings):
+            images = [TrainingPatches(sample, settings) for sample in samples]
+            for image in images:
+                image.keep(image.draw())
+            scores = [
+                None if scores_of is None else scores_of.of(sample.global_image, image.size)
+                for sample, image in zip(samples, images, strict=True)
+            ]
+            for chosen in joint_sub_batches(images, settings.sub_batch_size):
+                x = torch.cat([with_scores(images[k], patches, x, scores[k]) for k, patches, x in chosen])
                 with autocast(settings.device, settings.precision):
                     logits = padded(network, x).float()
-                    loss = settings.loss(logits, image.targets(patches, logits))
+                    target = torch.cat([images[k].targets(patches, logits) for k, patches, _ in chosen])
+                    loss = settings.loss(logits, target)
                 loss.backward()
                 total, count = total + float(loss.detach()), count + 1
         optimizer.step()
@@ -193,9 +197,9 @@ class PatchPredictor:
         canvas = patches.canvas(sinks["global"])
         shrunk = images.get("global_image")
         further = self.scores_of.of(required(shrunk, "shrunk image"), image.size) if self.scores_of else None
-        for which, x in inputs(patches, further):
+        for which, x in patches:
             with autocast(self.settings.device, self.settings.precision):
-                logits = padded(self.network, x)
+                logits = padded(self.network, with_scores(patches, which, x, further))
             canvas.add(logits.float(), which)
         return patches.coverage()
 

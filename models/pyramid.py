@@ -22,6 +22,11 @@ def resize(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def level_sizes(image: Size) -> list[Size]:
+    """Return the (height, width) of the maps of an image, coarsest first: 1/32 to 1/4 of it, rounded up."""
+    return [(-(-image[0] // stride), -(-image[1] // stride)) for stride in (32, 16, 8, 4)]
+
+
 def fitted(x: Tensor, size: Size) -> Tensor:
     """Return `x` (N, C, H, W) resized to `size`; `x` itself if it fits."""
     return x if map_size(x) == size else resize(x, size)

@@ -114,3 +114,37 @@ def test_the_draw_follows_from_seed_epoch_and_id_alone(tmp_path) -> None:
     draws = [drawn(SAMPLE._replace(seed=seed), 3) for seed in range(200)]
     assert len(set(draws)) > 60  # of 84
     assert {k for one in draws for k in one} == set(range(9))
+
+
+def test_sub_batches_of_a_step_compute_the_images_together() -> None:
+    """Images of different sizes; with fixed statistics the gradients are the means of those of the images."""
+    batch = [build_sample(size, seed=seed) for seed, size in enumerate([(130, 150), (90, 200)])]
+    found, expected = (
+        fixed_statistics(batch, mix_images=mixed, patches=3, sub_batch_size=6) for mixed in (True, False)
+    )
+    for name, gradient in expected.items():
+        assert (2 * found[name] - gradient).norm() <= 5e-3 * gradient.norm(), name
+
+
+def fixed_statistics(batch: list[Sample], **changes) -> dict[str, Tensor]:
+    """Gradients of a step of stage 2 whose norm layers keep their statistics."""
+    model = learning_model(2)
+    model.local.eval()
+    builders.take_step(model, 2, batch, **changes)
+    return gradients(model)
+
+
+def test_sub_batches_of_a_step_are_normalised_together() -> None:
+    batch = [build_sample((130, 150), seed=seed) for seed in range(2)]
+    means = []
+    for mixed in (True, False):
+        _, state, _ = take_step(2, batch, mix_images=mixed, patches=2, sub_batch_size=4)
+        means.append(state["local.backbone.bn1.running_mean"])
+    one = take_step(2, batch[:1], mix_images=True, patches=2, sub_batch_size=4)
+    assert not torch.equal(*means)
+    assert_equal(one, take_step(2, batch[:1], patches=2, sub_batch_size=4))
+
+
+def test_images_smaller_than_a_patch_have_sub_batches_of_their_own() -> None:
+    batch = [build_sample((130, 150), seed=1), build_sample((62, 150), seed=2)]
+    assert_equal(*(take_step(2, batch, mix_images=mixed, patches=2, sub_batch_size=4) for mixed in (True, False)))

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 OPTIONS = {
     "patches": 2,
+    "sub_batches": "step",
     "turns": "mirror",
     "loss_size": "full",
     "val_every": 2,

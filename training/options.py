@@ -35,6 +35,7 @@ RELEASED: dict[str, Any] = {
     "ema": 0.0,
     "loss_size": "quarter",
     "patches": 0,
+    "sub_batches": "image",
     "turns": "all",
     "val_every": 1,
 }
@@ -320,6 +321,12 @@ def add_variation(parser: Parser) -> None:
         metavar="N",
         help="modes 2 and 3: train on N patches of each image, drawn anew in each epoch; in mode 3 the ensemble alone\n"
         f"does; 0: all {released('patches')}",
+    )
+    add(
+        "--sub_batches",
+        choices=("image", "step"),
+        help="mode 2: patches that are computed together, and normalised together, are of one image, or of all images\n"
+        f"of the step {released('sub_batches')}",
     )
     add(
         "--turns",

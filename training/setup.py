@@ -407,6 +407,7 @@ def training_settings(options: Namespace, header: Header, device: torch.device) 
         full_labels=options.loss_size == "full",
         lamb_fmreg=options.lamb_fmreg,
         patches=options.patches,
+        mix_images=options.sub_batches == "step",
         device=device,
         precision=precision,
         scaler=gradient_scaler(device, precision),

@@ -259,6 +259,7 @@ class TrainingSettings(Settings):
         scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
         share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
         patches: how many patches each image gives a training step in stages 2 and 3; 0 is all.
+        mix_images: whether a sub-batch of stage 2 holds patches of all images of the step.
         checkpoint_activations: whether training computes encoders again in the backward pass, to save memory.
     """
 
@@ -268,4 +269,5 @@ class TrainingSettings(Settings):
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     share: float = 1.0
     patches: int = 0
+    mix_images: bool = False
     checkpoint_activations: bool = False
