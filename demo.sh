@@ -41,7 +41,7 @@ title "Stage 3: the global branch, refined by the local one"
 ./train_deep_globe_local2global.sh "${global[@]}" "${local[@]}" --num_epochs "${epochs[2]}" --batch_size 1 --patches 4 \
     "${training[@]}"
 title "Evaluation"
-./eval_deep_globe.sh --path_l2g fpn_deepglobe_local2global.ema.pth --save_predictions "$predictions"
+./eval_deep_globe.sh --path_l2g fpn_deepglobe_local2global.ema.pth --upsample bilinear --save_predictions "$predictions"
 
 title "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
 cat <<WHERE
