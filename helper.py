@@ -91,15 +91,18 @@ class _StepResult(NamedTuple):
         return all(map(math.isfinite, self.values.values()))
 
 
-def _same_sizes(batch: list[Sample], settings: TrainingSettings) -> Iterator[tuple[list[Sample], TrainingSettings]]:
+def _groups(
+    stage: Stage, batch: list[Sample], settings: TrainingSettings
+) -> Iterator[tuple[list[Sample], TrainingSettings]]:
     """Yield a batch in groups whose shrunk images have one size, each with the settings of its share of the batch.
 
     With `--context scale` sizes may differ. The gradients of all groups add up to those of the mean over all pixels.
+    Stage 2 reads shrunk images one by one, and its sub-batches may hold patches of all of them: its batch is one group.
     """
     groups: dict[Size, list[Sample]] = {}
     for sample in batch:
         groups.setdefault(map_size(sample.global_image), []).append(sample)
-    if len(groups) < 2:
+    if stage.number == 2 or len(groups) < 2:
         yield batch, settings
         return
     weights = [
@@ -133,7 +136,7 @@ def _joint_step(
     recomputed = recomputed_activations(model, settings.checkpoint_activations)
     with autocast(settings.device, settings.precision), recomputed:
         terms: Terms = {}
-        for group, own in _same_sizes(batch, settings) if batch else ():
+        for group, own in _groups(stage, batch, settings) if batch else ():
             add_terms(terms, TRAINING_STEPS[stage.number](model, group, own, epoch.metrics))
     counts = torch.tensor([len(batch), save, bool(terms)], dtype=torch.float32)
     losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in names]

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,16 @@ def test_a_batch_of_one_size_is_one_group_and_keeps_its_place_in_a_mixed_one() -
     train_epoch(found, 1, [[first, other, second]], torch.optim.SGD(found.global_.parameters(), 0))
     for name, gradient in gradients(expected).items():
         torch.testing.assert_close(gradients(found)[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_sub_batches_of_a_step_hold_patches_of_images_of_all_sizes() -> None:
+    batch = [build_viewed(size, seed=k) for k, size in enumerate([(150, 170), (80, 200)])]
+    more: dict[str, Any] = {"mix_images": True, "patches": 2, "sub_batch_size": 4}
+    expected, found = learning_model(2), learning_model(2)
+    take_step(expected, 2, batch, **more)
+    train_epoch(found, 2, [batch], torch.optim.SGD([p for p in found.parameters() if p.requires_grad], 0), **more)
+    for name, gradient in gradients(expected).items():
+        assert torch.equal(gradients(found)[name], gradient), name
 
 
 def test_samples_have_the_scale_and_their_labels_a_quarter_of_it(tmp_path) -> None:
