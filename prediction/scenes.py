@@ -242,7 +242,8 @@ def segment_scenes(
         probabilities: whether the result holds the classes' probabilities.
         uncertainty: whether it holds the measures of uncertainty that the mode gives; the same in all processes.
         on_patches: called after each sub-batch.
-        ranks: processes that share the scenes of the image: all call this, and the main one emits.
+        ranks: processes that share the scenes of the image: all call this, and the main one emits. It segments a single
+            scene alone.
         folder: common to all processes, for the scores of all but the main one; needed with several processes.
         name: of the image, for messages.
 
@@ -277,7 +278,13 @@ def segment_scenes(
         def pass_on(top: int, scores: Tensor) -> None:
             emit(top, reduce(scores))
 
-        return segment(load_in_memory(source), pass_on, means=probabilities or uncertainty)
+        def segment_whole() -> Coverage:
+            """Segment the image in the main process: it is as few as one scene, such as a cut of an image of two."""
+            if not ranks.main:
+                return Coverage()
+            return segment(load_in_memory(source), pass_on, means=probabilities or uncertainty)
+
+        return sum(ranks.gather(ranks.together(segment_whole)), Coverage())
     canvas = SceneCanvas(grid, reduce, emit)
     return _share_scenes(source, grid.boxes(), canvas, partial(segment, means=True), ranks, folder)
 

@@ -7,6 +7,8 @@ from pictures import PixelPredictor, Whole, pixel_scores, random_image
 
 from imaging.sources import CropSource, MemorySource
 from prediction.scenes import ramps, reduce_scores, scene_grid, segment_scenes
+from utils.distributed import Ranks
+from utils.errors import InputError
 from utils.turns import TURNS
 
 SIZES = [(300, 500), (161, 160), (160, 1000), (1000, 33), (320, 321), (480, 777)]
@@ -79,3 +81,25 @@ def test_turning_the_image_turns_what_d4_or_flip_gives(turns, size):
     straight = ids(image)
     for turn in TURNS[turns]:
         assert (ids(turn.apply(image)) == turn.apply(straight)).float().mean() > 0.999
+
+
+def test_a_single_scene_of_several_processes_is_the_main_ones_and_its_error_is_that_of_all(monkeypatch) -> None:
+    """The cuts of `--stability` may be single scenes where the whole image is several."""
+    image, gathered, tops = MemorySource(random_image((60, 50))), [], []
+
+    def gather(self: Ranks, value: object) -> list[object]:
+        gathered.append(value)
+        return [value]
+
+    monkeypatch.setattr(Ranks, "gather", gather)
+    for rank in (0, 1):
+        segment_scenes(PixelPredictor(), image, lambda top, rows: tops.append(top), ranks=Ranks(rank, 2))
+    assert len(tops) == len(set(tops)) > 0
+    del gathered[:]
+
+    def fail(top: int, rows: object) -> None:
+        raise InputError("the disk is full")
+
+    with pytest.raises(InputError, match="the disk is full"):
+        segment_scenes(PixelPredictor(), image, fail, ranks=Ranks(0, 2))
+    assert gathered == [("the disk is full", "")]
