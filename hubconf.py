@@ -5,7 +5,7 @@ from typing import Any
 
 from predict import Segmenter
 
-dependencies = ["cv2", "numpy", "PIL", "torch", "torchvision", "tqdm"]
+dependencies = ["cv2", "numpy", "PIL", "torch", "tqdm"]
 """The modules that torch.hub looks for before it loads."""
 
 

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from predict import Box, Rows, Segmenter
 from prediction.packages import require_packages
-from utils.errors import InputError, exit_code
+from utils.errors import InputError, exit_code, reason_of
 from utils.files import new_folder, replacing
 
 
@@ -48,9 +49,13 @@ def open_array(path: Path, axes: int = 3) -> Any:
         require_packages(str(path), ("zarr",))
         import zarr
 
-        array: Any = zarr.open_array(path, mode="r")
+        load: Any = partial(zarr.open_array, mode="r")
     else:
-        array = np.load(path, mmap_mode="r")
+        load = partial(np.load, mmap_mode="r")
+    try:
+        array: Any = load(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
     if array.ndim != axes or array.dtype != np.uint8:
         raise InputError(f"{path} is {array.shape} {array.dtype}; an image is (H, W, bands) uint8, a mask (H, W)")
     return array
@@ -60,6 +65,7 @@ def open_array(path: Path, axes: int = 3) -> Any:
 def new_array(path: Path, size: tuple[int, int]) -> Iterator[Any]:
     """Yield a new array of `size` uint8 to write to. It gets its name when the context ends well."""
     if path.suffix == ".zarr":
+        require_packages(str(path), ("zarr",))
         import zarr
 
         with new_folder(path) as folder:

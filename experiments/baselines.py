@@ -334,6 +334,8 @@ def run_baseline(options: Namespace, described: Description, device: torch.devic
 def work(options: Namespace) -> None:
     """Do what the options ask for."""
     described = setup.described_by(options)
+    if options.evaluation:
+        options.split = described.labelled_split(options.split)
     device = pick_device(options.device)
     keep_freed_memory()
     (evaluate_glnet if options.model == GLNET else run_baseline)(options, described, device)

@@ -122,7 +122,9 @@ class Header(Recorded):
                 "--context scale needs the factor by which images were shrunk in training, and the checkpoint records "
                 "none; train with --context scale, or --window, or give --context square"
             )
-        return ViewScale(self.size_g, self.scale, side_multiple(self.backbone), view_pixels or VIEW_PIXELS)
+        return ViewScale(
+            self.size_g, self.scale, side_multiple(self.backbone), VIEW_PIXELS if view_pixels is None else view_pixels
+        )
 
     def scale_for(self, context: str, size_g: int | None) -> float | None:
         """Return `scale` for another `context` or `size_g`, None if this one's stays.

@@ -400,6 +400,13 @@ def test_networks_of_glnet_are_evaluated_image_by_image(tmp_path, monkeypatch) -
     assert baselines.main([*glnet, "--late_fusion"]) == 2
 
 
+@pytest.mark.parametrize("model", ["glnet", "unet"])
+def test_a_split_without_labels_is_refused(model, capsys) -> None:
+    arguments = [f"--model={model}", "--evaluation", "--mode=1", "--path_g=none.pth", "--dataset=inria", "--split=test"]
+    assert baselines.main(arguments) == 2
+    assert "--split test has no labels" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("further", [0, 7])
 def test_encoders_start_from_the_same_weights_as_those_of_glnet(further, tmp_path) -> None:
     pytest.importorskip("segmentation_models_pytorch")

@@ -105,3 +105,5 @@ def test_the_example_writes_a_whole_mask_or_none(tmp_path, monkeypatch, suffix) 
     np.save(tmp_path / "image.npy", image.astype(np.float32))
     arguments[1] = str(tmp_path / "image.npy")
     assert segment_array.main(arguments) == 2
+    arguments[1] = str(tmp_path / f"none{suffix}")
+    assert segment_array.main(arguments) == 2
