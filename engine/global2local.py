@@ -35,19 +35,30 @@ def training_step(model: GLNet, batch: list[Sample], settings: TrainingSettings,
     """
     total: Terms = {}
     for samples in computed_together(batch, settings):
-        read = (_read_globally(model, sample, settings, metrics) for sample in samples)
-        images = [image for image in read if image is not None]
-        for chosen in joint_sub_batches([image.image for image in images], settings.sub_batch_size):
-            terms = _sub_batch_terms(model, [_Part(images[k], patches, x) for k, patches, x in chosen], settings)
-            with outside_autocast(settings):
-                settings.scaler.scale(reduce(torch.add, terms.values())).backward()
-            add_terms(total, terms)
-        for image in images:
-            with outside_autocast(settings):
-                torch.autograd.backward(image.taps, image.leaf.grad)
-            image.found.add_global(image.logits_g)
-            image.found.count(metrics)
+        _add_gradients(model, samples, settings, metrics, total)
     return total
+
+
+def _add_gradients(
+    model: GLNet, samples: list[Sample], settings: TrainingSettings, metrics: StageMetrics, total: Terms
+) -> None:
+    """Add the gradients of images that share their sub-batches, and their terms to `total`; all else is freed."""
+    read = (_read_globally(model, sample, settings, metrics) for sample in samples)
+    images = [image for image in read if image is not None]
+    for chosen in joint_sub_batches([image.image for image in images], settings.sub_batch_size):
+        parts = [_Part(images[k], patches, x) for k, patches, x in chosen]
+        terms, scores = _sub_batch_terms(model, parts, settings)
+        with outside_autocast(settings):
+            settings.scaler.scale(reduce(torch.add, terms.values())).backward()
+        add_terms(total, terms)
+        for name, logits in scores.items():
+            for part, own in zip(parts, logits.split([len(part.x) for part in parts]), strict=True):
+                part.of.found.add(name, own, part.patches)
+    for image in images:
+        with outside_autocast(settings):
+            torch.autograd.backward(image.taps, image.leaf.grad)
+        image.found.add_global(image.logits_g)
+        image.found.count(metrics)
 
 
 @dataclass(frozen=True)
@@ -111,10 +122,12 @@ def select_training_patches(image: TrainingPatches, logits_g: Tensor, metrics: S
     return False
 
 
-def _sub_batch_terms(model: GLNet, parts: Sequence[_Part], settings: TrainingSettings) -> Terms:
-    """Compute the loss of one sub-batch of n patches, with gradients, and add the patches' logits to their images'.
+def _sub_batch_terms(
+    model: GLNet, parts: Sequence[_Part], settings: TrainingSettings
+) -> tuple[Terms, dict[str, Tensor]]:
+    """Compute the loss of one sub-batch of n patches. All other tensors of it are freed when this function returns.
 
-    All other tensors of the sub-batch are freed when this function returns.
+    Return the terms of the loss, with gradients, and the logits (n, n_class, h / 4, w / 4) by prediction, without.
     """
     x = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
     ps3 = branch_pyramid(model.local, x, _context(parts)).ps3  # (n, C, h / 4, w / 4)
@@ -124,15 +137,12 @@ def _sub_batch_terms(model: GLNet, parts: Sequence[_Part], settings: TrainingSet
         [ensemble_global_half(part.of.leaf, part.of.image.grid, part.patches, size) for part in parts]
     )
     target = torch.cat([part.of.image.targets(part.patches, logits) for part in parts])
-    counts = [len(part.x) for part in parts]
-    for name, scores in (("local", logits), ("ensemble", ensemble)):
-        for part, own in zip(parts, scores.detach().split(counts), strict=True):
-            part.of.found.add(name, own, part.patches)
-    return {
+    terms = {
         settings.loss.term("local"): settings.loss(logits, target),
         settings.loss.term("ensemble"): settings.loss(ensemble, target),
         "fmreg": settings.lamb_fmreg * distance,
     }
+    return terms, {"local": logits.detach(), "ensemble": ensemble.detach()}
 
 
 def _context(parts: Sequence[_Part]) -> Pyramid:
