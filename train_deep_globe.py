@@ -10,7 +10,7 @@ import torch
 
 from dataset.base import SegmentationDataset
 from dataset.check import Problem, check
-from dataset.layout import TRAIN, part_of
+from dataset.layout import TRAIN
 from dataset.registry import Description
 from evaluation.run import run_evaluation
 from imaging.image_file import View
@@ -136,9 +136,8 @@ def size_problems(options: argparse.Namespace, header: Header, data: Segmentatio
     errors = [limits.problem_of(item, size, settings) for item, size, _ in limits.headers(data)]
     problems = [Problem(TRAIN, error.kind, str(error)) for error in errors if error is not None]
     try:
-        images = len(data) if options.train_part is None else len(part_of(data.items, options.train_part))
         if header.context == "square":
-            limits.check_batches(images, options.batch_size, header.size_g)
+            limits.check_batches(len(data), options.batch_size, header.size_g)
     except InputError as error:
         problems.append(Problem(TRAIN, "too small", str(error)))
     return problems

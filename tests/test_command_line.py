@@ -80,7 +80,6 @@ REFUSED = {  # arguments, and what the line must say
     "small window": ([*MODES[1], "--window=8", "--windows=2"], "--window 8 must be at least 32"),
     "windows to evaluate": ([*EVALUATION, "--window=64", "--windows=2"], "--window goes with training"),
     "augmentation to evaluate": ([*EVALUATION, "--augment"], "--augment goes with training"),
-    "a part to evaluate": ([*EVALUATION, "--train_part=1/2"], "--train_part 1/2 goes with training"),
     "blending in training": ([*MODES[1], "--blend=linear"], "--blend linear goes with --evaluation"),
     "enlarging in training": ([*MODES[1], "--upsample=bilinear"], "--upsample bilinear goes with --evaluation"),
     "empty data": ([*MODES[1], "--data_path=empty"], "empty has no DeepGlobe images"),

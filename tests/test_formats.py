@@ -261,8 +261,6 @@ def test_check_data_names_images_that_are_too_small(tmp_path, capsys) -> None:
     assert "Wrong: 1 of train: too small" in told
     assert run_check(tmp_path, "--size_g=32", "--batch_size=2") == 2
     assert "--size_g 32 with one image in a batch" in capsys.readouterr().out
-    assert run_check(tmp_path, "--train_part=4/4") == 2
-    assert "--train_part 4/4: there are 3 groups of images" in capsys.readouterr().out
 
 
 def test_without_rasterio_files_that_need_it_are_refused_in_one_line(tmp_path, monkeypatch) -> None:

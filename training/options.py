@@ -474,8 +474,6 @@ def check(options: argparse.Namespace) -> None:
     for name in ("window", "augment", "patches"):
         if options.evaluation and getattr(options, name):
             raise InputError(f"--{name} goes with training; --evaluation takes images whole, as they are")
-    if options.evaluation and options.train_part is not None:
-        raise InputError(f"--train_part {options.train_part} goes with training; --evaluation takes all of --split")
     if (options.window is None) != (options.windows is None):
         raise InputError("--window SIZE and --windows N go together: give both, or none")
     if options.init_from and (options.evaluation or stage.number > 1):
