@@ -22,13 +22,12 @@ case ${1:-} in
     1)
         network=(--backbone "${BACKBONE:-timm/tf_efficientnet_lite0}" --normalize half)
         network+=(--backbone_weights "${BACKBONE_WEIGHTS:-imagenet}" --size_g 256 --size_p 128 --min_overlap 16)
-        settings=("${network[@]}" --num_epochs 40 --batch_size 8 --train_part 1/2 "${training[@]}")
+        settings=("${network[@]}" --num_epochs 20 --batch_size 8 "${training[@]}")
         ;;
-    # the averaged weights of the stage before, on books that stage 1 has not seen: the global maps of those that it has
-    # seen are better than those of any other book, and the local branch would learn to rely on them
+    # the averaged weights of the stage before
     2)
-        settings=(--path_g fpn_pages_global.ema.pth --num_epochs 12 --batch_size 1 --patches 12 --sub_batch_size 12)
-        settings+=(--train_part 2/2 "${training[@]}")
+        settings=(--path_g fpn_pages_global.ema.pth --num_epochs 6 --batch_size 1 --patches 12 --sub_batch_size 12)
+        settings+=("${training[@]}")
         ;;
     3)
         settings=(--path_g fpn_pages_global.ema.pth --path_g2l fpn_pages_global2local.ema.pth)
