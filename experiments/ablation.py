@@ -107,7 +107,6 @@ class Experiment:
             *run.options,
             f"--size_p={run.side or recipe.patch}",
             *([f"--patches={read.patches}"] if run.phase else []),
-            *([f"--train_part={run.part}/2"] if run.part else []),
             f"--num_epochs={read.epochs}",
             f"--batch_size={read.images}",
             f"--lr={self.rates[run.family]}",

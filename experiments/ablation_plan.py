@@ -118,7 +118,6 @@ class Run:
         options: further arguments of training; of mode 0 also of evaluation.
         starts: by option, the name of the run whose checkpoint it reads.
         side: of its patches; None is `Recipe.patch`.
-        part: which half of the training images it reads, 1 or 2, twice as often; 0 is all.
         evaluations: by name, further arguments.
         released: whether it goes without `NETWORK`.
         extra: whether it is trained after the others, of all folds.
@@ -131,7 +130,6 @@ class Run:
     options: tuple[str, ...] = ()
     starts: tuple[tuple[str, str], ...] = ()
     side: int | None = None
-    part: int = 0
     evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"own": ()})
     released: bool = False
     extra: bool = False
@@ -147,7 +145,7 @@ class Cost(NamedTuple):
 
 def cost(recipe: Recipe, run: Run) -> Cost:
     """Return what a run reads. Patches of another side are as many fewer, or images, as each has more pixels."""
-    epochs, images = recipe.epochs[run.phase] * (2 if run.part else 1), recipe.images[run.phase]
+    epochs, images = recipe.epochs[run.phase], recipe.images[run.phase]
     patches = recipe.patches * (recipe.patch / (run.side or recipe.patch)) ** 2
     if patches < 1:  # fewer images a step, and fewer epochs, so that there are as many steps
         fewer = max(1, round(images * patches))
@@ -181,8 +179,6 @@ def plan(recipe: Recipe) -> list[Run]:
         Run("global", 1, 0, "global"),
         Run("local", 2, 1, "local", alone, start, evaluations=fused),
         Run("g2l", 2, 1, "g2l", (REGULARISER,), start, evaluations=shared),
-        Run("global_part", 1, 0, "global", part=1),
-        Run("g2l_part", 2, 1, "g2l", (REGULARISER,), (("path_g", "global_part"),), part=2, evaluations=shared),
         Run("unet", 0, 1, "unet", unet),
         Run("deeplab", 0, 1, "deeplab", ("--model=deeplab",)),
         Run("unet_long", 0, 1, "unet", unet, side=2 * recipe.patch),
@@ -214,10 +210,6 @@ def variants(recipe: Recipe) -> list[Variant]:
         Variant("g2l_local", "stage 2, its local branch", "g2l", LOCAL, drawn=False),
         Variant("g2l_other", "stage 2, another image's maps", "g2l", ENSEMBLE, "other"),
         Variant("g2l_blank", "stage 2, a blank image's maps", "g2l", ENSEMBLE, "blank", drawn=False),
-        Variant("global_part", "global alone, first half", "g2l_part", GLOBAL),
-        Variant("g2l_part", "stage 2 on the second half", "g2l_part", ENSEMBLE),
-        Variant("g2l_part_local", "the same, its local branch", "g2l_part", LOCAL, drawn=False),
-        Variant("g2l_part_other", "the same, another image's maps", "g2l_part", ENSEMBLE, "other"),
         Variant("g2l_free", "stage 2, no regulariser", "g2l_free", ENSEMBLE),
         Variant("l2g", "both directions (stage 3)", "l2g", ENSEMBLE),
         Variant("l2g_free", "stage 3, no regulariser", "l2g_free", ENSEMBLE),
@@ -239,11 +231,5 @@ OTHERS = (
     *("local", "fused", "global", "unet", "deeplab", "unet_long", "unet_scores"),
     *("g2l_other", "g2l_blank", "g2l_free", "released_g2l"),
 )
-IN_PARTS = ("g2l", "global", "global_part", "g2l_part_other", "local", "fused", "unet")
-DIFFERENCES = (
-    *(("g2l", other) for other in OTHERS),
-    *(("g2l_part", other) for other in IN_PARTS),
-    ("l2g", "g2l"),
-    ("l2g", "l2g_free"),
-)
+DIFFERENCES = (*(("g2l", other) for other in OTHERS), ("l2g", "g2l"), ("l2g", "l2g_free"))
 """Keys of the variants whose scores are compared image by image: the first minus the second."""

@@ -54,11 +54,10 @@ def test_all_that_is_trained_on_patches_reads_as_many_pixels_in_as_many_steps(da
     recipe = RECIPES[data]
     for run in plan(recipe):
         read = cost(recipe, run)
-        half = 1 / 2 if run.part else 1
-        steps = half * read.epochs / read.images
+        steps = read.epochs / read.images
         assert steps == pytest.approx(recipe.epochs[run.phase] / recipe.images[run.phase])
         if run.phase == 1:
-            pixels = half * read.epochs * read.patches * (run.side or recipe.patch) ** 2
+            pixels = read.epochs * read.patches * (run.side or recipe.patch) ** 2
             # of one image in a step at least one patch is read, which may be too large
             rel = 0.35 if recipe.images[1] == 1 else 0.15
             assert pixels == pytest.approx(recipe.epochs[1] * recipe.patches * recipe.patch**2, rel=rel)
@@ -76,10 +75,6 @@ def test_commands_differ_by_what_their_names_say_alone(tmp_path, data) -> None:
 
     assert more("local", "g2l") <= {"--share=none", "--lamb_fmreg=0", f"--lr={RATES['local']}"}
     assert more("g2l_free", "g2l") == {"--lamb_fmreg=0"}
-    epochs = [2 * RECIPES[data].epochs[phase] for phase in range(2)]
-    assert more("global_part", "global") == {"--train_part=1/2", f"--num_epochs={epochs[0]}"}
-    g2l = {"--path_g=global_part_1.ema.pth", "--train_part=2/2", f"--num_epochs={epochs[1]}"}
-    assert more("g2l_part", "g2l") == g2l
     assert more("l2g_free", "l2g") == set()
     assert more("deeplab", "unet") <= {"--model=deeplab", f"--lr={RATES['deeplab']}"}
     assert {one.split(".")[0] for one in more("unet_scores", "unet")} == {"--scores_of=global_1"}
