@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataset.base import Item
 from imaging.probe import IMAGE_SUFFIXES
-from utils.errors import InputError, required, shortened
+from utils.errors import InputError, shortened
 
 SPLITS = TRAIN, VAL, TEST = "train", "val", "test"
 
@@ -25,28 +25,6 @@ class SplitChoice:
 
     lists: Path | None = None
     hold_out: str | None = None
-
-
-PART = re.compile(r"([1-9]\d*)/([1-9]\d*)")
-"""A part of the training images, as `--train_part` names it: its number, from 1, and how many there are."""
-
-
-def part_of(items: Sequence[Item], part: str) -> list[Item]:
-    """Return the items of one part, such as "1/2"; all parts together are `items`, and none overlap.
-
-    Items of one folder, or without folders those whose ids agree up to the last "_", as pages of a book do, are in the
-    same part; if all agree, each item is by itself. Groups are dealt out in turn, in the order of their first items.
-
-    Raises InputError if the part is empty.
-    """
-    number, count = map(int, required(PART.fullmatch(part), "a part").groups())
-    names = [item.id.rpartition("/" if "/" in item.id else "_")[0] or item.id for item in items]
-    if len(set(names)) == 1:
-        names = [item.id for item in items]
-    kept = set(list(dict.fromkeys(names))[number - 1 :: count])
-    if not kept:
-        raise InputError(f"--train_part {part}: there are {len(set(names))} groups of images; take fewer parts")
-    return [item for item, name in zip(items, names, strict=True) if name in kept]
 
 
 def files_by_id(

@@ -10,7 +10,7 @@ from dataset import deep_globe, dubai, folder, inria, isic
 from dataset.augmentation import Windows
 from dataset.base import Item, SegmentationDataset
 from dataset.folder import FolderFile
-from dataset.layout import TEST, TRAIN, VAL, SplitChoice, part_of
+from dataset.layout import TEST, TRAIN, VAL, SplitChoice
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.stretch import spell_bands
@@ -50,17 +50,15 @@ class Description:
         *,
         jitter: bool = False,
         windows: Windows | None = None,
-        part: str | None = None,
     ) -> SegmentationDataset:
-        """The images of `split`, or a `part_of` them; see `SegmentationDataset`. `classes` replaces the set's own.
+        """The images of `split`; see `SegmentationDataset`. `classes` replaces the set's own.
 
         Raises InputError for a split that it does not have, and as its `find` does for what is wrong on disk.
         """
         if split not in self.splits:
             raise InputError(f"--split {split}: {self.title} has {', '.join(self.splits)}")
-        items = self.find(split) if part is None else part_of(self.find(split), part)
         return SegmentationDataset(
-            items, classes or self.classes, size_g, augment, seed, jitter=jitter, windows=windows
+            self.find(split), classes or self.classes, size_g, augment, seed, jitter=jitter, windows=windows
         )
 
     def labelled_split(self, given: str | None) -> str:

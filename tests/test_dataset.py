@@ -15,7 +15,6 @@ from dataset import base
 from dataset.base import Item, Sample, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.label_file import read_label
-from dataset.layout import part_of
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from imaging.image_file import open_image
 from imaging.planes import MAX_PIXELS
@@ -307,24 +306,3 @@ def test_a_bad_file_gives_one_clear_line_from_a_worker_too(tmp_path, workers) ->
     assert str(caught.value).startswith(str(tmp_path / "2_sat.jpg"))
     assert "\n" not in str(caught.value)
     assert caught.value.kind == "unreadable"
-
-
-def test_parts_of_the_training_images_share_no_book() -> None:
-    pages = [Item(f"{book}_f{page}", Path("a"), None) for page in range(3) for book in "cabed"]
-    for count in (1, 2, 3, 5):
-        parts = [part_of(pages, f"{k + 1}/{count}") for k in range(count)]
-        books = [{item.id[0] for item in part} for part in parts]
-        assert sorted(book for part in books for book in part) == list("abcde")
-        assert all(
-            part == [item for item in pages if item.id[0] in own] for part, own in zip(parts, books, strict=True)
-        )
-        assert max(map(len, books)) - min(map(len, books)) <= 1
-
-
-def test_images_of_one_name_are_dealt_out_one_by_one() -> None:
-    items = [Item(f"ISIC_{k:07d}", Path("a"), None) for k in range(5)]
-    assert [[item.id[-1] for item in part_of(items, part)] for part in ("1/2", "2/2")] == [list("024"), list("13")]
-    folders = [Item(f"{patient}/{k}_left", Path("a"), None) for patient in "ab" for k in range(2)]
-    assert part_of(folders, "2/2") == folders[2:]
-    with pytest.raises(InputError, match="--train_part 6/6: there are 5 groups of images; take fewer parts"):
-        part_of(items, "6/6")

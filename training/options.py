@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from dataset.augmentation import DRAWN_TURNS, LARGEST_SCALE
-from dataset.layout import PART
 from dataset.registry import NAMES
 from models.backbone import BACKBONES, backbone_name
 from models.fpn import MOST_WIDTH, NORMS
@@ -53,14 +52,6 @@ def task_name(text: str) -> str:
     """Parse `--task_name`: a name that files and folders can have."""
     if "/" in text or not text.strip("."):
         raise argparse.ArgumentTypeError(f"{text!r} must be usable as a file name")
-    return text
-
-
-def train_part(text: str) -> str:
-    """Parse `--train_part`: K/N, with K from 1 to N."""
-    match = PART.fullmatch(text)
-    if match is None or int(match[1]) > int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text} must be K/N, such as 1/2, with K from 1 to N")
     return text
 
 
@@ -323,14 +314,6 @@ def add_variation(parser: Parser) -> None:
         type=whole(1),
         metavar="N",
         help="with --window: how many each epoch draws from each longer image",
-    )
-    add(
-        "--train_part",
-        type=train_part,
-        metavar="K/N",
-        help="train on part K of N of the training images. Images of one folder, or ids that agree up to the last _,\n"
-        "such as pages of a book, stay together. With modes 1 and 2 on different parts the local branch learns from\n"
-        "maps of images that the global branch does not know (default: all images)",
     )
     add(
         "--patches",

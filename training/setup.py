@@ -94,9 +94,6 @@ def plan_training(options: Namespace, described: Description, ranks: Ranks) -> T
     limits.check_views(val_data)
     if _awaits_statistics(header):
         header = replace(header, statistics=find_statistics(header, train_data, ranks, resume, options.num_workers))
-    if stage.number > 1 and options.train_part is not None and header.trained_on is not None:
-        seen = header.trained_on.count(train_data.hashes())
-        logging.info(f"Earlier stages were trained on {seen} of these {len(train_data.items)} images")
     header = record_images(options, header, train_data)
     if val_data.context is not None:
         logging.info(f"Validation: {val_data.context}")
@@ -430,7 +427,6 @@ def open_data(
         seed=options.seed,
         jitter=training and options.augment,
         windows=Windows(options.window, options.windows) if training and options.window else None,
-        part=options.train_part if training else None,
     )
     data.max_pixels = options.max_pixels or MAX_PIXELS
     if training:
