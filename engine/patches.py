@@ -1,7 +1,6 @@
 """The patches of one image, as the network's input, and the labels of the patches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -189,5 +188,7 @@ def joint_sub_batches(images: Sequence[ImagePatches], size: int) -> Iterator[lis
     for patch in dict.fromkeys(sizes):
         group = [k for k, own in enumerate(sizes) if own == patch]
         each = max(1, size // len(group))
-        for parts in zip_longest(*(images[k].sub_batches(each) for k in group)):
-            yield [(k, *part) for k, part in zip(group, parts, strict=True) if part is not None]
+        left = [(k, images[k].sub_batches(each)) for k in group]
+        # not itertools.zip_longest: it holds the first patches as long as it lives
+        while parts := [(k, *part) for k, patches in left if (part := next(patches, None)) is not None]:
+            yield parts
