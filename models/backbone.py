@@ -9,10 +9,10 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from models.pyramid import Levels
+from models.pyramid import STRIDES, Levels
 from models.resnet import CHANNELS, DEPTHS, expansion, resnet_layers
 from models.tensors import load, read_weights
-from models.timm_backbone import PREFIX, STRIDES, TimmBackbone, check_sides, layout_of
+from models.timm_backbone import PREFIX, TimmBackbone, check_sides, layout_of
 from models.timm_weights import timm_weights
 from utils.errors import InputError
 from utils.stretch import RGB

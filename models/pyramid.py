@@ -12,6 +12,9 @@ from utils.tiling import Size, map_size
 Levels = tuple[Tensor, ...]
 """Four maps, coarsest first: p5, p4, p3, p2, at 1/32, 1/16, 1/8 and 1/4 of the input."""
 
+STRIDES = (4, 8, 16, 32)
+"""Pixels of the image for one cell of c2, c3, c4 and c5, in each direction."""
+
 OnMap = Callable[[int, int, Tensor], None]
 """A callback for each map as soon as it is computed: its depth (0: c, 1: ps0, 2: ps1, 3: ps2), its level (0: p5, ...
 3: p2), and the map, (N, C, h, w). Maps are used in this way before the next ones take memory."""
@@ -22,9 +25,17 @@ def resize(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def cells(side: int, stride: int) -> int:
+    """Return how many cells of `stride` pixels cover `side` pixels.
+
+    No number is negative on the way: a graph of ONNX rounds towards zero, Python down.
+    """
+    return (side + stride - 1) // stride
+
+
 def level_sizes(image: Size) -> list[Size]:
     """Return the (height, width) of the maps of an image, coarsest first: 1/32 to 1/4 of it, rounded up."""
-    return [(-(-image[0] // stride), -(-image[1] // stride)) for stride in (32, 16, 8, 4)]
+    return [(cells(image[0], stride), cells(image[1], stride)) for stride in STRIDES[::-1]]
 
 
 def fitted(x: Tensor, size: Size) -> Tensor:

@@ -11,16 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.pyramid import Levels
+from models.pyramid import STRIDES, Levels, cells, level_sizes
 from utils.errors import InputError, reason_of
 from utils.stretch import RGB
 from utils.tiling import map_size
 
 PREFIX = "timm/"
 """Begins the names of these backbones, as in `timm/convnext_tiny`."""
-
-STRIDES = (4, 8, 16, 32)
-"""Pixels of the image for one cell of c2, c3, c4 and c5, in each direction."""
 
 EXAMPLES = ("timm/convnext_tiny", "timm/swin_tiny_patch4_window7_224", "timm/efficientnet_b0")
 """Networks that messages propose."""
@@ -80,8 +77,7 @@ class TimmBackbone(nn.Module):
         maps = self.net(padded)
         if self.layout.channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        pairs = zip(maps, STRIDES, strict=True)
-        return tuple(_cut(x, cells(height, stride), cells(width, stride)) for x, stride in pairs)[::-1]
+        return tuple(_cut(x, *size) for x, size in zip(maps[::-1], level_sizes((height, width)), strict=True))
 
 
 def _cut(x: Tensor, height: int, width: int) -> Tensor:
@@ -90,14 +86,6 @@ def _cut(x: Tensor, height: int, width: int) -> Tensor:
         rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
         return x.index_select(2, rows).index_select(3, columns)
     return x[..., :height, :width]
-
-
-def cells(side: int, stride: int) -> int:
-    """Return how many cells of `stride` pixels cover `side` pixels.
-
-    No number is negative on the way: a graph of ONNX rounds towards zero, Python down.
-    """
-    return (side + stride - 1) // stride
 
 
 @lru_cache

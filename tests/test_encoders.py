@@ -18,7 +18,8 @@ from models.backbone import build_backbone, check_backbone
 from models.bands import bands_of, fit_kernels, set_bands, widen
 from models.folding import Placement, fold_norms
 from models.glnet import GLNet
-from models.timm_backbone import STRIDES, convert_sync_batchnorm, layout_of
+from models.pyramid import STRIDES
+from models.timm_backbone import convert_sync_batchnorm, layout_of
 from predict import Segmenter
 from utils.errors import InputError
 
