@@ -31,7 +31,7 @@ BENCHMARKS = {
     "data": "time the reading of images: each step of a sample, and what a worker delivers",
     "large_images": "time predict.py on images of 0.01 to 1 gigapixel",
     "first_image": "time predict.py on one picture, by part",
-    "cuts": "measure how much a result depends on the cut of the image, with both contexts",
+    "cuts": "measure how much a result depends on the cut of the image: GLNet with both contexts, and U-Net",
 }
 """By name, which is that of its module too, what a benchmark does.
 

@@ -1,41 +1,72 @@
-"""Measures how much a result depends on the cut, with both contexts.
+"""Measures how much a result depends on the cut: GLNet with both contexts, and U-Net on patches.
 
-A strip, a square and a portrait are cut from the middle of one scene and segmented one by one, as `predict.py` does,
-which divides a long cut into scenes. Of the pixels that all cuts hold, the share of equal classes is reported for each
-pair, and of all three.
+- A strip, a square and a portrait are cut from the middle of each scene and segmented one by one, as `predict.py` does,
+  which divides a long cut into scenes. Of the pixels that all cuts hold, the share of equal classes is reported for
+  each pair, and of all three.
+- With `--stability N` the whole scene is segmented, and then N shifted cuts of it, as by `predict.py --stability N`:
+  the share of pixels whose class changes.
+- Of the whole scene, the share of all class borders that lie on borders of scenes, those of `--context square`, within
+  a few pixels; chance, the mean of that share over all shifted places of the same borders; and the part of these
+  places that hold fewer class borders, which is about 50 % where a network does not know where scenes end.
+
+Seconds are those of the whole scene.
 """
 
 import argparse
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.large_images import write_scene
 from benchmarks.workload import MODES
-from imaging.image_file import open_image
+from engine.predictor import Predictor
+from experiments.baselines import PatchPredictor, build_network
+from imaging.image_file import View, open_image
 from imaging.sources import CropSource, Source
-from prediction.scenes import Rows, segment_scenes
+from prediction.scenes import SCENE_SIZE, Rows, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
-from utils.arguments import AddOption, whole
+from prediction.stability import shifted_cuts
+from utils.arguments import AddOption, add_smoothing, whole
+from utils.files import load_torch
 from utils.settings import CONTEXTS
-from utils.tiling import Box, Size
+from utils.tiling import Box, PatchGrid, Size
 
 CUTS = {"strip": (1 / 6, 1), "square": (1 / 2, 1 / 2), "portrait": (2 / 3, 1 / 4)}
 """Height and width of each cut, as parts of `--length`."""
 
-COLUMNS = {"context": "context", "cuts": "cuts", "pixels": "common pixels", "equal": "equal, %"}
+NEAR = 8
+"""Pixels on either side of a border of scenes within which a class border lies on it."""
+
+COLUMNS = {
+    "image": "image",
+    "network": "network",
+    **{name: f"equal, {name}, %" for name in map(", ".join, combinations(CUTS, 2))},
+    "all": "all three, %",
+    "changed": "changed by shifts, %",
+    "borders": "class borders on borders of scenes, %",
+    "chance": "chance, %",
+    "rank": "places with fewer, %",
+    "seconds": "seconds",
+}
 
 
 def add_options(add: AddOption) -> None:
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="that records a scale")
     add("--mode", type=int, choices=MODES, help="(default: the checkpoint's)")
-    add("--image", type=Path, metavar="FILE", help="the scene (default: a made-up one)")
+    add("--unet", type=Path, metavar="FILE", help="of experiments.baselines, with the checkpoint's encoder and patches")
+    add("--images", type=Path, nargs="+", metavar="FILE", help="scenes (default: a made-up one)")
     add("--length", type=whole(60), default=6000, help="of the strip, in pixels (default: %(default)s)")
+    add("--stability", type=whole(0), default=0, metavar="N", help="shifted cuts (default: %(default)s)")
+    add_smoothing(add)
 
 
 def cuts_of(scene: Size, length: int) -> dict[str, Box]:
@@ -47,41 +78,123 @@ def cuts_of(scene: Size, length: int) -> dict[str, Box]:
     return boxes
 
 
-def class_ids(segmenter: Segmenter, source: Source) -> Tensor:
+def common_part(boxes: dict[str, Box]) -> Box:
+    """Return the part of a scene that all its cuts hold."""
+    common: Box | None = boxes["square"]
+    for box in boxes.values():
+        common = None if common is None else common.overlap(box)
+    if common is None:
+        raise RuntimeError("cuts around one middle overlap")
+    return common
+
+
+def scene_lines(grid: PatchGrid) -> tuple[list[int], list[int]]:
+    """Return the rows and the columns at which scenes begin or end within the image."""
+    rows, columns = (
+        [*axis.starts[1:], *(start + axis.patch for start in axis.starts[:-1])] for axis in (grid.rows, grid.columns)
+    )
+    return rows, columns
+
+
+def border_shares(ids: np.ndarray, lines: tuple[list[int], list[int]], near: int = NEAR) -> np.ndarray:
+    """Return the share of class borders that lie on lines, first on the lines themselves, then on them shifted.
+
+    Args:
+        ids: (H, W) uint8.
+        lines: rows and columns of pixels before which a line lies.
+        near: a class border, between two pixels, lies on a line that is at most so many pixels away.
+
+    Returns:
+        (max(H, W) - 1,) float, by pixels that the lines are shifted down and to the right; what leaves the image comes
+        in on the other side. Zeros if there is no class border.
+    """
+    shifts = np.arange(max(ids.shape) - 1)
+    on_lines, total = np.zeros(len(shifts)), 0
+    for changes, places in zip((ids[1:] != ids[:-1], (ids[:, 1:] != ids[:, :-1]).T), lines, strict=True):
+        counts = changes.sum(1)
+        total += counts.sum()
+        near_line = np.zeros(len(counts), bool)
+        for place in places:
+            near_line[max(0, place - 1 - near) : place + near] = True
+        by_shift = np.array([counts[np.roll(near_line, shift)].sum() for shift in range(len(counts))])
+        on_lines += by_shift[shifts % len(counts)]
+    return on_lines / max(1, total)
+
+
+def class_ids(predictor: Any, scene_size: int, source: Source) -> Tensor:
     """Return the class ids of an image, (H, W) uint8."""
     parts: list[Tensor] = []
 
     def emit(top: int, rows: Rows) -> None:
         parts.append(rows.ids.clone())
 
-    segment_scenes(segmenter.predictor, source, emit, scene_size=segmenter.scene_size)
+    segment_scenes(predictor, source, emit, scene_size=scene_size)
     return torch.cat(parts)
 
 
+Segment = Callable[[Source], Tensor]
+"""Returns the class ids of an image."""
+
+
+def networks(options: argparse.Namespace) -> Iterator[tuple[str, View, int, Segment]]:
+    """Yield the name of each network, how it reads files, the side of its patches, and what segments an image."""
+    for context in CONTEXTS:
+        segmenter = Segmenter.from_checkpoint(
+            options.checkpoint,
+            device=options.device,
+            mode=options.mode,
+            context=context,
+            blend=options.blend,
+            upsample=options.upsample,
+        )
+        predictor: Predictor = segmenter.predictor
+        yield (
+            f"GLNet, context {context}",
+            segmenter.view,
+            segmenter.header.size_p,
+            partial(class_ids, predictor, SCENE_SIZE),
+        )
+    if options.unet:
+        header = segmenter.header
+        network = build_network("unet", header.backbone, len(header.classes)).to(options.device)
+        network.load_state_dict(load_torch(options.unet))
+        patchwise = PatchPredictor(network.eval(), predictor.settings)
+        yield "U-Net", segmenter.view, header.size_p, partial(class_ids, patchwise, sys.maxsize)
+
+
+def measure(source: Source, size_p: int, segment: Segment, length: int, stability: int) -> dict[str, float | None]:
+    """Return the figures of one network on one scene, by the keys of `COLUMNS`."""
+    boxes = cuts_of(source.size, length)
+    common = common_part(boxes)
+    found = {name: common.within(box).of(segment(CropSource(source, box))) for name, box in boxes.items()}
+    row: dict[str, float | None] = {}
+    for names in (*combinations(found, 2), tuple(found)):
+        first, *others = (found[name] for name in names)
+        equal = torch.stack([first == other for other in others]).all(0).double().mean()
+        row["all" if len(names) == len(found) else ", ".join(names)] = 100 * float(equal)
+    start = time.perf_counter()
+    ids = segment(source)
+    row["seconds"] = time.perf_counter() - start
+    if shifted := shifted_cuts(source.size, size_p, stability):
+        differs = [segment(CropSource(source, box)) != box.of(ids) for box in shifted]
+        changed = sum(float(one.sum()) for one in differs) / sum(one.numel() for one in differs)
+        row["changed"] = 100 * changed
+    grid = scene_grid(source.size, SCENE_SIZE)
+    if len(grid) > 1:
+        shares = 100 * border_shares(ids.numpy(), scene_lines(grid))
+        row |= {"borders": shares[0], "chance": shares.mean(), "rank": 100 * float((shares < shares[0]).mean())}
+    return row
+
+
 def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield a row for each context, and each pair and all of the cuts."""
+    """Yield a row for each scene and network."""
     with tempfile.TemporaryDirectory() as folder:
-        image = options.image
-        if image is None:
-            image = Path(folder) / "scene.tif"
-            write_scene(image, options.length)
-        for context in CONTEXTS:
-            segmenter = Segmenter.from_checkpoint(
-                options.checkpoint, device=options.device, mode=options.mode, context=context
-            )
-            with open_image(image, segmenter.view) as source:
-                boxes = cuts_of(source.size, options.length)
-                common: Box | None = boxes["square"]
-                for box in boxes.values():
-                    common = None if common is None else common.overlap(box)
-                if common is None:
-                    raise RuntimeError("cuts around one middle overlap")
-                found = {
-                    name: common.within(box).of(class_ids(segmenter, CropSource(source, box)))
-                    for name, box in boxes.items()
-                }
-            for names in (*combinations(found, 2), tuple(found)):
-                first, *others = (found[name] for name in names)
-                equal = torch.stack([first == other for other in others]).all(0).double().mean()
-                shown = {"context": context, "cuts": ", ".join(names), "pixels": first.numel()}
-                yield {**shown, "equal": 100 * float(equal)}
+        images = options.images
+        if images is None:
+            images = [Path(folder) / "scene.tif"]
+            write_scene(images[0], options.length)
+        for image in images:
+            for name, view, size_p, segment in networks(options):
+                with open_image(image, view) as source:
+                    figures = measure(source, size_p, segment, options.length, options.stability)
+                yield {"image": image.stem, "network": name, **figures}

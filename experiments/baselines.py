@@ -52,7 +52,7 @@ from utils.memory import keep_freed_memory
 from utils.metrics import ConfusionMatrix, StageMetrics
 from utils.precision import autocast
 from utils.selection import Coverage
-from utils.settings import Settings, TrainingSettings
+from utils.settings import ContextScale, Settings, TrainingSettings
 from utils.stages import STAGES, Stage
 from utils.tiling import Size, map_size
 
@@ -187,6 +187,7 @@ class PatchPredictor:
     settings: Settings
     scores_of: GlobalScores | None = None
     stage: Stage = STAGES[1]
+    context: ContextScale | None = None  # patches see nothing around them
 
     @torch.inference_mode()
     def segment(

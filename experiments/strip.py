@@ -8,7 +8,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dataset.base import SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
 from dataset.synthetic import MIN_SIZE, draw_scene
 from engine.predictor import Predictor
@@ -55,15 +55,36 @@ def read_scene(options: argparse.Namespace, segmenter: Segmenter) -> tuple[Tenso
         _check_classes(options.checkpoint, len(segmenter.classes), len(DEEP_GLOBE), "generated scenes have")
         image, label = draw_scene(seed, 0, size)
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
-    described = described_by(options)
-    _check_classes(options.checkpoint, len(segmenter.classes), len(described.classes), f"{described.title} has")
-    split = options.split or described.validation
-    data = described.open(split, segmenter.header.size_g, segmenter.classes)
-    data.view = segmenter.view
+    data = open_split(options, segmenter)
     ids = [item.id for item in data.items]
     if options.image not in (None, *ids):
-        raise InputError(f"--image {options.image} is not in split {split}, which has {shortened(ids)}")
+        raise InputError(f"--image {options.image} is not in the split, which has {shortened(ids)}")
     return data.read(ids.index(options.image) if options.image else 0)
+
+
+def open_split(options: argparse.Namespace, segmenter: Segmenter) -> SegmentationDataset:
+    """Return the split `--split` of a data set, by default its validation, as a network reads it.
+
+    Raises:
+        InputError: there is no such split, or the data set has another number of classes than the network.
+    """
+    described = described_by(options)
+    _check_classes(options.checkpoint, len(segmenter.classes), len(described.classes), f"{described.title} has")
+    data = described.open(options.split or described.validation, segmenter.header.size_g, segmenter.classes)
+    data.view = segmenter.view
+    return data
+
+
+def open_both_branches(options: argparse.Namespace) -> Segmenter:
+    """Load the network that the options of `add_network` name.
+
+    Raises InputError if the file cannot be used, or is of stage 1.
+    """
+    names = ("device", "path_g", "mode", "sub_batch_size", "bands", "stretch", "min_overlap", "blend", "upsample")
+    segmenter = Segmenter.from_checkpoint(options.checkpoint, **{name: getattr(options, name) for name in names})
+    if segmenter.header.stage == 1:
+        raise InputError(f"{options.checkpoint} is of stage 1, which predicts nothing local: give one of stage 2 or 3")
+    return segmenter
 
 
 def _check_classes(checkpoint: Path, found: int, needed: int, whose: str) -> None:
@@ -135,11 +156,7 @@ def _draw_frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], part: Sequen
 
 def run(options: argparse.Namespace) -> None:
     """Segment the image and write the strip."""
-    names = ("device", "path_g", "mode", "sub_batch_size", "bands", "stretch", "min_overlap", "blend", "upsample")
-    given: dict[str, Any] = {name: getattr(options, name) for name in names}
-    segmenter = Segmenter.from_checkpoint(options.checkpoint, **given)
-    if segmenter.header.stage == 1:
-        raise InputError(f"{options.checkpoint} is of stage 1, which predicts nothing local: give one of stage 2 or 3")
+    segmenter = open_both_branches(options)
     image, label = read_scene(options, segmenter)
     shortest = min(image.shape[1:])
     box = options.zoom
@@ -177,6 +194,18 @@ def picture_file(text: str) -> Path:
     return Path(text)
 
 
+def add_network(parser: Parser) -> None:
+    """Add the options that load a network of both branches; see `open_both_branches`."""
+    add = parser.group("network")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 2 or 3")
+    add("--mode", type=int, choices=(2, 3), help="(default: the file's; a released file needs it)")
+    add("--path_g", type=Path, metavar="FILE", help="stage 1's file, beside a released one of stage 3")
+    add("--min_overlap", type=whole(0), help="pixels that neighbouring patches share at least (default: the file's)")
+    add_smoothing(add)
+    add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
+    add("--device", help="(default: cuda where there is one, else cpu)")
+
+
 def build_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(
@@ -198,14 +227,7 @@ def build_parser() -> Parser:
     add("--image", metavar="ID", help="of the split (default: its first)")
     add("--split", help="(default: the data set's validation: crossvali, else val)")
     add_data(parser)
-    add = parser.group("network")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 2 or 3")
-    add("--mode", type=int, choices=(2, 3), help="(default: the file's; a released file needs it)")
-    add("--path_g", type=Path, metavar="FILE", help="stage 1's file, beside a released one of stage 3")
-    add("--min_overlap", type=whole(0), help="pixels that neighbouring patches share at least (default: the file's)")
-    add_smoothing(add)
-    add("--sub_batch_size", type=whole(1), default=6, help="patches at a time (default: %(default)s)")
-    add("--device", help="(default: cuda where there is one, else cpu)")
+    add_network(parser)
     return parser
 
 

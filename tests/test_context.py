@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import predict
 import train_deep_globe
 from benchmarks.__main__ import main as benchmark
-from benchmarks.cuts import cuts_of
+from benchmarks.cuts import border_shares, common_part, cuts_of, scene_lines
 from dataset.base import Sample, SegmentationDataset
 from engine.predictor import Predictor
 from imaging.pictures import shrink
@@ -52,7 +52,7 @@ from utils.resize import shrink_label
 from utils.selection import UncertainPatches
 from utils.settings import LEAST_VIEW, VIEW_PIXELS, ViewScale
 from utils.stages import STAGES
-from utils.tiling import Box
+from utils.tiling import Box, PatchGrid
 from utils.turns import TURNS
 
 SCALE = ViewScale(SIDE, 2.0)
@@ -307,17 +307,36 @@ def test_prediction_keeps_the_recorded_scale_unless_another_is_given(tmp_path) -
         assert Segmenter.from_checkpoint(tmp_path / name, device="cpu", **given).predictor.context == expected
 
 
-def test_the_benchmark_of_cuts_compares_what_all_cuts_hold(tmp_path) -> None:
+def test_the_benchmark_of_cuts_compares_what_all_cuts_hold(tmp_path, monkeypatch) -> None:
     pytest.importorskip("rasterio")
     write_thin_checkpoint(tmp_path / "one.pth", 1, scale=2.0)
+    unet = nn.Conv2d(3, 7, 1)
+    monkeypatch.setattr("benchmarks.cuts.build_network", lambda *_: unet)
+    torch.save(unet.state_dict(), tmp_path / "unet.pth")
     boxes = cuts_of((5450, 6184), 6000)
     assert [box[2:] for box in boxes.values()] == [(1000, 6000), (3000, 3000), (4000, 1500)]
-    arguments = ["--checkpoint", str(tmp_path / "one.pth"), "--device=cpu", "--length=240"]
-    assert benchmark(["cuts", *arguments, "--json", str(tmp_path / "cuts.json")]) == 0
+    assert common_part(boxes)[2:] == (1000, 1500)
+    arguments = ["--checkpoint", str(tmp_path / "one.pth"), "--device=cpu", "--length=240", "--stability=2"]
+    written = ["--unet", str(tmp_path / "unet.pth"), "--json", str(tmp_path / "cuts.json")]
+    assert benchmark(["cuts", *arguments, *written]) == 0
     rows = json.loads((tmp_path / "cuts.json").read_text())["rows"]
-    assert [row["context"] for row in rows] == 4 * ["square"] + 4 * ["scale"]
-    assert all(row["pixels"] == 40 * 60 and 0 <= row["equal"] <= 100 for row in rows)
-    assert all(rows[k]["equal"] <= rows[j]["equal"] for k in (3, 7) for j in range(k - 3, k))  # of all three
+    assert [row["network"] for row in rows] == ["GLNet, context square", "GLNet, context scale", "U-Net"]
+    pairs = ("strip, square", "strip, portrait", "square, portrait")
+    assert all(0 <= row["all"] <= min(row[pair] for pair in pairs) <= 100 for row in rows)
+    assert all(0 <= row["changed"] <= 100 and "borders" not in row for row in rows)  # one scene has no borders
+    assert rows[2]["all"] == 100 and rows[2]["changed"] == 0  # of a network that sees one pixel
+
+
+def test_class_borders_are_counted_where_they_lie_on_borders_of_scenes() -> None:
+    lines = scene_lines(PatchGrid.cover((60, 80), 50, 10))
+    assert lines == ([10, 50], [30, 50])
+    ids = np.zeros((60, 80), np.uint8)
+    assert not border_shares(ids, lines).any()
+    ids[:, 50:] = 1
+    shares = border_shares(ids, lines, near=1)
+    assert shares.shape == (79,)
+    # the lines of columns are three pairs of pixels wide, and meet the one class border in three of 79 places each
+    assert shares[0] == 1 and shares.sum() == 6 and shares[1] == 1 and shares[2] == 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
-"""The strip of an image and its predictions: its columns, the part that it enlarges, and what it refuses."""
+"""What is drawn and counted of both branches: the strip of an image, and errors where a prediction is unsure."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from dataset import synthetic
 from dataset.deep_globe import DEEP_GLOBE
-from experiments import strip
+from experiments import strip, unsure
 from experiments.strip import GAP, IMAGE, draw_strip, most_different
 from models import checkpoint
 from prediction.segmenter import Segmenter
@@ -105,7 +106,7 @@ def test_pictures_of_any_shape_keep_their_proportions_and_class_colours_do_not_m
         (["--zoom=-1,2,3"], "at least 0,0,1"),
         (["--generate", "0", "64", "--zoom=60,0,5"], "--zoom 60,0,5 is not inside the image of 64 x 64"),
         (["--generate", "0", "9"], "SIZE at least 64"),
-        (["--image=none"], "--image none is not in split crossvali"),
+        (["--image=none"], "--image none is not in the split"),
         (["--checkpoint", "one.pth"], "one.pth is of stage 1"),
         (["--checkpoint", "other.pth"], "other.pth was made with 3 classes, but DeepGlobe has 7"),
         (["--checkpoint", "other.pth", "--generate", "0", "64"], "but generated scenes have 7"),
@@ -115,4 +116,33 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(folder, tmp_path, options, 
     monkeypatch.chdir(folder)
     where = [f"--checkpoint={folder / 'two.pth'}", f"--data_path={folder / 'data'}", "--device=cpu"]
     assert message in refused(strip.main, *where, f"--output={tmp_path / 'strip.png'}", *options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_errors_are_counted_where_the_branches_agree_and_where_they_do_not(folder, tmp_path) -> None:
+    where = [f"--checkpoint={folder / 'two.pth'}", f"--data_path={folder / 'data'}", "--device=cpu"]
+    assert unsure.main([*where, f"--output={tmp_path}"]) == 0
+    rows = {row.pop("pixels"): row for row in json.loads((tmp_path / "unsure_deep_globe.json").read_text())["rows"]}
+    options = unsure.build_parser().parse_args(where)
+    segmenter = strip.open_both_branches(options)
+    data = strip.open_split(options, segmenter)
+    agree, wrong = [], []
+    for index in range(len(data)):
+        image, label = data.read(index)
+        found = strip.predict(segmenter.predictor, image)
+        agree.append((found["global"] == found["local"]).ravel())
+        wrong.append((found["ensemble"] != label.numpy()).ravel())
+    alike, errors = np.concatenate(agree), np.concatenate(wrong)
+    for name, chosen in {"all": alike | True, "global and local agree": alike, "they disagree": ~alike}.items():
+        assert rows[name] == {"share": pytest.approx(chosen.mean()), "wrong": pytest.approx(errors[chosen].mean())}
+    by_entropy = [row for name, row in rows.items() if name.startswith("entropy")]
+    assert sum(row["share"] for row in by_entropy) == pytest.approx(1)
+    known = [row["share"] * row["wrong"] for row in by_entropy if row["share"]]
+    assert sum(known) == pytest.approx(errors.mean())
+
+
+def test_a_checkpoint_of_stage_1_or_of_other_classes_is_not_compared(folder, tmp_path, refused) -> None:
+    for name, message in (("one.pth", "one.pth is of stage 1"), ("other.pth", "made with 3 classes")):
+        where = [f"--checkpoint={folder / name}", f"--data_path={folder / 'data'}", f"--output={tmp_path}"]
+        assert message in refused(unsure.main, *where, "--device=cpu")
     assert not any(tmp_path.iterdir())
