@@ -1,9 +1,10 @@
 """Measures time and memory of images of 0.01 to 1 gigapixel.
 
-Each image is a made-up GeoTIFF, segmented by `predict.py` in a process of its own with random weights, which change
-neither time nor memory. Of the seconds, those that the process takes for an image of one pixel, its start, are taken
-off. An image is divided into scenes, and these into patches, of equal size, so the number of patches for a megapixel
-depends on the side; what should stay the same is the time of a patch.
+`predict.py` segments each image, a made-up GeoTIFF, in a process of its own, by default with random weights. These
+change neither time nor memory, but `--polygons`, passed on, finds many small regions. Of the seconds, those that the
+process takes for an image of one pixel, its start, are taken off. An image is divided into scenes, and these into
+patches, of equal size, so the number of patches for a megapixel depends on the side; what should stay the same is the
+time of a patch.
 """
 
 import argparse
@@ -21,13 +22,14 @@ from dataset.deep_globe import DEEP_GLOBE
 from dataset.synthetic import smooth_noise
 from models import checkpoint
 from models.backbone import backbone_name
+from models.fpn import WIDTH
 from models.glnet import GLNet
 from models.header import Header
-from prediction.scenes import SCENE_SIZE, scene_grid
+from prediction.scenes import patch_count
+from prediction.segmenter import Segmenter
 from utils.arguments import AddOption, number, whole
 from utils.results import Usage, run_measured
 from utils.run_record import ROOT
-from utils.tiling import MIN_OVERLAP, PatchGrid
 
 TILE = 2048
 
@@ -51,12 +53,6 @@ def write_scene(path: Path, side: int) -> None:
                 file.write(tile[:, :height, :width], window=((top, top + height), (left, left + width)))
 
 
-def count_patches(side: int, scene_size: int, size_p: int) -> int:
-    """Return the number of patches of an image of side x side pixels, over all its scenes."""
-    scenes = scene_grid((side, side), scene_size)
-    return len(scenes) * len(PatchGrid.cover(scenes.patch, size_p, MIN_OVERLAP))
-
-
 COLUMNS = {
     "gigapixels": "gigapixels",
     "side": "side",
@@ -71,34 +67,52 @@ COLUMNS = {
 
 def add_options(add: AddOption) -> None:
     add("--gigapixels", type=number(1e-6), nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1.0], help="(default: five sizes)")
+    add("--checkpoint", type=Path, metavar="FILE", help="a network (default: random weights, by the next five options)")
     add("--mode", type=int, choices=MODES, default=1, help="(default: %(default)s)")
     add("--backbone", type=backbone_name, default="resnet18", metavar="NAME", help="(default: %(default)s)")
+    add("--pyramid_width", type=whole(2), default=WIDTH, metavar="N", help="(default: %(default)s)")
     add("--size_g", type=whole(32), default=508, help="of the shrunk image (default: %(default)s)")
     add("--size_p", type=whole(51), default=508, help="of a patch (default: %(default)s)")
-    add("--scene_size", type=whole(64), default=SCENE_SIZE, help="as of predict.py (default: %(default)s)")
-    add("--folder", type=Path, help="where images and results lie meanwhile (default: a temporary one)")
+    add("--scene_size", type=whole(64), help="as of predict.py")
+    add(
+        "--folder",
+        type=Path,
+        help="where images lie meanwhile (default: a temporary one)",
+    )
+    add("--results", type=Path, metavar="DIR", help="keep what predict.py writes in DIR")
     add("more", nargs="*", help="after --: passed on to predict.py")
 
 
-def rows(options: argparse.Namespace) -> Iterator[dict[str, float]]:
+def write_random_network(path: Path, options: argparse.Namespace) -> None:
+    """Write the checkpoint of a network with random weights."""
+    header = Header(
+        stage=options.mode,
+        classes=DEEP_GLOBE,
+        backbone=options.backbone,
+        pyramid_width=options.pyramid_width,
+        size_g=options.size_g,
+        size_p=options.size_p,
+    )
+    network = GLNet(len(DEEP_GLOBE), options.backbone, pyramid_width=options.pyramid_width)
+    checkpoint.save(path, network, header)
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict[str, float | None]]:
     """Yield a row for each image. Seconds are those beyond the process's start."""
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        weights = folder / "weights.pth"
-        header = Header(
-            stage=options.mode,
-            classes=DEEP_GLOBE,
-            backbone=options.backbone,
-            size_g=options.size_g,
-            size_p=options.size_p,
-        )
-        checkpoint.save(weights, GLNet(len(DEEP_GLOBE), options.backbone), header)  # random weights
+        weights = options.checkpoint or folder / "weights.pth"
+        if options.checkpoint is None:
+            write_random_network(weights, options)
+        scenes = [] if options.scene_size is None else ["--scene_size", options.scene_size]
+        segmenter = Segmenter.from_checkpoint(weights, device="cpu", scene_size=options.scene_size)
+        predictor, scene_size = segmenter.predictor, segmenter.scene_size
 
         def segment(side: int) -> Usage:
-            image, output = folder / f"{side}.tif", folder / f"out{side}"
+            image, output = folder / f"{side}.tif", (options.results or folder) / f"out{side}"
             write_scene(image, side)
             command: list[Any] = [sys.executable, ROOT / "predict.py", "--checkpoint", weights, "--input", image]
-            command += ["--output", output, "--scene_size", options.scene_size, *options.more]
+            command += ["--output", output, "--overwrite", *scenes, *options.more]
             code, found = run_measured([str(part) for part in command], subprocess.DEVNULL, GDAL_CACHEMAX="96")
             if code:
                 raise RuntimeError(f"{' '.join(map(str, command))} failed")
@@ -108,7 +122,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, float]]:
         start = segment(1)
         for gigapixels in options.gigapixels:
             side = round((gigapixels * 1e9) ** 0.5)
-            patches = count_patches(side, options.scene_size, options.size_p)
+            patches = patch_count(predictor, (side, side), scene_size)
             used = segment(side)
             seconds, cpu = used.seconds - start.seconds, used.cpu_seconds - start.cpu_seconds
             yield {
@@ -118,6 +132,6 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, float]]:
                 "seconds": seconds,
                 "cpu_seconds": cpu,
                 "per_megapixel": 1e6 * seconds / side**2,
-                "cpu_per_patch": cpu / patches,
+                "cpu_per_patch": cpu / patches if patches else None,
                 "memory_mb": used.memory_mb,
             }

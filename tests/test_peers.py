@@ -43,3 +43,13 @@ def test_sides_are_padded_and_cropped() -> None:
         logits = padded(network, x)
         whole = network(torch.cat([x, torch.zeros(1, 3, 24, 64)], dim=2))
     assert logits.shape == (1, 3, 40, 64) and torch.equal(logits, whole[:, :, :40])
+
+
+def test_large_images_are_timed_and_their_results_kept(tmp_path) -> None:
+    pytest.importorskip("rasterio")
+    network = ["--mode=3", "--pyramid_width=8", "--size_g=64", "--size_p=64", "--scene_size=128"]
+    written = ["--results", str(tmp_path / "out"), "--json", str(tmp_path / "large.json")]
+    assert main(["large_images", "--gigapixels=4e-5", *network, *written, "--device=cpu", "--", "--cog"]) == 0
+    (row,) = json.loads((tmp_path / "large.json").read_text())["rows"]
+    assert row["side"] == 200 and row["patches"] == 4 * 16  # of four scenes
+    assert sorted(file.name for file in (tmp_path / "out" / "out200").iterdir()) == ["200_mask.tif", "summary.json"]
