@@ -65,6 +65,7 @@ def add_options(add: AddOption) -> None:
     add("--unet", type=Path, metavar="FILE", help="of experiments.baselines, with the checkpoint's encoder and patches")
     add("--images", type=Path, nargs="+", metavar="FILE", help="scenes (default: a made-up one)")
     add("--length", type=whole(60), default=6000, help="of the strip, in pixels (default: %(default)s)")
+    add("--scene_size", type=whole(64), default=SCENE_SIZE, help="with --context square (default: %(default)s)")
     add("--stability", type=whole(0), default=0, metavar="N", help="shifted cuts (default: %(default)s)")
     add_smoothing(add)
 
@@ -152,7 +153,7 @@ def networks(options: argparse.Namespace) -> Iterator[tuple[str, View, int, Segm
             f"GLNet, context {context}",
             segmenter.view,
             segmenter.header.size_p,
-            partial(class_ids, predictor, SCENE_SIZE),
+            partial(class_ids, predictor, options.scene_size),
         )
     if options.unet:
         header = segmenter.header
@@ -162,9 +163,9 @@ def networks(options: argparse.Namespace) -> Iterator[tuple[str, View, int, Segm
         yield "U-Net", segmenter.view, header.size_p, partial(class_ids, patchwise, sys.maxsize)
 
 
-def measure(source: Source, size_p: int, segment: Segment, length: int, stability: int) -> dict[str, float | None]:
+def measure(source: Source, size_p: int, segment: Segment, options: argparse.Namespace) -> dict[str, float | None]:
     """Return the figures of one network on one scene, by the keys of `COLUMNS`."""
-    boxes = cuts_of(source.size, length)
+    boxes = cuts_of(source.size, options.length)
     common = common_part(boxes)
     found = {name: common.within(box).of(segment(CropSource(source, box))) for name, box in boxes.items()}
     row: dict[str, float | None] = {}
@@ -175,11 +176,11 @@ def measure(source: Source, size_p: int, segment: Segment, length: int, stabilit
     start = time.perf_counter()
     ids = segment(source)
     row["seconds"] = time.perf_counter() - start
-    if shifted := shifted_cuts(source.size, size_p, stability):
+    if shifted := shifted_cuts(source.size, size_p, options.stability):
         differs = [segment(CropSource(source, box)) != box.of(ids) for box in shifted]
         changed = sum(float(one.sum()) for one in differs) / sum(one.numel() for one in differs)
         row["changed"] = 100 * changed
-    grid = scene_grid(source.size, SCENE_SIZE)
+    grid = scene_grid(source.size, options.scene_size)
     if len(grid) > 1:
         shares = 100 * border_shares(ids.numpy(), scene_lines(grid))
         row |= {"borders": shares[0], "chance": shares.mean(), "rank": 100 * float((shares < shares[0]).mean())}
@@ -196,5 +197,5 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for image in images:
             for name, view, size_p, segment in networks(options):
                 with open_image(image, view) as source:
-                    figures = measure(source, size_p, segment, options.length, options.stability)
+                    figures = measure(source, size_p, segment, options)
                 yield {"image": image.stem, "network": name, **figures}
