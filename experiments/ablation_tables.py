@@ -1,5 +1,6 @@
 """The tables of `experiments.ablation`: scores of each variant, differences with intervals over books, and trials."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.ablation_plan import DIFFERENCES, GLOBAL, Recipe, Variant, plan, variants
+from utils.files import read_json, replacing
 from utils.results import command_of, write_results
 from utils.tables import as_markdown
 
@@ -273,11 +275,42 @@ def page(record: Mapping[str, Any]) -> str:
     )
 
 
+def by_group(result: Result, recipe: Recipe) -> Result:
+    """Return a result whose matrices are added up over each group, under the id of the group's first image."""
+
+    def added(matrices: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        first: dict[str, str] = {}
+        sums: dict[str, list[int]] = {}
+        for id_, counts in matrices.items():
+            name = first.setdefault(recipe.group(id_), id_)
+            sums[name] = [a + b for a, b in zip(sums.get(name, [0] * len(counts)), counts, strict=True)]
+        return sums
+
+    evaluations = {
+        name: {**one, "matrices": {prediction: added(each) for prediction, each in one["matrices"].items()}}
+        for name, one in result["evaluations"].items()
+    }
+    return {**result, "evaluations": evaluations}
+
+
 def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) -> None:
     """Write `ablation_DATA` and, if there are trials, `trials_DATA`, each as JSON and as Markdown.
 
-    `results` are those of all runs, trials included.
+    `results` are those of all runs, trials included. They are kept by group in `runs_DATA.json`, where a later call, of
+    other runs or folds, finds them. Of a run that is trained with other arguments nothing earlier counts.
     """
+    kept = output / f"runs_{data}.json"
+    arguments = {one["run"]: one["arguments"] for one in results if not one["trial"]}
+    earlier = [
+        one
+        for one in (read_json(kept)["runs"] if kept.exists() else [])
+        if one["trial"] or arguments.get(one["run"], one["arguments"]) == one["arguments"]
+    ]
+    every = {(one["run"], one["trial"], one["fold"]): one for one in (*earlier, *results)}
+    results = [every[key] for key in sorted(every)]
+    with replacing(kept) as part:  # a run is a line
+        runs = ",\n".join(json.dumps(by_group(one, recipe), allow_nan=False) for one in results)
+        part.write_text(f'{{"runs": [\n{runs}\n]}}\n', encoding="utf-8")
     found = Results(recipe, results)
     if scores := found.scores():
         titles = dict.fromkeys(one["variant"] for one in scores)

@@ -235,7 +235,7 @@ def result(run: str, fold: int, matrices: dict[str, list[int]], **more) -> dict:
     names = ("global", "local", "ensemble")
     evaluation = {"classes": ["land", "title"], "left_out": [], "seconds_per_image": 2.0, "peak_memory_mb": 100.0}
     own = {**evaluation, "matrices": dict.fromkeys(names, matrices)}
-    changed = {"trial": "", "training_seconds": 60.0, "training_peak_mb": 200.0, **more}
+    changed = {"trial": "", "arguments": [], "training_seconds": 60.0, "training_peak_mb": 200.0, **more}
     return {"run": run, "fold": fold, **changed, "evaluations": dict.fromkeys(("own", "fused", "other", "blank"), own)}
 
 
@@ -260,6 +260,15 @@ def test_the_table_has_scores_of_pooled_images_and_means_over_folds(tmp_path) ->
     assert one["folds"] == [0] and one["by_group"] == {"a": pytest.approx(1 - first)}
     assert "| 1 of 1 |" in table
     assert one["difference"]["mIoU"] == {"value": pytest.approx(1 - first), "low": None, "high": None}
+    # runs that an earlier command left count, too, and one that was trained anew replaces them
+    for part in (found[:1], found[1:], [found[0]]):
+        ablation_tables.write(tmp_path / "again", "pages", recipe, part)
+    assert json.loads((tmp_path / "again" / "ablation_pages.json").read_text()) == record
+    kept = json.loads((tmp_path / "again" / "runs_pages.json").read_text())["runs"]
+    assert kept[1]["evaluations"]["own"]["matrices"]["local"] == {"a_f1": [8, 2, 5, 5]}
+    ablation_tables.write(tmp_path / "again", "pages", recipe, [{**found[1], "arguments": ["--lr=1"]}])
+    scores = json.loads((tmp_path / "again" / "ablation_pages.json").read_text())["runs"]
+    assert {(one["key"], one["fold"]) for one in scores if "g2l" not in one["key"]} == {("global", 1)}
 
 
 def test_the_gain_of_sharing_is_listed_by_the_side_of_patches(tmp_path) -> None:
