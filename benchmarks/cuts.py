@@ -37,6 +37,7 @@ from prediction.segmenter import Segmenter
 from prediction.stability import shifted_cuts
 from utils.arguments import AddOption, add_smoothing, whole
 from utils.files import load_torch
+from utils.precision import PRECISIONS
 from utils.settings import CONTEXTS
 from utils.tiling import Box, PatchGrid, Size
 
@@ -67,6 +68,7 @@ def add_options(add: AddOption) -> None:
     add("--length", type=whole(60), default=6000, help="of the strip, in pixels (default: %(default)s)")
     add("--scene_size", type=whole(64), default=SCENE_SIZE, help="with --context square (default: %(default)s)")
     add("--stability", type=whole(0), default=0, metavar="N", help="shifted cuts (default: %(default)s)")
+    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="(default: %(default)s)")
     add_smoothing(add)
 
 
@@ -145,6 +147,7 @@ def networks(options: argparse.Namespace) -> Iterator[tuple[str, View, int, Segm
             device=options.device,
             mode=options.mode,
             context=context,
+            precision=options.precision,
             blend=options.blend,
             upsample=options.upsample,
         )
