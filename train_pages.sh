@@ -26,7 +26,7 @@ case ${1:-} in
         ;;
     # the averaged weights of the stage before
     2)
-        settings=(--path_g fpn_pages_global.ema.pth --num_epochs 6 --batch_size 1 --patches 12 --sub_batch_size 12)
+        settings=(--path_g fpn_pages_global.ema.pth --num_epochs 36 --batch_size 6 --patches 2 --sub_batch_size 12)
         settings+=("${training[@]}")
         ;;
     3)

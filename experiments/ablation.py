@@ -110,6 +110,7 @@ class Experiment:
             f"--num_epochs={read.epochs}",
             f"--batch_size={read.images}",
             f"--lr={self.rates[run.family]}",
+            *(recipe.on_patches if run.phase == 1 else ()),
             *(self.more if run.name in self.chosen else []),
         ]
 

@@ -45,6 +45,7 @@ class Recipe:
         images: in a step, in the same order.
         patches: of each image in a step.
         windows: further arguments of training.
+        on_patches: the same of everything but stages 1 and 3.
         evaluation: further arguments of evaluation.
         patch: side of a patch, in pixels.
         sides: other sides of patches, for the gain of sharing over the side.
@@ -59,6 +60,7 @@ class Recipe:
     patches: int
     arguments: tuple[str, ...] = ()
     windows: tuple[str, ...] = ()
+    on_patches: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
     patch: int = 128
     sides: tuple[int, ...] = ()
@@ -74,9 +76,10 @@ class Recipe:
 RECIPES = {
     "pages": Recipe(
         folds=4,
-        epochs=(20, 6, 2),
-        images=(8, 1, 2),
-        patches=12,
+        epochs=(20, 36, 2),
+        images=(8, 6, 2),
+        patches=2,
+        on_patches=("--sub_batches=step",),
         arguments=("--size_g=256", "--turns=none", "--class_weights", "0.7", "0.8", "3", "6", "5", "3"),
         sides=(64, 256, 512),
         context=("title", "margin", "head"),

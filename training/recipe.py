@@ -19,6 +19,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss": "ce",
         "loss_size": "full",
         "lr": {1: 5e-4, 2: 1e-3, 3: 1e-3},
+        "sub_batches": "step",
         "lamb_fmreg": 0.01,
         "ema": 0.98,
     },
