@@ -19,11 +19,11 @@ from builders import (
     write_released_checkpoint,
     write_thin_checkpoint,
 )
+from files import read_label
 from pictures import PIXEL, SIZE, Whole, random_image, run, save, summary, write_checkpoint, write_raster
 from PIL import Image
 
 import predict
-from dataset.label_file import read_label
 from engine.predictor import Predictor
 from imaging.sources import MemorySource
 from predict import Segmenter
