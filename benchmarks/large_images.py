@@ -16,13 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.workload import MODES
-from dataset.deep_globe import DEEP_GLOBE
+from benchmarks.workload import MODES, save_random
 from dataset.synthetic import smooth_noise
-from models import checkpoint
 from models.backbone import backbone_name
-from models.glnet import GLNet
-from models.header import Header
 from prediction.scenes import SCENE_SIZE, scene_grid
 from utils.arguments import AddOption, number, whole
 from utils.results import Usage, run_measured
@@ -85,14 +81,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, float]]:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         weights = folder / "weights.pth"
-        header = Header(
-            stage=options.mode,
-            classes=DEEP_GLOBE,
-            backbone=options.backbone,
-            size_g=options.size_g,
-            size_p=options.size_p,
-        )
-        checkpoint.save(weights, GLNet(len(DEEP_GLOBE), options.backbone), header)  # random weights
+        save_random(weights, options.mode, options.backbone, size_g=options.size_g, size_p=options.size_p)
 
         def segment(side: int) -> Usage:
             image, output = folder / f"{side}.tif", folder / f"out{side}"

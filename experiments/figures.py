@@ -334,10 +334,7 @@ MADE_BY = "python -m experiments."
 TABLES = MADE_BY + "ablation --data {data} --data_path DIR"
 CURVES = MADE_BY + "figures --curves {data} LOG_PATH/TASK_NAME.jsonl ..."
 ABLATION = Kind("iou_per_class", "ablation", TABLES, ("rows", "runs", "classes"), draw_iou_per_class)
-KINDS = (
-    ABLATION,
-    Kind("learning_curves", "curves", CURVES, ("runs",), draw_learning_curves),
-)
+KINDS = (ABLATION, Kind("learning_curves", "curves", CURVES, ("runs",), draw_learning_curves))
 """The figures of which each data set has its own."""
 
 
