@@ -80,10 +80,7 @@ def test_missing_results_are_named_with_their_command_and_published_points_are_d
     assert draw(tmp_path) == 0
     assert list(panels) == ["memory_accuracy"]
     text = capsys.readouterr().out
-    for name, command in {
-        "ablation": "ablation --data",
-        "curves": "figures --curves",
-    }.items():
+    for name, command in {"ablation": "ablation --data", "curves": "figures --curves"}.items():
         for data in figures.DATA:
             assert f"{name}_{data}.json is missing: python -m experiments.{command} {data}" in text
 

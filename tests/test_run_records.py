@@ -19,11 +19,7 @@ from utils.stages import STAGES
 pytestmark = pytest.mark.slow
 
 STEPS, EPOCHS = 6, 2
-TERMS = {
-    1: ("focal_global",),
-    2: ("focal_local", "focal_ensemble", "fmreg"),
-    3: ("focal_global", "focal_ensemble"),
-}
+TERMS = {1: ("focal_global",), 2: ("focal_local", "focal_ensemble", "fmreg"), 3: ("focal_global", "focal_ensemble")}
 """Of the released loss, which people have plots of."""
 
 

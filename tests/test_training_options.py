@@ -11,14 +11,7 @@ from training.options import RELEASED
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = {
-    "patches": 2,
-    "sub_batches": "step",
-    "turns": "mirror",
-    "loss_size": "full",
-    "val_every": 2,
-    "ema": 0.9,
-}
+OPTIONS = {"patches": 2, "sub_batches": "step", "turns": "mirror", "loss_size": "full", "val_every": 2, "ema": 0.9}
 WINDOWS = ["--window=72", "--windows=1", "--augment"]
 ARGUMENTS = [*(f"--{name}={value}" for name, value in OPTIONS.items()), *WINDOWS, "--num_epochs=3", "--lr=1e-3"]
 
