@@ -27,11 +27,7 @@ from utils.settings import TrainingSettings
 from utils.stages import Stage
 from utils.tiling import Size, map_size
 
-TRAINING_STEPS = {
-    1: global_only.training_step,
-    2: global2local.training_step,
-    3: local2global.training_step,
-}
+TRAINING_STEPS = {1: global_only.training_step, 2: global2local.training_step, 3: local2global.training_step}
 """By stage, the function that adds the gradients of a batch and returns the terms of its loss."""
 
 SHOWN_EVERY = 10

@@ -42,10 +42,7 @@ def count_operations(mode: int, geometry: Geometry, *, training: bool) -> int:
     fake: Any = fake_training if training else fake_inference
     settings = (TrainingSettings if training else Settings)(size_p=geometry.size_p)
     sizes = {"size_g": geometry.size_g, "backbone": geometry.backbone}
-    with (
-        fake(mode, settings, geometry.side, **sizes) as (_, work, images),
-        FlopCounterMode(display=False) as counter,
-    ):
+    with fake(mode, settings, geometry.side, **sizes) as (_, work, images), FlopCounterMode(display=False) as counter:
         work(images)
     return int(counter.get_total_flops())
 

@@ -116,24 +116,6 @@ def steps(item: Item, classes: Classes) -> dict[str, float]:
     return found
 
 
-def scaled_decoding(item: Item) -> dict[str, float]:
-    """Return what a shrunk image would take if libjpeg decoded at a fraction of the size, and what would change.
-
-    Returns:
-        `cpu_ms`, and `largest` and `mean` of the differences from the exact shrunk image, in grey levels.
-    """
-    path, size = item.pairs()[0].image, (SIZE_G, SIZE_G)
-    with open_image(path) as file:
-        exact = shrink(file, size).numpy()
-    start = time.process_time()
-    with Image.open(path) as image:
-        image.draft("RGB", size)
-        found = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
-    taken = time.process_time() - start
-    differences = np.abs(found.transpose(2, 0, 1).astype(int) - exact)
-    return {"cpu_ms": 1000 * taken, "largest": float(differences.max()), "mean": float(differences.mean())}
-
-
 def cpu_seconds(process: int) -> float:
     """Return the CPU seconds that a process has used so far."""
     user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
@@ -162,8 +144,6 @@ def measure(kind: Kind, folder: Path, count: int) -> Iterator[dict[str, Any]]:
     runs = [steps(item, kind.classes) for item in items for _ in range(2)][1::2]  # the first of an image warms up
     for name in runs[0]:
         yield {"images": kind.name, "work": name, "cpu_ms": 1000 * sum(run[name] for run in runs) / count}
-    if kind.suffixes[0] == ".jpg":
-        yield {"images": kind.name, "work": "decode at a fraction", **scaled_decoding(items[0])}
     kinds = (("stage 1", False, True), ("stages 2, 3", True, True), ("validation", True, False))
     for name, read_whole, training in kinds:
         data = SegmentationDataset(items, kind.classes, SIZE_G, augment=training)
@@ -176,8 +156,6 @@ COLUMNS = {
     "work": "work",
     "cpu_ms": "CPU ms per image",
     "images_per_second": "images per second",
-    "mean": "off by, grey levels",
-    "largest": "at most",
 }
 
 

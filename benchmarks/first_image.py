@@ -17,13 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.workload import MODES
-from dataset.deep_globe import DEEP_GLOBE
+from benchmarks.workload import MODES, save_random
 from dataset.synthetic import smooth_noise
-from models import checkpoint
 from models.backbone import backbone_name
-from models.glnet import GLNet
-from models.header import Header
 from utils.arguments import AddOption, whole
 from utils.run_record import ROOT
 
@@ -96,14 +92,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row for each part of the process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        network = GLNet(len(DEEP_GLOBE), options.backbone, pyramid_width=options.pyramid_width)
-        header = Header(
-            stage=options.mode,
-            classes=DEEP_GLOBE,
-            backbone=options.backbone,
-            pyramid_width=options.pyramid_width,
-        )
-        checkpoint.save(folder / "weights.pth", network, header)
+        save_random(folder / "weights.pth", options.mode, options.backbone, pyramid_width=options.pyramid_width)
         noise = np.stack([smooth_noise(np.random.default_rng(k), options.side, 17) for k in range(3)], -1)
         scaled = 255 * (noise - noise.min()) / np.ptp(noise)
         Image.fromarray(scaled.astype(np.uint8)).save(folder / "image.jpg")

@@ -17,14 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.workload import MODES
-from dataset.deep_globe import DEEP_GLOBE
+from benchmarks.workload import MODES, save_random
 from dataset.synthetic import smooth_noise
-from models import checkpoint
 from models.backbone import backbone_name
 from models.fpn import WIDTH
-from models.glnet import GLNet
-from models.header import Header
 from prediction.scenes import patch_count
 from prediction.segmenter import Segmenter
 from utils.arguments import AddOption, number, whole
@@ -83,27 +79,14 @@ def add_options(add: AddOption) -> None:
     add("more", nargs="*", help="after --: passed on to predict.py")
 
 
-def write_random_network(path: Path, options: argparse.Namespace) -> None:
-    """Write the checkpoint of a network with random weights."""
-    header = Header(
-        stage=options.mode,
-        classes=DEEP_GLOBE,
-        backbone=options.backbone,
-        pyramid_width=options.pyramid_width,
-        size_g=options.size_g,
-        size_p=options.size_p,
-    )
-    network = GLNet(len(DEEP_GLOBE), options.backbone, pyramid_width=options.pyramid_width)
-    checkpoint.save(path, network, header)
-
-
 def rows(options: argparse.Namespace) -> Iterator[dict[str, float | None]]:
     """Yield a row for each image. Seconds are those beyond the process's start."""
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         weights = options.checkpoint or folder / "weights.pth"
         if options.checkpoint is None:
-            write_random_network(weights, options)
+            sizes = {name: getattr(options, name) for name in ("pyramid_width", "size_g", "size_p")}
+            save_random(weights, options.mode, options.backbone, **sizes)
         scenes = [] if options.scene_size is None else ["--scene_size", options.scene_size]
         segmenter = Segmenter.from_checkpoint(weights, device="cpu", scene_size=options.scene_size)
         predictor, scene_size = segmenter.predictor, segmenter.scene_size

@@ -39,19 +39,18 @@ RELEASED = {
 def count_inference(
     sub_batch: int,
     precision: str,
-    mode: int = 3,
     *,
     side: int = SIDE,
     size: int = SIZE,
     size_g: int | None = None,
     backbone: str = "resnet50",
 ) -> dict[str, float]:
-    """Count the MB, by `device` and `host`, of segmenting an image of side x side pixels, sub_batch patches at once.
+    """Count the MB, by `device` and `host`, of segmenting an image of side x side pixels in mode 3.
 
-    `size` is size_p, and size_g if that is None.
+    `sub_batch` patches are computed at once; `size` is size_p, and size_g if that is None.
     """
     settings = Settings(size_p=size, sub_batch_size=sub_batch, precision=precision)
-    with fake_inference(mode, settings, side, size_g=size_g or size, backbone=backbone) as (count, work, sample):
+    with fake_inference(3, settings, side, size_g=size_g or size, backbone=backbone) as (count, work, sample):
         count.peak = dict(count.live)
         work(sample)
     return megabytes(count)

@@ -1,16 +1,21 @@
 """The work that speed and memory are measured on, the same as was measured of the released implementation."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dataset.base import Sample
+from dataset.deep_globe import DEEP_GLOBE
 from engine.predictor import Predictor
 from helper import TRAINING_STEPS
 from imaging.sources import MemorySource
+from models import checkpoint
 from models.backbone import backbone_name
 from models.glnet import GLNet
+from models.header import Header
 from models.recompute import recomputed_activations
+from models.restore import build_network
 from utils.arguments import AddOption, whole
 from utils.canvas import ArgmaxSink
 from utils.errors import required
@@ -34,6 +39,12 @@ def random_sample(side: int, size_g: int = 508) -> Sample:
     image, whole = (torch.randint(0, 256, (3, n, n), dtype=torch.uint8) for n in (side, size_g))
     label, small = (torch.randint(0, N_CLASS, (n, n), dtype=torch.uint8) for n in (side, size_g // 4))
     return Sample("random", image, label, whole, small)
+
+
+def save_random(path: Path, mode: int, backbone: str, **sizes: Any) -> None:
+    """Write a checkpoint with random weights for DeepGlobe's classes; `sizes` are entries of its header."""
+    header = Header(stage=mode, classes=DEEP_GLOBE, backbone=backbone, **sizes)
+    checkpoint.save(path, build_network(header), header)
 
 
 def add_sizes(add: AddOption, *, several: bool = False) -> None:

@@ -183,7 +183,9 @@ class SegmentationDataset(Dataset[Sample]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item, number = self._samples[index]
-        drawn_from = self._drawn_from(epoch, item.id, number)
+        # ids come from file names, which are bytes
+        drawn_from = [self.seed, epoch, zlib.crc32(item.id.encode("utf-8", "surrogateescape"))]
+        drawn_from += [] if number is None else [1 + number]
         draw = Draw.of(drawn_from, self.turns if self.augment else "none", self.jitter)
         if self.windows is None or number is None:
             image, ids = self.reader.read(item)
@@ -226,9 +228,3 @@ class SegmentationDataset(Dataset[Sample]):
             self._shrunk[index] = shrunk.clone()
             self._held += shrunk.numel()
         return shrunk
-
-    def _drawn_from(self, epoch: int, id_: str, number: int | None) -> list[int]:
-        """Return the whole numbers that all random draws of a sample follow from."""
-        # ids come from file names, which are bytes
-        key = [self.seed, epoch, zlib.crc32(id_.encode("utf-8", "surrogateescape"))]
-        return key if number is None else [*key, 1 + number]

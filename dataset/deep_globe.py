@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from dataset.base import Item
-from dataset.layout import SplitChoice, files_by_id, natural
+from dataset.layout import SplitChoice, files_by_id, natural, paired
 from utils.classes import Classes
-from utils.errors import InputError, shortened
+from utils.errors import InputError
 
 DEEP_GLOBE = Classes(
     names=("unknown", "urban", "agriculture", "rangeland", "forest", "water", "barren"),
@@ -29,8 +29,6 @@ _LAYOUTS = (
 _SOURCE = (
     "DeepGlobe is handed out at http://deepglobe.org; `python -m dataset.synthetic --help` tells how to make a stand-in"
 )
-
-_log = logging.getLogger(__name__)
 
 
 def published_splits() -> dict[str, str]:
@@ -54,17 +52,10 @@ def find_items(root: Path, split: str, choice: SplitChoice | None = None) -> lis
         images = _listed(folder, files_by_id(folder, _IMAGE), split)
     if not images:
         raise InputError(f"split {split} is empty: no ID_sat.jpg of it in {folder}; {_SOURCE}", "empty split")
-    ids = sorted(images, key=natural)
     if split == UNLABELLED:
-        return [Item(id_, images[id_], None) for id_ in ids]
+        return [Item(id_, images[id_], None) for id_ in sorted(images, key=natural)]
     labels = files_by_id(label_folder, _LABEL, (".png", ".tif", ".tiff", ".bmp"))
-    bare = [images[id_].name for id_ in ids if id_ not in labels]
-    if bare:
-        raise InputError(
-            f"{len(bare)} of {len(ids)} images of split {split} have no ID_mask.png in {label_folder} "
-            f"({shortened(bare)}); add the labels or take the images away"
-        )
-    return [Item(id_, images[id_], labels[id_]) for id_ in ids]
+    return paired(images, images, labels, f"ID_mask.png in {label_folder}")
 
 
 def _distributed_folder(root: Path) -> Path:
@@ -83,12 +74,8 @@ def _listed(folder: Path, images: dict[str, Path], split: str) -> dict[str, Path
     found = {id_: images[id_] for id_ in wanted if id_ in images}
     unlisted, missing = len(images.keys() - lists.keys()), len(wanted) - len(found)
     if found and (unlisted or missing):
-        _log.warning(
-            "%s: %d of the %d images listed for %s are not there, and %d images there are in no list; going on without",
-            folder,
-            missing,
-            len(wanted),
-            split,
-            unlisted,
+        logging.warning(
+            f"{folder}: {missing} of the {len(wanted)} images listed for {split} are not there, and {unlisted} images "
+            "there are in no list; going on without"
         )
     return found

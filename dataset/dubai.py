@@ -35,8 +35,6 @@ LAYOUT = "'Tile 1/images/image_part_001.jpg' ... 009.jpg, 'Tile 1/masks/image_pa
 _SIDE = 3
 _TILE = re.compile("Tile ([1-9][0-9]*)")
 
-_log = logging.getLogger(__name__)
-
 
 def find_items(root: Path, split: str, choice: SplitChoice) -> list[Item]:
     """Find the scenes of `split`: by tiles, by the lists of `choice`, or all but the one that it holds out.
@@ -79,13 +77,9 @@ def _published(root: Path, tiles: dict[str, Path], split: str) -> list[str]:
         )
     if len(found) < len(wanted):
         missing = [id_ for id_ in wanted if id_ not in tiles]
-        _log.warning(
-            "%s: %d of the %d tiles of %s are not there (%s); going on without",
-            root,
-            len(missing),
-            len(wanted),
-            split,
-            ", ".join(missing),
+        logging.warning(
+            f"{root}: {len(missing)} of the {len(wanted)} tiles of {split} are not there ({', '.join(missing)}); going "
+            "on without"
         )
     return found
 

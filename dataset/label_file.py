@@ -339,11 +339,3 @@ def open_label(
     turn = TURNS[info.orientation] if image is None else turn_of(info, image)
     with open_planes(info, turn, max_pixels) as planes:
         yield LabelFile(info, planes, classes)
-
-
-def read_label(
-    path: str | Path, classes: Classes, image: FileInfo | Size | None = None, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """Read a whole label as (H, W) uint8 ids; arguments and errors are those of `open_label`."""
-    with open_label(path, classes, image, max_pixels) as label:
-        return label.read(Box(0, 0, *label.size)).numpy()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataset import deep_globe, dubai, folder, inria, isic
-from dataset.augmentation import Windows
 from dataset.base import Item, SegmentationDataset
 from dataset.folder import FolderFile
 from dataset.layout import TEST, TRAIN, VAL, SplitChoice
@@ -40,26 +39,14 @@ class Description:
     bands: str | None = None
     stretch: str | None = None
 
-    def open(
-        self,
-        split: str,
-        size_g: int,
-        classes: Classes | None = None,
-        augment: bool = False,
-        seed: int = 0,
-        *,
-        jitter: bool = False,
-        windows: Windows | None = None,
-    ) -> SegmentationDataset:
-        """The images of `split`; see `SegmentationDataset`. `classes` replaces the set's own.
+    def open(self, split: str, size_g: int, classes: Classes | None = None, **more: Any) -> SegmentationDataset:
+        """The images of `split`; `classes` replaces the set's own, `more` are arguments of `SegmentationDataset`.
 
         Raises InputError for a split that it does not have, and as its `find` does for what is wrong on disk.
         """
         if split not in self.splits:
             raise InputError(f"--split {split}: {self.title} has {', '.join(self.splits)}")
-        return SegmentationDataset(
-            self.find(split), classes or self.classes, size_g, augment, seed, jitter=jitter, windows=windows
-        )
+        return SegmentationDataset(self.find(split), classes or self.classes, size_g, **more)
 
     def labelled_split(self, given: str | None) -> str:
         """Return the given split, by default the one for validation. Raises InputError if it has no labels."""

@@ -216,18 +216,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Generates a land-cover set in DeepGlobe's layout, for trying things out without the real one.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write to; made when missing"
-    )
-    parser.add_argument("--images", type=int, default=16, help="how many images, over all splits")
-    parser.add_argument("--size", type=int, default=512, help="height and width of every image in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed, images and size give the same files")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--output", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write to; made when missing")
+    add("--images", type=int, default=16, help="how many images, over all splits")
+    add("--size", type=int, default=512, help="height and width of every image in pixels")
+    add("--seed", type=int, default=0, help="the same seed, images and size give the same files")
+    add(
         "--prepared",
         action="store_true",
         help="write the prepared layout, folders train and crossvali, instead of the distributed one",
     )
-    parser.add_argument(
+    add(
         "--overwrite",
         action="store_true",
         help="write to a folder that holds images: those of the same name are replaced, the others stay",

@@ -12,14 +12,7 @@ from engine.counting import StepScores
 from engine.global2local import patch_canvases, patch_predictions, select_training_patches
 from engine.patches import ImagePatches, TrainingPatches
 from engine.terms import Terms, add_terms, global_inputs, global_targets, outside_autocast
-from models.efficient import (
-    branch_logits,
-    branch_maps,
-    branch_pyramid,
-    conv_ps3,
-    ensemble_global_half,
-    read_refined,
-)
+from models.efficient import branch_logits, branch_maps, branch_pyramid, conv_ps3, ensemble_global_half, read_refined
 from models.glnet import GLNet
 from models.prepared import PreparedGLNet
 from models.pyramid import Levels, Pyramid

@@ -37,11 +37,7 @@ class ImagePatches:
     """
 
     def __init__(
-        self,
-        source: Source,
-        settings: Settings,
-        on_patches: OnPatches | None = None,
-        check: FiniteScores | None = None,
+        self, source: Source, settings: Settings, on_patches: OnPatches | None = None, check: FiniteScores | None = None
     ) -> None:
         """Cut an image; `on_patches` is called after each sub-batch, `check` gets all logits that become scores."""
         self.settings = settings

@@ -6,7 +6,7 @@ in mode 1, the ensemble in modes 2 and 3.
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,12 @@ from evaluation.published import PUBLISHED, Published, PublishedSet
 from utils.errors import InputError, exit_code
 from utils.files import read_json
 from utils.stages import STAGES
+from utils.tables import as_markdown
 
 NEEDED = {"mode": int, "classes": list, "images": int, "peak_memory_mb": float | int}
 """Entries that every evaluation's JSON has, with their types."""
 
-COUNTERS = {
-    "cuda": "peak of tensors (torch.cuda.max_memory_allocated)",
-    "cpu": "largest resident size of the process",
-}
+COUNTERS = {"cuda": "peak of tensors (torch.cuda.max_memory_allocated)", "cpu": "largest resident size of the process"}
 """How `peak_memory_mb` is counted, by the entry `device`."""
 
 
@@ -54,8 +52,10 @@ def comparison(record: Mapping[str, Any], published: PublishedSet) -> str:
         "The two counters are not the same quantity.",
         "",
     ]
-    rows = [_cells(one, score, split) for one in order]
-    return "\n".join([*head, *_markdown(["published", "split", "score", "MB", "this run, points", "source"], rows)])
+    titles = ["published", "split", "score", "MB", "this run, points", "source"]
+    table = as_markdown(titles, (_cells(one, score, split) for one in order))
+    note = "(points): of another split than this run's, or of an unknown one, and so no measure of it."
+    return "\n".join([*head, table, note])
 
 
 def _cells(one: Published, score: float, split: str | None) -> list[str]:
@@ -64,15 +64,6 @@ def _cells(one: Published, score: float, split: str | None) -> list[str]:
     same = one.split is not None and one.split == split
     memory = "-" if one.memory_mb is None else str(one.memory_mb)
     return [one.name, one.split or "-", f"{one.score:.1f}", memory, points if same else f"({points})", one.source]
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table whose columns have fixed widths, and a note below."""
-    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
-    for row in (head, ["-" * width for width in widths], *rows):
-        yield f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
-    yield ""
-    yield "(points): of another split than this run's, or of an unknown one, and so no measure of it."
 
 
 def run(options: argparse.Namespace) -> None:

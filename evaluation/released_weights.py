@@ -30,11 +30,7 @@ from utils.precision import resolve_precision
 from utils.settings import STATISTICS
 from utils.stages import STAGES, Stage
 
-FILES = {
-    1: "fpn_deepglobe_global.pth",
-    2: "fpn_deepglobe_global2local.pth",
-    3: "fpn_deepglobe_local2global.pth",
-}
+FILES = {1: "fpn_deepglobe_global.pth", 2: "fpn_deepglobe_global2local.pth", 3: "fpn_deepglobe_local2global.pth"}
 """The released files by mode. Mode 3 needs mode 1's too."""
 
 NEEDED = {1: (1,), 2: (2,), 3: (3, 1)}

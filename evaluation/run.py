@@ -39,15 +39,13 @@ from utils.visualize import save_colors
 class Evaluation:
     """The result of an evaluation, of all images of all processes; each process has the same.
 
-    Times are means over images, without decoding; that of the process is of all its threads together. `complete` is
-    False if the evaluation was stopped before its end; `not_finite` are ids of the images whose scores were not finite
-    numbers.
+    `seconds_per_image` is without decoding. `complete` is False if the evaluation was stopped before its end;
+    `not_finite` are ids of the images whose scores were not finite numbers.
     """
 
     metrics: StageMetrics
     images: int
     seconds_per_image: float
-    process_seconds_per_image: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     complete: bool = True
     not_finite: tuple[str, ...] = ()
@@ -86,11 +84,10 @@ class EvaluationPlan:
 
 @dataclass
 class _Part:
-    """What one process has evaluated so far; times are sums, for the others see `Evaluation`."""
+    """What one process has evaluated so far; `seconds` is a sum, for the others see `Evaluation`."""
 
     images: int = 0
     seconds: float = 0.0
-    process_seconds: float = 0.0
     coverage: Coverage = field(default_factory=Coverage)
     stopped: bool = False
     not_finite: list[str] = field(default_factory=list)
@@ -156,7 +153,6 @@ def evaluate_images(
         metrics,
         images=images,
         seconds_per_image=sum(part.seconds for part in parts) / max(images, 1),
-        process_seconds_per_image=sum(part.process_seconds for part in parts) / max(images, 1),
         coverage=sum((part.coverage for part in parts), Coverage()),
         complete=not any(part.stopped for part in parts),
         not_finite=tuple(id_ for part in parts for id_ in part.not_finite),
@@ -168,7 +164,7 @@ def _evaluate_sample(
 ) -> dict[str, Tensor] | None:
     """Segment an image, count it in `metrics` and `part`; return `evaluate_images`' predictions if they are finite."""
     settings = predictor.settings
-    start, process_start = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
     source = MemorySource(required(sample.image, "image"))
     found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
     check = FiniteScores()
@@ -180,7 +176,6 @@ def _evaluate_sample(
     if settings.device.type == "cuda":
         torch.cuda.synchronize(settings.device)
     part.seconds += time.perf_counter() - start
-    part.process_seconds += time.process_time() - process_start
     part.images += 1
     if not check.ok():
         part.not_finite.append(sample.id)

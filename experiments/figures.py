@@ -317,32 +317,6 @@ def _draw_range(axes: "Axes", runs: Sequence[Record], part: str, name: str) -> N
         axes.fill_between(epochs, low, high, color=mark["color"], alpha=0.15, linewidth=0)
 
 
-def draw_refine(path: Path, record: Record) -> None:
-    """Draw mIoU, the part that is not looked at, and seconds over the share of patches that are computed.
-
-    The record is a result of `experiments.refine`.
-    """
-    rows = record["rows"]
-    shares = [row["refine_share"] for row in rows]
-
-    def curve(axes: "Axes", key: str, label: str | None, scale: float, **keywords: Any) -> None:
-        means, spreads = ([scale * (row[part][key] or 0) for row in rows] for part in ("mean", "spread"))
-        axes.errorbar(shares, means, spreads if any(spreads) else None, label=label, **keywords)
-
-    with drawing(path, (1, 3), (4.0, 4.4)) as (scores, not_looked_at, seconds):
-        for name in reversed(PREDICTIONS):
-            curve(scores, name, name, 100, **OF_PREDICTION[name])
-        curve(not_looked_at, "not_looked_at", None, 100, **MARKS[3])
-        curve(seconds, "seconds_per_image", "elapsed", 1, **MARKS[0])
-        curve(seconds, "process_seconds_per_image", "of the processor, all threads", 1, **MARKS[1])
-        add_title(scores, "mIoU, %")
-        add_title(not_looked_at, "Pixels not looked at, %")
-        add_title(seconds, "Seconds per image")
-        seconds.set_ylim(bottom=0)
-        for axes in (scores, not_looked_at, seconds):
-            axes.set_xlabel("share of the patches that are computed")
-
-
 class Kind(NamedTuple):
     """A figure of one result file; `{data}` in the command that makes the file is the data set.
 
@@ -359,13 +333,8 @@ class Kind(NamedTuple):
 MADE_BY = "python -m experiments."
 TABLES = MADE_BY + "ablation --data {data} --data_path DIR"
 CURVES = MADE_BY + "figures --curves {data} LOG_PATH/TASK_NAME.jsonl ..."
-REFINE = MADE_BY + "refine --name {data} --checkpoints FILE ... --data_path DIR"
 ABLATION = Kind("iou_per_class", "ablation", TABLES, ("rows", "runs", "classes"), draw_iou_per_class)
-KINDS = (
-    ABLATION,
-    Kind("learning_curves", "curves", CURVES, ("runs",), draw_learning_curves),
-    Kind("refine", "refine", REFINE, ("rows",), draw_refine),
-)
+KINDS = (ABLATION, Kind("learning_curves", "curves", CURVES, ("runs",), draw_learning_curves))
 """The figures of which each data set has its own."""
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -37,39 +36,12 @@ TURNS = {
 """How stored pixels are turned for display, by EXIF's orientation."""
 
 
-class Planes(Protocol):
-    """Bands of stored values: `count` of them, of `size` (height, width) and numpy type `dtype`.
+@dataclass(frozen=True)
+class HeldPlanes:
+    """Values in memory, (C, H, W); `nodata`, or `masked` (C, H, W) bool, in all bands marks a pixel without data.
 
     `palette` is (n, 3) uint8 RGB by value where the only band holds indices.
     """
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def palette(self) -> np.ndarray | None: ...
-
-    @property
-    def size(self) -> Size: ...
-
-    def read(self, box: Box, bands: tuple[int, ...]) -> np.ndarray:
-        """Return (len(bands), height, width) of the bands `bands`, counted from 1, within `box`.
-
-        Raises InputError, naming the file, where it cannot be read.
-        """
-        ...
-
-    def valid(self, box: Box, bands: tuple[int, ...]) -> np.ndarray | None:
-        """Return (height, width) bool: where any of `bands` has data, as the file marks it; None where all have."""
-        ...
-
-
-@dataclass(frozen=True)
-class HeldPlanes:
-    """Values in memory, (C, H, W); `nodata`, or `masked` (C, H, W) bool, in all bands marks a pixel without data."""
 
     values: np.ndarray
     palette: np.ndarray | None = None
@@ -89,6 +61,7 @@ class HeldPlanes:
         return self.values.dtype.name
 
     def read(self, box: Box, bands: tuple[int, ...]) -> np.ndarray:
+        """Return (len(bands), height, width) of the bands `bands`, counted from 1, within `box`."""
         return self._cut(self.values, box, bands)
 
     def _cut(self, values: np.ndarray, box: Box, bands: tuple[int, ...]) -> np.ndarray:
@@ -98,6 +71,7 @@ class HeldPlanes:
         return values[[band - 1 for band in bands], rows, columns]
 
     def valid(self, box: Box, bands: tuple[int, ...]) -> np.ndarray | None:
+        """Return (height, width) bool: where any of `bands` has data, as the file marks it; None where all have."""
         if self.masked is not None:
             return np.asarray(~self._cut(self.masked, box, bands).all(0))
         if self.nodata is None:
@@ -108,9 +82,10 @@ class HeldPlanes:
 
 
 class RasterPlanes:
-    """The values of a raster file, turned and read in windows; to be closed.
+    """The values of a raster file, turned and read in windows; to be closed. For its methods see `HeldPlanes`.
 
-    Two threads may read at once; GDAL's files do not allow that, so they take turns.
+    Two threads may read at once; GDAL's files do not allow that, so they take turns. InputError, naming the file, is
+    raised where it cannot be read.
     """
 
     def __init__(self, info: FileInfo, turn: Turn) -> None:
@@ -151,6 +126,10 @@ class RasterPlanes:
     def _window(self, box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
         box = self._turn.origin(box, (self._file.height, self._file.width))
         return (box.top, box.top + box.height), (box.left, box.left + box.width)
+
+
+Planes = HeldPlanes | RasterPlanes
+"""Bands of stored values: `count` of them, of `size` (height, width) and numpy type `dtype`."""
 
 
 def turned(values: np.ndarray, turn: Turn) -> np.ndarray:

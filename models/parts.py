@@ -45,13 +45,7 @@ class Part(nn.Module):
 class BranchPart(Part):
     """A branch of GLNet, which reads images and, in the fused form, another branch's maps at the same place."""
 
-    def __init__(
-        self,
-        name: str,
-        branch: Branch,
-        outputs: tuple[str, ...],
-        ensemble: Ensemble | None = None,
-    ) -> None:
+    def __init__(self, name: str, branch: Branch, outputs: tuple[str, ...], ensemble: Ensemble | None = None) -> None:
         """Make the part; it shares the branch's weights.
 
         `outputs` are of `logits`, `ps3`, `MAPS` and, with an ensemble, `half`.

@@ -201,23 +201,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m prediction.export", description="Export a trained network for other runtimes."
     )
-    parser.add_argument("checkpoint", type=Path, help="of this project, or released")
-    parser.add_argument("folder", type=Path, help="new folder for the files of the network's parts and glnet.json")
-    parser.add_argument(
-        "--mode", type=int, choices=(1, 2, 3), help="(default: the checkpoint's stage; a released file needs it)"
-    )
-    parser.add_argument(
-        "--path_g",
-        type=Path,
-        metavar="FILE",
-        help="stage 1's file, which a released file of mode 3 needs beside it",
-    )
-    parser.add_argument(
-        "--format",
-        choices=("onnx", "pt2"),
-        default="onnx",
-        help="ONNX, or programs of torch.export (default: %(default)s)",
-    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="of this project, or released")
+    add("folder", type=Path, help="new folder for the files of the network's parts and glnet.json")
+    add("--mode", type=int, choices=(1, 2, 3), help="(default: the checkpoint's stage; a released file needs it)")
+    add("--path_g", type=Path, metavar="FILE", help="stage 1's file, which a released file of mode 3 needs beside it")
+    kinds = ("onnx", "pt2")
+    add("--format", choices=kinds, default="onnx", help="ONNX, or programs of torch.export (default: %(default)s)")
     given = parser.parse_args()
     try:
         return exit_code(lambda: export(given.checkpoint, given.folder, given.mode, given.path_g, given.format))

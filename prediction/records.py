@@ -58,15 +58,11 @@ class Record:
     @classmethod
     def parse(cls, values: Any) -> "Record | None":
         """Return the record of which `asdict` gave `values`; None if they are none."""
-        try:
-            areas = values.get("areas")
-            return (
-                None
-                if not isinstance(values["made_by"], dict)
-                else cls(**{**values, "areas": None if areas is None else Areas(**areas)})
-            )
-        except (TypeError, KeyError, AttributeError):
-            return None
+        with suppress(TypeError, KeyError, AttributeError):
+            if isinstance(values["made_by"], dict):
+                areas = values.get("areas")
+                return cls(**{**values, "areas": None if areas is None else Areas(**areas)})
+        return None
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

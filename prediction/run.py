@@ -290,28 +290,25 @@ class PredictionRun:
                     outputs = Outputs(source, task.missing, classes, self.results, task.reference, mode, cuts)
                 with ExitStack() as written:
                     ranks.together(lambda: written.enter_context(outputs or nullcontext()))  # its files are started
-                    coverage = segment_scenes(
+                    segment = partial(
+                        segment_scenes,
                         predictor,
-                        source,
-                        outputs.emit if outputs else lambda top, rows: None,
                         scene_size=scene_size,
-                        probabilities=outputs is not None and outputs.needs_probabilities,
-                        uncertainty=self.results.uncertainty,
                         on_patches=bar.update,
                         ranks=ranks,
                         folder=scenes,
                         name=task.image,
                     )
+                    coverage = segment(
+                        source,
+                        outputs.emit if outputs else lambda top, rows: None,
+                        probabilities=outputs is not None and outputs.needs_probabilities,
+                        uncertainty=self.results.uncertainty,
+                    )
                     for cut in cuts:
-                        segment_scenes(
-                            predictor,
+                        segment(
                             CropSource(source, cut),
                             partial(outputs.compare, cut) if outputs else lambda top, rows: None,
-                            scene_size=scene_size,
-                            on_patches=bar.update,
-                            ranks=ranks,
-                            folder=scenes,
-                            name=task.image,
                         )
                     if outputs is None:
                         return None

@@ -2,26 +2,14 @@
 
 import zipfile
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
+from imaging.raster_writer import RasterWriter
 from utils.classes import Color
 from utils.tiling import Size
-
-
-class RowWriter(Protocol):
-    """Writes the rows of one result, in order. Both methods raise OSError or InputError if that fails."""
-
-    def write(self, rows: np.ndarray) -> None:
-        """Add the next n rows, (channels, n, W)."""
-        ...
-
-    def close(self) -> None:
-        """Finish the file."""
-        ...
 
 
 class PngWriter:
@@ -37,6 +25,7 @@ class PngWriter:
         self._top = 0
 
     def write(self, rows: np.ndarray) -> None:
+        """Add the next n rows, (channels, n, W)."""
         count = rows.shape[1]
         self._picture[self._top : self._top + count] = rows[0] if self._palette else rows.transpose(1, 2, 0)
         self._top += count
@@ -62,8 +51,13 @@ class NpzWriter:
         npy.write_array_header_1_0(self._member, description)
 
     def write(self, rows: np.ndarray) -> None:
+        """Add the next n rows, (channels, n, W)."""
         self._member.write(np.ascontiguousarray(rows.transpose(1, 2, 0), self._dtype).tobytes())
 
     def close(self) -> None:
         self._member.close()
         self._archive.close()
+
+
+RowWriter = PngWriter | NpzWriter | RasterWriter
+"""Writes the rows of one result, in order; its methods raise OSError or InputError if that fails."""

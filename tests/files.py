@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset.label_file import open_label
+from imaging.planes import MAX_PIXELS
+from utils.classes import Classes
+from utils.tiling import Box
+
 SIDES = (5, 60)
 WHERE = {"crs": "EPSG:32633", "transform": (0.5, 0, 500000, 0, -0.5, 5000000)}
 
@@ -34,6 +39,12 @@ class Stored:
                 step
             ](values)
         return values
+
+
+def read_label(path: Path, classes: Classes, image: object = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read a whole label as (H, W) uint8 ids; for the arguments see `open_label`."""
+    with open_label(path, classes, image, max_pixels) as label:
+        return label.read(Box(0, 0, *label.size)).numpy()
 
 
 def draw_size(rng: np.random.Generator) -> tuple[int, int]:

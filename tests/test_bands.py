@@ -145,20 +145,6 @@ def test_the_command_line_overrides_the_file_and_the_checkpoint_both(multispectr
     assert resolved(init_from=build_header(3, classes=classes)).bands == "1,2,3,4"
 
 
-@pytest.mark.parametrize(
-    ("entry", "value"),
-    [
-        *(("bands", value) for value in ([], [0], "1,2", [True], [1] * 17)),
-        *(("stretch", value) for value in ("9,1", [0, 9], "a")),
-    ],
-)
-def test_wrong_bands_and_stretch_in_the_file_are_named(multispectral, tmp_path, entry, value) -> None:
-    record = json.loads((multispectral / "dataset.json").read_text())
-    (tmp_path / "dataset.json").write_text(json.dumps({**record, entry: value}))
-    with pytest.raises(InputError, match=rf"dataset\.json: {entry} "):
-        describe("folder", tmp_path)
-
-
 def test_a_description_measures_a_stretch_of_values(multispectral, tmp_path) -> None:
     output = tmp_path / "measured.json"
     arguments = ["--images=images/{id}.tif", "--labels=labels/{id}.png", "--quiet", f"--output={output}"]

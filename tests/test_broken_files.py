@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files import DRAWN, draw_file
+from files import DRAWN, draw_file, read_label
 from pictures import run, save, write_checkpoint
 
 from dataset.base import Item, SegmentationDataset
-from dataset.label_file import read_label
 from utils.classes import Classes
 from utils.errors import InputError
 

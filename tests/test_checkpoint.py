@@ -301,11 +301,7 @@ BIAS = "module.fpn_local.smooth2_1.bias"
 WRONG_TENSORS = {  # a tensor of a released file, what it becomes (None: it goes), and what the error must name
     "missing": (BIAS, None, r"misses tensor local\.pyramid\.smooth1\.1\.bias"),
     "missing buffer": ("module.resnet_local.bn1.running_var", None, r"misses .*local\.backbone\.bn1\.running_var"),
-    "misshaped": (
-        "module.fpn_global.classify.weight",
-        torch.zeros(9, 512, 3, 3),
-        r"head\.weight is \(9, 512",
-    ),
+    "misshaped": ("module.fpn_global.classify.weight", torch.zeros(9, 512, 3, 3), r"head\.weight is \(9, 512"),
     "a number": (BIAS, 3, "is a int, not a tensor"),
     "unexpected root": ("module.extra.weight", torch.zeros(1), r"unexpected .*extra\.weight"),
     "unexpected leaf": ("module.resnet_local.fc.weight", torch.zeros(1), r"unexpected .*local\.backbone\.fc\.weight"),
@@ -439,12 +435,14 @@ def classes(**changes) -> dict:
     return {**build_header(1).classes.to_record(), **changes}
 
 
+NO_NETWORKS = ("__init__", "timm/hf_hub:a/b", "timm/", "timm/a/b", "timm/a b", "other/a", "timm/a.b.c")
+
 HOSTILE = {
     "code": ours(model=Harmful()),
     "no header": ours(header=None),
     "unknown stage": ours(header=header(stage=9)),
     "stage of a wrong type": ours(header=header(stage=[1])),
-    "unknown backbone": ours(header=header(backbone="__init__")),
+    **{f"backbone {name}": ours(header=header(backbone=name)) for name in NO_NETWORKS},
     "unknown normalisation": ours(header=header(normalize="x")),
     "absurd size": ours(header=header(size_g=1 << 40)),
     "size of a wrong type": ours(header=header(size_p="64")),

@@ -71,10 +71,7 @@ REFUSED = {  # arguments, and what the line must say
         [*EVALUATION, "--split=validation", "--data_path=data", "--n_class=5"],
         "--split validation: DeepGlobe has train, crossvali, test, offical_crossvali",
     ),
-    "another image's maps in training": (
-        [*MODES[2], "--share=other"],
-        "--share other goes with --evaluation",
-    ),
+    "another image's maps in training": ([*MODES[2], "--share=other"], "--share other goes with --evaluation"),
     "window without their number": ([*MODES[1], "--window=64"], "--window SIZE and --windows N go together"),
     "windows without their size": ([*MODES[1], "--windows=2"], "--window SIZE and --windows N go together"),
     "small window": ([*MODES[1], "--window=8", "--windows=2"], "--window 8 must be at least 32"),

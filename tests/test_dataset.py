@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from files import read_label
 from PIL import Image, ImageFile
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from dataset import base
 from dataset.base import Item, Sample, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
-from dataset.label_file import read_label
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from imaging.image_file import open_image
 from imaging.planes import MAX_PIXELS

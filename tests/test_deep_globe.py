@@ -67,7 +67,7 @@ def test_empty_and_unknown_splits_missing_labels_and_two_files_of_one_id_are_ref
         opened(tmp_path, "crossvali")
     write_pair(tmp_path, "266")
     (tmp_path / "266_mask.png").unlink()
-    with pytest.raises(InputError, match=r"1 of 2 images of split train have no ID_mask\.png .*\(266_sat\.jpg\)"):
+    with pytest.raises(InputError, match=r"1 of 2 images have no label: .*266_sat\.jpg; expected is ID_mask\.png in "):
         opened(tmp_path, "train")
     (tmp_path / "119_sat.png").write_bytes((tmp_path / "119_sat.jpg").read_bytes())
     with pytest.raises(InputError, match=r"119_sat.* are both 119's"):

@@ -133,9 +133,7 @@ def test_options_in_the_text_exist(document):
         cached_parser(module) for module in ("train_deep_globe", "predict", "dataset.synthetic", "dataset.alto")
     ]
     commands += subcommands(cached_parser("benchmarks.__main__")).values()
-    commands += [
-        cached_parser(f"experiments.{name}") for name in ("figures", "refine", "strip", "ablation", "baselines")
-    ]
+    commands += [cached_parser(f"experiments.{name}") for name in ("figures", "strip", "ablation", "baselines")]
     commands += [cached_parser(f"evaluation.{name}") for name in ("compare", "released_weights")]
     known = {option for parser in commands for option in parser._option_string_actions}
     if document == OUTPUT:  # generated from the parsers; test_options_page_is_current compares it

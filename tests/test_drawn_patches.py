@@ -5,15 +5,7 @@ from dataclasses import dataclass
 import builders
 import pytest
 import torch
-from builders import (
-    MIN_OVERLAP,
-    SIDE,
-    build_sample,
-    build_settings,
-    gradients,
-    learning_model,
-    write_noise,
-)
+from builders import MIN_OVERLAP, SIDE, build_sample, build_settings, gradients, learning_model, write_noise
 from torch import Tensor
 
 from dataset.base import Item, Sample, SegmentationDataset

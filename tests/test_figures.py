@@ -32,14 +32,6 @@ def ablation() -> dict[str, Any]:
     return {"command": "made up", "classes": CLASSES, "rows": rows, "runs": runs}
 
 
-def refine() -> dict[str, Any]:
-    keys = ("global", "local", "ensemble", "not_looked_at", "seconds_per_image", "process_seconds_per_image")
-    rows = [
-        {"refine_share": k / 2, "mean": dict.fromkeys(keys, k / 4), "spread": dict.fromkeys(keys)} for k in range(3)
-    ]
-    return {"command": "made up", "rows": rows}
-
-
 def write_log(folder: Path, mode: int, scores: list[float | None], started: str = "now") -> Path:
     """Write the log of a run as training does: a line for each epoch, and the run's record in a folder beside."""
     log = folder / f"run{mode}.jsonl"
@@ -88,11 +80,7 @@ def test_missing_results_are_named_with_their_command_and_published_points_are_d
     assert draw(tmp_path) == 0
     assert list(panels) == ["memory_accuracy"]
     text = capsys.readouterr().out
-    for name, command in {
-        "ablation": "ablation --data",
-        "refine": "refine --name",
-        "curves": "figures --curves",
-    }.items():
+    for name, command in {"ablation": "ablation --data", "curves": "figures --curves"}.items():
         for data in figures.DATA:
             assert f"{name}_{data}.json is missing: python -m experiments.{command} {data}" in text
 
@@ -101,10 +89,10 @@ def test_hollow_points_are_published_with_both_numbers_and_filled_ones_are_ours(
     """Every result has its figure, also of other data sets; variants that are not to be drawn are left out."""
     some = ablation()
     some["rows"][1]["drawn"] = False
-    write(tmp_path, ablation_dubai=ablation(), ablation_mine=some, refine_synthetic=refine())
+    write(tmp_path, ablation_dubai=ablation(), ablation_mine=some)
     output = tmp_path / "drawn"
     assert draw(tmp_path, "--output", str(output)) == 0
-    expected = {"iou_per_class_dubai", "iou_per_class_mine", "refine_synthetic", "memory_accuracy"}
+    expected = {"iou_per_class_dubai", "iou_per_class_mine", "memory_accuracy"}
     assert {path.stem for path in output.iterdir()} == set(panels) == expected
     published, *ours = panels["memory_accuracy"]
     known = [(one.memory_mb, one.score) for one in PUBLISHED["deep_globe"].results if one.memory_mb is not None]

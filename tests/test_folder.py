@@ -134,6 +134,8 @@ def test_splits_by_lists_folders_and_fractions_are_exact(tmp_path: Path) -> None
         ({"measures": ["dice"]}, "must be a list of names out of accuracy, jaccard"),
         ({"ignored": [0]}, "0 stands for more than one of the classes and ignored"),
         ({"ignored": 255}, "ignored must be a list of grey values and colours"),
+        *(({"bands": value}, "bands .* must be a list of 1 to 16") for value in ([], [0], "1,2", [True], [1] * 17)),
+        *(({"stretch": value}, "stretch .* must be a text") for value in ("9,1", [0, 9], "a")),
         (
             {"classes": [{"name": "a", "value": 9, "color": [5, 5, 5]}, {"name": "b", "value": 5}]},
             "class a has the grey colour .* which is another class's value",

@@ -20,11 +20,13 @@ SIZES = [(100, 100), (97, 131), (64, 64), (30, 41), (50, 200), (65, 64)]
 
 @pytest.mark.parametrize("mode", (1, 2, 3))
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_prepared_network_gives_the_plain_ones_scores_at_every_pixel(mode, size) -> None:
+def test_prepared_network_gives_the_plain_ones_scores_at_every_pixel_whatever_the_sub_batch(mode, size) -> None:
     model, sample = shared_model(), build_sample(size)
-    plain, found = (give(model, mode, sample, build_settings()) for give in (forward_scores, segment_scores))
-    for name, scores in plain.items():
-        assert (scores - found[name]).abs().max() <= 1e-4 * (scores.max() - scores.min()), name
+    plain = forward_scores(model, mode, sample, build_settings())
+    for sub_batch_size in (4, 1) if size == SIZES[0] else (4,):
+        found = segment_scores(model, mode, sample, build_settings(sub_batch_size=sub_batch_size))
+        for name, scores in plain.items():
+            assert (scores - found[name]).abs().max() <= 1e-4 * (scores.max() - scores.min()), name
 
 
 def test_preparing_leaves_the_network_as_it_was() -> None:

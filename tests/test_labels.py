@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files import png, write_raster
+from files import png, read_label, write_raster
 from pictures import exif_of
 from PIL import Image
 
-from dataset.label_file import UNKNOWN, Colors, fit_of, open_label, read_label
+from dataset.label_file import UNKNOWN, Colors, fit_of, open_label
 from imaging.probe import probe
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError

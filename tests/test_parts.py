@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files import WHERE, write_raster
+from files import WHERE, read_label, write_raster
 from PIL import Image
 
-from dataset.label_file import read_label
 from imaging.image_file import open_image
 from imaging.probe import probe
 from prediction.run import find_images

@@ -243,27 +243,6 @@ def test_metres_need_a_georeference_and_geojson_a_place_on_the_earth(checkpoint,
     assert (tmp_path / "out" / "b.geojson").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--min_area", "5px"], "--min_area 5px needs --polygons gpkg or geojson"),
-        (
-            ["--polygons", "gpkg", "--min_area", "50"],
-            "--min_area 50 must be a number with its unit, as in 50px or 50m2",
-        ),
-        (["--polygons", "gpkg", "--min_area", "5m"], "--min_area 5m must be"),
-        (["--polygons", "gpkg", "--min_area", "-1px"], "--min_area"),
-        (["--polygons", "shp"], "--polygons"),
-    ],
-)
-def test_wrong_options_end_in_one_line(checkpoint, tmp_path, capsys, options, message) -> None:
-    save(tmp_path / "a.png", SIZE)
-    assert run(checkpoint, tmp_path / "a.png", output=tmp_path / "out", options=options) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-
-
 @pytest.mark.parametrize("package", ["pyogrio", "shapely"])
 def test_a_missing_package_is_named(monkeypatch, package) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -19,11 +19,11 @@ from builders import (
     write_released_checkpoint,
     write_thin_checkpoint,
 )
+from files import read_label
 from pictures import PIXEL, SIZE, Whole, random_image, run, save, summary, write_checkpoint, write_raster
 from PIL import Image
 
 import predict
-from dataset.label_file import read_label
 from engine.predictor import Predictor
 from imaging.sources import MemorySource
 from predict import Segmenter
@@ -184,6 +184,11 @@ def test_a_killed_run_goes_on_and_its_areas_are_in_the_summary(checkpoint, image
             f"--coarse_to_fine needs two classes, one of them foreground; here are {N_CLASS}",
         ),
         (["images"], ["--box_margin", "-1"], "--box_margin -1"),
+        (["images"], ["--min_area", "5px"], "--min_area 5px needs --polygons gpkg or geojson"),
+        (["images"], ["--min_area", "50"], "--min_area 50 must be a number with its unit, as in 50px or 50m2"),
+        (["images"], ["--min_area", "5m"], "--min_area 5m must be"),
+        (["images"], ["--min_area", "-1px"], "--min_area"),
+        (["images"], ["--polygons", "shp"], "--polygons"),
         (["images"], ["--output", "images"], "holds images"),
         (["images", "other/a.png"], [], "would give the same files"),
     ],

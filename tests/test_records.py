@@ -192,11 +192,7 @@ def test_record_gives_null_without_union_and_counts_it_as_0(tmp_path) -> None:
         "seconds_per_image": 1.5,
         "peak_memory_mb": 321.0,
         "global": {"iou": [1.0, 1.0, 1.0], "mIoU": 1.0, "mIoU_all": 1.0},
-        "local": {
-            "iou": [pytest.approx(2 / 3), 0.5, None],
-            "mIoU": 0.25,
-            "mIoU_all": pytest.approx((2 / 3 + 0.5) / 3),
-        },
+        "local": {"iou": [pytest.approx(2 / 3), 0.5, None], "mIoU": 0.25, "mIoU_all": pytest.approx((2 / 3 + 0.5) / 3)},
         "ensemble": {"iou": [1.0, 0.5, 0.5], "mIoU": 0.5, "mIoU_all": pytest.approx(2 / 3)},
     }
 

@@ -50,7 +50,7 @@ def assert_same_end(folders: runs.Folders, expected: runs.Folders, mode: int) ->
     for part in ("", "IoU/train iou", "IoU/validation iou"):
         assert scalar_steps(folders.logs / name / part) == scalar_steps(expected.logs / name / part)
     names = {path.name for path in folders.models.iterdir() if path.name.startswith((name, "."))}
-    assert names == {f"{name}{ending}.pth" for ending in ("", ".best", ".previous")} | {f"{name}.md"}
+    assert names == {f"{name}{ending}.pth" for ending in ("", ".best", ".previous")}
 
 
 def kill_after_saves(run: runs.Run, path: Path, count: int, delay: float) -> int:

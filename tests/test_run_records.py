@@ -19,11 +19,7 @@ from utils.stages import STAGES
 pytestmark = pytest.mark.slow
 
 STEPS, EPOCHS = 6, 2
-TERMS = {
-    1: ("focal_global",),
-    2: ("focal_local", "focal_ensemble", "fmreg"),
-    3: ("focal_global", "focal_ensemble"),
-}
+TERMS = {1: ("focal_global",), 2: ("focal_local", "focal_ensemble", "fmreg"), 3: ("focal_global", "focal_ensemble")}
 """Of the released loss, which people have plots of."""
 
 
@@ -70,6 +66,7 @@ def test_run_json_and_its_text_tell_how_to_repeat_the_run(reference) -> None:
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["device"].startswith("cpu")
     assert record["processes"] == 1
+    assert record["images"] == {"train": 5, "crossvali": 2}
     assert record["git_commit"] == run_record.git_commit()
     events = runs.read_events(folder)
     (tag,) = events.Tags()["tensors"]
@@ -98,7 +95,6 @@ def test_the_end_tells_the_best_epoch_and_where_everything_is(reference) -> None
     assert f"in epoch {best['epoch']}: {folders.models / 'one.best.pth'}" in told
     for path in (
         folders.models / "one.pth",
-        folders.models / "one.md",
         folders.logs / "one.log",
         folders.logs / "one",
         folders.logs / "one.jsonl",

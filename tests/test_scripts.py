@@ -67,9 +67,9 @@ def work() -> Iterator[Path]:
         yield folder
 
 
-def test_every_stage_leaves_its_last_and_its_best_checkpoint_with_a_card_and_keeps_older_ones(work) -> None:
+def test_every_stage_leaves_its_last_and_its_best_checkpoint_and_keeps_older_ones(work) -> None:
     names = {path.name for path in (work / "models").iterdir()}
-    expected = {f"{task}{ending}" for task in TASKS for ending in (".pth", ".best.pth", ".md")}
+    expected = {f"{task}{ending}" for task in TASKS for ending in (".pth", ".best.pth")}
     assert names == expected | {f"{TASKS[0]}.previous.pth", f"{TASKS[0]}.best.previous.pth"}
     for ending in (".pth", ".best.pth"):
         older = work / "models" / f"{TASKS[0]}{ending}"

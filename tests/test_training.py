@@ -45,25 +45,6 @@ def assert_close_as_a_whole(gradient: Tensor, expected: Tensor, name: str) -> No
     assert (gradient - expected).norm() <= 1e-5 * expected.norm(), name
 
 
-def assert_same_decision(scores: Tensor, expected: Tensor) -> None:
-    """Scores equal up to rounding, and the ids wherever rounding cannot turn them."""
-    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
-    first, second = expected.topk(2, dim=0).values
-    clear = first - second > 1e-3
-    assert clear.float().mean() > 0.95
-    assert torch.equal(scores.argmax(0)[clear], expected.argmax(0)[clear])
-
-
-@pytest.mark.parametrize("mode", [2, 3])
-def test_sub_batch_size_does_not_matter_in_evaluation(mode) -> None:
-    model, sample = shared_model(), build_sample((100, 150))
-    expected = segment_scores(model, mode, sample, build_settings(sub_batch_size=100))
-    for sub_batch_size in (1, 4):
-        found = segment_scores(model, mode, sample, build_settings(sub_batch_size=sub_batch_size))
-        for name, scores in found.items():
-            assert_same_decision(scores, expected[name])
-
-
 @pytest.mark.parametrize("mode", [1, 2, 3])
 def test_one_image_after_another_equals_each_alone(mode) -> None:
     model = shared_model()

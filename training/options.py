@@ -150,11 +150,7 @@ def add_data(parser: Parser) -> None:
         on_resume=LOGGED,
         help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
     )
-    add(
-        "--hold_out",
-        metavar="ID",
-        help="dubai: validate on this scene alone, such as tile3, and train on all others",
-    )
+    add("--hold_out", metavar="ID", help="dubai: validate on this scene alone, such as tile3, and train on all others")
     add_view(add)
 
 
@@ -272,12 +268,7 @@ def add_training(parser: Parser) -> None:
         default=LOSSES[0],
         help="focal, cross-entropy, Lovasz-softmax, or a sum (default: %(default)s, as released)",
     )
-    add(
-        "--gamma",
-        type=number(0),
-        default=GAMMA,
-        help="of the focal loss; 0 is cross-entropy (default: %(default)g)",
-    )
+    add("--gamma", type=number(0), default=GAMMA, help="of the focal loss; 0 is cross-entropy (default: %(default)g)")
     add(
         "--loss_size",
         choices=("quarter", "full"),
@@ -309,12 +300,7 @@ def add_variation(parser: Parser) -> None:
         help="train on windows of SIZE x SIZE pixels of every longer image, each with its own shrunk image.\n"
         "Validation, evaluation and prediction take images whole, shrunk as far (default: whole images)",
     )
-    add(
-        "--windows",
-        type=whole(1),
-        metavar="N",
-        help="with --window: how many each epoch draws from each longer image",
-    )
+    add("--windows", type=whole(1), metavar="N", help="with --window: how many each epoch draws from each longer image")
     add(
         "--patches",
         type=whole(0),

@@ -20,7 +20,6 @@ from models.header import Header
 from training import records, state
 from training.average import WeightAverage
 from training.log import RunLog
-from training.model_card import read_epochs, write_card
 from training.optimizer import build_optimizer, build_schedule
 from training.recipe import reach_line
 from training.records import Pictures, picture_collector, record_epoch
@@ -212,6 +211,7 @@ class TrainingRun:
         self.log = RunLog(plan.log_path, plan.task_name, plan.header.classes, sizes)
         run = self.state.run
         record = run_record(plan.record, plan.settings.device, plan.ranks.world, run.started, run.resumed)
+        record["images"] = {TRAIN: len(plan.train_data), plan.validation: len(plan.val_data)}
         self.log.start(record, records.run_table(record))
         for path in vars(files).values():
             remove_leftovers(path)
@@ -219,8 +219,6 @@ class TrainingRun:
             for path in (files.last, files.best, files.average):
                 checkpoint.keep_previous(path)
             files.average.unlink(missing_ok=True)  # the new run may have none
-            if files.card.exists():  # the new checkpoints are not what it describes
-                files.card.replace(files.card.with_suffix(".previous.md"))
             files.resume.unlink(missing_ok=True)
         more = f" and {plan.ranks.world - 1} more" if plan.ranks.world > 1 else ""
         logging.info(
@@ -422,18 +420,14 @@ class TrainingRun:
         )
 
     def _end(self, log: RunLog) -> None:
-        """Write the model card, whose scores come from the log; tell how the run went and where its files are."""
+        """Remove the resume file; tell how the run went and where its files are."""
         plan, run, files = self.plan, self.state.run, self.plan.files
-        images = [(TRAIN, len(plan.train_data)), (plan.validation, len(plan.val_data))]
-        epochs = read_epochs(log.lines, run.started)
-        write_card(files, plan.stage, plan.header, run, plan.record, images=images, epochs=epochs)
         files.resume.unlink(missing_ok=True)
         if run.epoch < plan.num_epochs:
             logging.info(f"Stopped after epoch {run.epoch}: no better score since {run.best_epoch}")
         logging.info(
             f"Best validation mIoU {100 * run.best_score:.2f} in epoch {run.best_epoch}"
             f"{' (on training images)' if self.shared else ''}: {files.best}\nLast: {files.last}\n"
-            f"Model card: {files.card}\nLog: {log.text}\n"
-            f"Lines of JSON: {log.lines}\n"
+            f"Log: {log.text}\nLines of JSON: {log.lines}\n"
             f"Options and versions: {log.folder / 'run.json'}\nTensorBoard: tensorboard --logdir {log.folder}"
         )

@@ -38,20 +38,18 @@ RATE_OPTIONS = {*EPOCH_OPTIONS, "num_epochs", "lr", "backbone_lr", "warmup", "op
 class RunFiles:
     """The files of a run in `--model_path`.
 
-    `resume` exists as long as the run is unfinished, `card` when it is finished; `average` has the averaged weights of
-    the last epoch, with `--ema`.
+    `resume` exists while the run is unfinished; `average` has the averaged weights of the last epoch, with `--ema`.
     """
 
     last: Path
     best: Path
     resume: Path
-    card: Path
     average: Path
 
     @classmethod
     def of(cls, folder: Path, name: str) -> "RunFiles":
         """Return the files of the run called `name` in `folder`."""
-        return cls(*(folder / f"{name}{ending}" for ending in (".pth", ".best.pth", ".resume.pth", ".md", ".ema.pth")))
+        return cls(*(folder / f"{name}{ending}" for ending in (".pth", ".best.pth", ".resume.pth", ".ema.pth")))
 
 
 def resume_source(files: RunFiles, resume: str, overwrite: bool) -> Path | None:

@@ -8,7 +8,6 @@ which the global prediction is least certain.
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -55,32 +54,6 @@ class Coverage:
         return 1 - self.computed / max(1, self.patches)
 
 
-class PatchSelection(Protocol):
-    """A rule that selects patches."""
-
-    def patches(self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None) -> Patches:
-        """Return the patches of an image that are computed.
-
-        Args:
-            logits: of the global branch, (1, n_class, h, w).
-            size: of the image, in pixels.
-            patch: side of a patch, in pixels.
-            min_overlap: pixels that neighbouring patches share at least.
-            label: in training, the image's class ids, (H, W) uint8.
-        """
-        ...
-
-    def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
-        """Return the scores of pixels that no patch covers.
-
-        Args:
-            logits: of the global branch, (1, n_class, h, w).
-            size: of the image, in pixels.
-            upsample: one of `utils.canvas.UPSAMPLES`.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class UncertainPatches:
     """Selects the patches in which the global prediction is least certain; elsewhere the global prediction stands.
@@ -95,7 +68,15 @@ class UncertainPatches:
     share: float
 
     def patches(self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None) -> Patches:
-        """See `PatchSelection`; `label` has no influence."""
+        """Return the patches of an image that are computed.
+
+        Args:
+            logits: of the global branch, (1, n_class, h, w).
+            size: of the image, in pixels.
+            patch: side of a patch, in pixels.
+            min_overlap: pixels that neighbouring patches share at least.
+            label: in training, the image's class ids, (H, W) uint8; without influence here.
+        """
         grid = PatchGrid.cover(size, patch, min_overlap)
         count = math.ceil(self.share * len(grid))
         if count == len(grid):
@@ -106,7 +87,10 @@ class UncertainPatches:
         return PatchSubset(grid, tuple(sorted(means.argsort(stable=True)[:count].tolist())))
 
     def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
-        """Return the global prediction's scores."""
+        """Return the scores of pixels that no patch covers: the global prediction's.
+
+        `logits` and `size` are as above, `upsample` is one of `utils.canvas.UPSAMPLES`.
+        """
         return enlarged_rows(logits, size, upsample)
 
 
@@ -139,14 +123,17 @@ class CoarseToFine:
         return 1 - self.foreground
 
     def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
-        """Return constant scores, those of background."""
+        """Return the scores of pixels that no patch covers: constant, those of background."""
         scores = logits.new_tensor([OUTSIDE if k == self.background else 0.0 for k in range(2)]).view(2, 1, 1)
         return lambda top, rows: scores
 
     def patches(
         self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None
     ) -> RegionGrids:
-        """Return the patches with predicted foreground; if they miss too much of the label's, those with that."""
+        """Return the patches with predicted foreground; if they miss too much of the label's, those with that.
+
+        For the parameters see `UncertainPatches.patches`.
+        """
         grids = self.grids(self.predicted(logits), size, patch, min_overlap)
         if label is None or self.covers(grids, label):
             return grids
@@ -180,6 +167,10 @@ class CoarseToFine:
         whole = _enlarged(around(spans), size, least, self.margin)
         choices = (RegionGrids.cover(size, boxes, patch, min_overlap) for boxes in ([whole], apart))
         return min(choices, key=len)  # the first of equal ones
+
+
+PatchSelection = UncertainPatches | CoarseToFine
+"""A rule that selects patches."""
 
 
 def _objects(mask: Tensor, size: Size) -> list[Box]:
