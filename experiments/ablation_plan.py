@@ -44,6 +44,7 @@ class Recipe:
         epochs: of stage 1; of everything that is trained on patches; of stage 3.
         images: in a step, in the same order.
         patches: of each image in a step.
+        ensemble_patches: the same of stage 3, whose ensemble alone reads them; None is `patches`.
         windows: further arguments of training.
         on_patches: the same of everything but stages 1 and 3.
         evaluation: further arguments of evaluation.
@@ -61,6 +62,7 @@ class Recipe:
     arguments: tuple[str, ...] = ()
     windows: tuple[str, ...] = ()
     on_patches: tuple[str, ...] = ()
+    ensemble_patches: int | None = None
     evaluation: tuple[str, ...] = ()
     patch: int = 128
     sides: tuple[int, ...] = ()
@@ -79,6 +81,7 @@ RECIPES = {
         epochs=(20, 36, 2),
         images=(8, 6, 2),
         patches=2,
+        ensemble_patches=12,
         on_patches=("--sub_batches=step",),
         arguments=("--size_g=256", "--turns=none", "--class_weights", "0.7", "0.8", "3", "6", "5", "3"),
         sides=(64, 256, 512),
@@ -149,7 +152,8 @@ class Cost(NamedTuple):
 def cost(recipe: Recipe, run: Run) -> Cost:
     """Return what a run reads. Patches of another side are as many fewer, or images, as each has more pixels."""
     epochs, images = recipe.epochs[run.phase], recipe.images[run.phase]
-    patches = recipe.patches * (recipe.patch / (run.side or recipe.patch)) ** 2
+    own = recipe.ensemble_patches if run.phase == 2 and recipe.ensemble_patches else recipe.patches
+    patches = own * (recipe.patch / (run.side or recipe.patch)) ** 2
     if patches < 1:  # fewer images a step, and fewer epochs, so that there are as many steps
         fewer = max(1, round(images * patches))
         return Cost(max(1, round(epochs * fewer / images)), fewer, 1)

@@ -79,7 +79,9 @@ def test_commands_differ_by_what_their_names_say_alone(tmp_path, data) -> None:
     assert more("deeplab", "unet") <= {"--model=deeplab", f"--lr={RATES['deeplab']}"}
     assert {one.split(".")[0] for one in more("unet_scores", "unet")} == {"--scores_of=global_1"}
     budget = {"--patches", "--num_epochs", "--batch_size"}
-    assert {"--size_p", "--patches"} <= {one.split("=")[0] for one in more("unet_long", "unet")} <= {"--size_p", *budget}
+    assert (
+        {"--size_p", "--patches"} <= {one.split("=")[0] for one in more("unet_long", "unet")} <= {"--size_p", *budget}
+    )
     assert {one.split("=")[0] for one in more("g2l", "unet")} <= {*network, "--path_g", found["g2l"][1]}
     assert not {one.split("=")[0] for one in found["released_g2l"]} & own
     assert all("--seed=1" in command for command in found.values())
