@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -199,7 +200,8 @@ class RunLog:
                     self._events.add(summary.scalar(f"{measure}/{name}_{part}", value), epoch)
         for name, iou in zip(self._classes.names, matrices[headline(matrices)].iou(), strict=True):
             if not np.isnan(iou):
-                self._events.add(summary.scalar(f"IoU_per_class/{name}_{part}", iou), epoch)
+                tag = re.sub(r"[^-/\w.]", "_", f"IoU_per_class/{name}_{part}")  # as tensorboardX does, with a warning
+                self._events.add(summary.scalar(tag, iou), epoch)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers at `step`, by tags such as `loss/focal_local`.
