@@ -297,8 +297,8 @@ def add_variation(parser: Parser) -> None:
         "--window",
         type=whole(SMALLEST_SIDE),
         metavar="SIZE",
-        help="train on windows of SIZE x SIZE pixels of every longer image, each with its own shrunk image.\n"
-        "Validation, evaluation and prediction take images whole, shrunk as far (default: whole images)",
+        help="train on windows of SIZE x SIZE pixels of every longer image, each with its own shrunk image\n"
+        "(default: whole images)",
     )
     add("--windows", type=whole(1), metavar="N", help="with --window: how many each epoch draws from each longer image")
     add(
@@ -336,8 +336,8 @@ def add_computing(parser: Parser) -> None:
         "--checkpoint_activations",
         action="store_true",
         on_resume=LOGGED,
-        help="in training, keep of encoders only the inputs of their stages, and compute the rest again in the\n"
-        "backward pass: less memory, more time, the same result",
+        help="in training, compute maps of encoders again in the backward pass: less memory, more time, the same\n"
+        "result",
     )
 
 
@@ -390,8 +390,7 @@ def add_long_runs(parser: Parser) -> None:
     add(
         "--sync_bn",
         action="store_true",
-        help="several GPUs, modes 1 and 3: norm layers take their statistics over the whole batch, as one process\n"
-        "does, not over each process's part",
+        help="several GPUs, modes 1 and 3: norm layers take their statistics over the whole batch, as one process does",
     )
 
 
