@@ -8,7 +8,7 @@ cd "$root"
 images=80
 image_size=384 # pixels
 seed=${SEED:-0} # of the trainings; the images stay the same
-epochs=(20 6 3) # of stages 1, 2 and 3
+epochs=(28 8 4) # of stages 1, 2 and 3
 network=(--size_g 128 --size_p 128 --min_overlap 16 --backbone resnet18 --backbone_weights none) # checkpoints record it
 rate=1.5e-3 # of stage 1: higher than the recipe's, as its encoder starts from random weights
 training=(--recipe modern --precision auto --val_every 100 --num_workers 1 --seed "$seed")
