@@ -197,8 +197,9 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if images is None:
             images = [Path(folder) / "scene.tif"]
             write_scene(images[0], options.length)
+        loaded = list(networks(options))
         for image in images:
-            for name, view, size_p, segment in networks(options):
+            for name, view, size_p, segment in loaded:
                 with open_image(image, view) as source:
                     figures = measure(source, size_p, segment, options)
                 yield {"image": image.stem, "network": name, **figures}

@@ -76,7 +76,7 @@ def open_split(options: argparse.Namespace, segmenter: Segmenter) -> Segmentatio
 
 
 def open_both_branches(options: argparse.Namespace) -> Segmenter:
-    """Load the network that the options of `add_network` name.
+    """Load the network that the options of `add_data_and_network` name.
 
     Raises InputError if the file cannot be used, or is of stage 1.
     """
@@ -194,8 +194,11 @@ def picture_file(text: str) -> Path:
     return Path(text)
 
 
-def add_network(parser: Parser) -> None:
-    """Add the options that load a network of both branches; see `open_both_branches`."""
+def add_data_and_network(parser: Parser) -> None:
+    """Add the options of `open_split` and of `open_both_branches`."""
+    add = parser.group("split")
+    add("--split", help="(default: the data set's validation: crossvali, else val)")
+    add_data(parser)
     add = parser.group("network")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of stage 2 or 3")
     add("--mode", type=int, choices=(2, 3), help="(default: the file's; a released file needs it)")
@@ -225,9 +228,7 @@ def build_parser() -> Parser:
     add = parser.group("image")
     add("--generate", type=int, nargs=2, metavar=("SEED", "SIZE"), help="a generated scene, in place of a data set")
     add("--image", metavar="ID", help="of the split (default: its first)")
-    add("--split", help="(default: the data set's validation: crossvali, else val)")
-    add_data(parser)
-    add_network(parser)
+    add_data_and_network(parser)
     return parser
 
 

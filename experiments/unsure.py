@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.strip import add_network, open_both_branches, open_split
+from experiments.strip import add_data_and_network, open_both_branches, open_split
 from imaging.sources import MemorySource
 from prediction.scenes import Rows, segment_scenes
 from prediction.segmenter import Segmenter
-from training.options import add_data, task_name
+from training.options import task_name
 from utils.arguments import Parser
 from utils.classes import IGNORED
 from utils.errors import InputError, exit_code, required
@@ -122,10 +122,7 @@ def build_parser() -> Parser:
     add = parser.group("result")
     add("--name", type=task_name, help="of the results, unsure_NAME.json (default: the data set's)")
     add("--output", type=Path, default=RESULTS, metavar="DIR", help="of the results (default: experiments/results)")
-    add = parser.group("images")
-    add("--split", help="(default: the data set's validation: crossvali, else val)")
-    add_data(parser)
-    add_network(parser)
+    add_data_and_network(parser)
     return parser
 
 
