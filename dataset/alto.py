@@ -377,7 +377,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--format",
         choices=tuple(FORMATS),
         default=next(iter(FORMATS)),
-        help="of images: tif is quickest to read, png lossless, jpg smallest (default: %(default)s)",
+        help="format of images: tif is quickest to read, png lossless, jpg smallest (default: %(default)s)",
     )
     add(
         "--empty",
@@ -394,7 +394,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     share = f"(default: {100 * SHARE:.0f} %% of the folders, by hash; without a BOOK: none)"
     add("--val", nargs="*", metavar="BOOK", help=f"folders for validation {share}")
     add("--test", nargs="*", metavar="BOOK", help=f"folders for testing {share}")
-    add("--seed", type=int, default=0, help="of the split by hash (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the split by hash (default: %(default)s)")
     add("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args(arguments)
 

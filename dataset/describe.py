@@ -238,7 +238,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--labels", required=True, help="pattern such as 'masks/{id}_mask.png'")
     add("--output", type=Path, help=f"file to write (default: {NAME} in root)")
     add("--overwrite", action="store_true", help="replace the file where it exists")
-    add("--names", nargs="+", help="of the classes, by ascending grey value or colour")
+    add("--names", nargs="+", help="names of the classes, by ascending grey value or colour")
     add("--ignore", nargs="*", type=_value, help="values that are no class: 255, or 224,224,192 (default: guessed)")
     add("--left_out", nargs="*", help="classes that the mIoU leaves out (default: of two classes the first)")
     add("--foreground", nargs="*", help="classes of objects, not background (default: of two classes the second)")

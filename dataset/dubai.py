@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dataset.dubai", description="Write whole scenes of Dubai as PNG.")
     parser.add_argument("root", type=Path, help="folder of the published set")
     parser.add_argument("ids", nargs="*", metavar="ID", help="scenes, such as tile7 (default: all)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for ID.png")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures, ID.png")
     options = parser.parse_args(arguments)
     return exit_code(lambda: write_scenes(options.root, options.output, options.ids))
 

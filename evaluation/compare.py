@@ -84,8 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.compare", description="Compare an evaluation with published numbers."
     )
-    parser.add_argument("run", type=Path, metavar="RUN.json", help="what an evaluation wrote")
-    parser.add_argument("--published", choices=tuple(PUBLISHED), default="deep_globe", help="default: %(default)s")
+    parser.add_argument("run", type=Path, metavar="RUN.json", help="file that an evaluation wrote")
+    parser.add_argument(
+        "--published", choices=tuple(PUBLISHED), default="deep_globe", help="data set (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     return exit_code(lambda: run(options))
 

@@ -125,9 +125,9 @@ def build_parser() -> Parser:
     add("--num_workers", type=whole(0), default=2, help="processes that decode images (default: %(default)s)")
     add = parser.group("network and computing")
     add_geometry(add)
-    add("--backbone", choices=BACKBONES, help="(default: resnet50, as released)")
+    add("--backbone", choices=BACKBONES, help="encoder of the files (default: resnet50, as released)")
     add_precision(add)
-    add("--device", help="(default: cuda where there is one, else cpu)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all scores to FILE, too")
     return parser
 

@@ -202,9 +202,10 @@ def main() -> int:
         prog="python -m prediction.export", description="Export a trained network for other runtimes."
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="of this project, or released")
+    add("checkpoint", type=Path, help="trained network, of this project or released")
     add("folder", type=Path, help="new folder for the files of the network's parts and glnet.json")
-    add("--mode", type=int, choices=(1, 2, 3), help="(default: the checkpoint's stage; a released file needs it)")
+    mode = "mode of prediction (default: the checkpoint's stage; a released file needs it)"
+    add("--mode", type=int, choices=(1, 2, 3), help=mode)
     add("--path_g", type=Path, metavar="FILE", help="stage 1's file, which a released file of mode 3 needs beside it")
     kinds = ("onnx", "pt2")
     add("--format", choices=kinds, default="onnx", help="ONNX, or programs of torch.export (default: %(default)s)")

@@ -35,9 +35,9 @@ def build_parser() -> Parser:
     """Return the parser of `predict.py`."""
     parser = Parser(prog="predict.py", description="Segment images of any kind and size with trained weights.")
     add = parser.group("files")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of this project, or released")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="trained network, of this project or released")
     add("--path_g", type=Path, metavar="FILE", help="stage 1's file, which a released file of mode 3 needs beside it")
-    add("--input", nargs="+", required=True, metavar="IMAGE|FOLDER|GLOB", help="what to segment")
+    add("--input", nargs="+", required=True, metavar="IMAGE|FOLDER|GLOB", help="images to segment")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the results")
     add(
         "--overwrite",
@@ -76,7 +76,13 @@ def build_parser() -> Parser:
     )
     add_view(parser.group("reading"))
     add = parser.group("network and geometry")
-    add("--mode", type=int, choices=(1, 2, 3), help="(default: the checkpoint's stage; a released file needs it)")
+    add(
+        "--mode",
+        type=int,
+        choices=(1, 2, 3),
+        help="1: global branch alone; 2: global to local; 3: local to global (default: the checkpoint's stage; a\n"
+        "released file needs it)",
+    )
     add_geometry(add)
     add_context(add)
     add(
@@ -91,7 +97,7 @@ def build_parser() -> Parser:
         default="none",
         help="average over the image and its mirror image (flip), or over all its eight turns (d4) (default: none)",
     )
-    add("--backbone", choices=BACKBONES, help="of a released file (default: resnet50)")
+    add("--backbone", choices=BACKBONES, help="encoder of a released file (default: resnet50)")
     add_normalize(add)
     add_precision(add)
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one, else cpu)")

@@ -1,22 +1,30 @@
 """README.md and docs/ agree with the repository: commands, options, links, paths and functions exist."""
 
 import ast
+import importlib
 import re
 import shlex
-from argparse import ArgumentParser
+from argparse import ArgumentParser, _SubParsersAction
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from scripts import draw_network
-from scripts.write_options import OUTPUT, page, parser_of, subcommands
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 SHELL = {"export", "unset", "source", "pip", "ls", "mkdir", "cp", "tensorboard", "for", "done", "nvidia-smi"}
 """First words of documented commands that are not commands of this project."""
+COMMANDS = (
+    "train_deep_globe", "predict", "prediction.export", "models.checkpoint", "benchmarks.__main__",
+    *(f"dataset.{name}" for name in ("alto", "describe", "dubai", "synthetic")),
+    *(f"evaluation.{name}" for name in ("compare", "released_weights")),
+    *(f"experiments.{name}" for name in ("ablation", "baselines", "figures", "lite0_weights", "strip", "unsure")),
+)  # fmt: skip
+"""Modules with a command line."""
 NOT_A_PATH = re.compile(r"[^\w./-]")
 
 
@@ -82,16 +90,32 @@ def resolve(words: list[str]) -> tuple[str | None, list[str]]:
     return None, []
 
 
+class Captured(BaseException):
+    """Carries a parser out of the command that uses it."""
+
+
 @cache
-def cached_parser(module: str) -> ArgumentParser:
-    return parser_of(module)
+def parser_of(module: str) -> ArgumentParser:
+    """Return the parser of a module whose function `main` parses the command line."""
+
+    def capture(parser: ArgumentParser, *_: object) -> None:
+        raise Captured(parser)
+
+    with patch.object(ArgumentParser, "parse_args", capture), pytest.raises(Captured) as captured:
+        importlib.import_module(module).main()
+    return captured.value.args[0]
+
+
+def subcommands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    """Return the parsers of a parser's subcommands by name."""
+    return next((dict(action.choices) for action in parser._actions if isinstance(action, _SubParsersAction)), {})
 
 
 def check_arguments(module: str, arguments: list[str]) -> None:
     """Assert that the options among the arguments exist, and that values of options with choices are choices."""
     if not arguments:
         return
-    parser = cached_parser(module)
+    parser = parser_of(module)
     if commands := subcommands(parser):
         assert arguments[0] in commands, f"{module} has no command {arguments[0]}"
         parser = commands[arguments[0]]
@@ -106,8 +130,27 @@ def check_arguments(module: str, arguments: list[str]) -> None:
             assert value in map(str, actions[name].choices), f"{name} of {module} does not take {value}"
 
 
-def test_options_page_and_drawing_are_current():
-    assert OUTPUT.read_text(encoding="utf-8") == page(), "run python -m scripts.write_options"
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_says_what_every_option_does(module):
+    parser = parser_of(module)
+    for command in (parser, *subcommands(parser).values()):
+        for action in command._actions:
+            assert action.help or isinstance(action, _SubParsersAction), action.dest
+
+
+@pytest.mark.parametrize("module", [name for name in COMMANDS if not name.startswith(("benchmarks", "experiments"))])
+def test_help_of_a_users_option_names_the_thing_before_its_default(module):
+    texts = [action.help for action in parser_of(module)._actions if action.help]
+    assert [text for text in texts if re.match(r"\(|default", text)] == []
+
+
+@pytest.mark.parametrize("module", ["train_deep_globe", "predict"])
+def test_help_of_the_two_commands_groups_all_options(module):
+    ungrouped = parser_of(module)._optionals
+    assert [action.dest for action in ungrouped._group_actions] == ["help"]
+
+
+def test_drawing_is_current():
     assert draw_network.OUTPUT.read_text(encoding="utf-8") == draw_network.draw(), "run python -m scripts.draw_network"
 
 
@@ -129,15 +172,10 @@ def test_commands_in_the_text_exist_and_have_their_options(document):
 
 
 def test_options_in_the_text_exist(document):
-    commands = [
-        cached_parser(module) for module in ("train_deep_globe", "predict", "dataset.synthetic", "dataset.alto")
-    ]
-    commands += subcommands(cached_parser("benchmarks.__main__")).values()
-    commands += [cached_parser(f"experiments.{name}") for name in ("figures", "strip", "ablation", "baselines")]
-    commands += [cached_parser(f"evaluation.{name}") for name in ("compare", "released_weights")]
-    known = {option for parser in commands for option in parser._option_string_actions}
-    if document == OUTPUT:  # generated from the parsers; test_options_page_is_current compares it
-        return
+    known: set[str] = set()
+    for module in COMMANDS:
+        parser = parser_of(module)
+        known.update(*(command._option_string_actions for command in (parser, *subcommands(parser).values())))
     for code in inline_code(document.read_text(encoding="utf-8")):
         for option in re.findall(r"^--[\w-]+", code):
             assert option in known, f"no command has {option}"

@@ -253,7 +253,7 @@ def add_training(parser: Parser) -> None:
         type=whole(1),
         help="images in a step, all processes together (default: dubai 2, inria 4, others 6)",
     )
-    add("--num_epochs", type=whole(1), help=f"(default: {epochs})")
+    add("--num_epochs", type=whole(1), help=f"passes over the training images (default: {epochs})")
     add("--lr", type=number(0), help=f"base learning rate (default: {rates})")
     add(
         "--ema",
@@ -268,7 +268,12 @@ def add_training(parser: Parser) -> None:
         default=LOSSES[0],
         help="focal, cross-entropy, Lovasz-softmax, or a sum (default: %(default)s, as released)",
     )
-    add("--gamma", type=number(0), default=GAMMA, help="of the focal loss; 0 is cross-entropy (default: %(default)g)")
+    add(
+        "--gamma",
+        type=number(0),
+        default=GAMMA,
+        help="exponent of the focal loss; 0 is cross-entropy (default: %(default)g)",
+    )
     add(
         "--loss_size",
         choices=("quarter", "full"),
@@ -317,8 +322,8 @@ def add_variation(parser: Parser) -> None:
     add(
         "--turns",
         choices=DRAWN_TURNS,
-        help="of training images: mirrored left-right and rotated by quarter turns, mirrored alone, or none\n"
-        f"{released('turns')}",
+        help="how training images are turned: mirrored left-right and rotated by quarter turns, mirrored alone, or\n"
+        f"none {released('turns')}",
     )
     add(
         "--augment",

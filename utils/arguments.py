@@ -94,7 +94,6 @@ def number(low: float, high: float | None = None, kind: type = float) -> Callabl
             raise argparse.ArgumentTypeError(f"{text} {rule}")
         return value
 
-    parse.__annotations__["return"] = kind  # for the page of options
     return parse
 
 
@@ -142,8 +141,8 @@ def add_normalize(add: AddOption) -> None:
     add(
         "--normalize",
         choices=NORMALIZATIONS,
-        help="of pixel values in [0, 1]: none, 0.5/0.5, ImageNet's mean and deviation, or those of each band of the\n"
-        f"training images, which mode 1 records {recorded_default('normalize')}",
+        help="mean and deviation that normalise pixel values in [0, 1]: none, 0.5/0.5, ImageNet's, or those of each\n"
+        f"band of the training images, which mode 1 records {recorded_default('normalize')}",
     )
 
 
@@ -153,8 +152,8 @@ def add_precision(add: AddOption) -> None:
         "--precision",
         choices=PRECISION_CHOICES,
         default="fp32",
-        help="of convolutions and their maps; fp32 as released; auto: bf16 where the device has instructions for it,\n"
-        "else fp32 (default: %(default)s)",
+        help="type of convolutions and their maps; fp32 as released; auto: bf16 where the device has instructions for\n"
+        "it, else fp32 (default: %(default)s)",
     )
 
 
