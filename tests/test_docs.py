@@ -116,7 +116,7 @@ def check_arguments(module: str, arguments: list[str]) -> None:
     if not arguments:
         return
     parser = parser_of(module)
-    if commands := subcommands(parser):
+    if (commands := subcommands(parser)) and arguments[0] != "--help":
         assert arguments[0] in commands, f"{module} has no command {arguments[0]}"
         parser = commands[arguments[0]]
     actions = parser._option_string_actions
