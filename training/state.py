@@ -1,6 +1,5 @@
 """The resume file: the state of an unfinished training, which then ends as if it had not been interrupted."""
 
-import argparse
 import random
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,8 +15,8 @@ from helper import EpochState
 from models.glnet import GLNet
 from models.tensors import children_of, load, only_tensors, state_of
 from training.average import WeightAverage
-from training.options import RELEASED, build_parser
-from utils.arguments import ANY, REFUSED, REMOVED, SILENT
+from training.options import LOGGED, RELEASED, SILENT, build_parser
+from utils.arguments import ANY, REMOVED
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_version, load_torch, save_torch, unreadable_record
@@ -272,16 +271,13 @@ def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: 
     experiment, unless `anyway`.
     """
     saved, given = _in_present_terms(saved), _in_present_terms(given)
-    parser = build_parser()
-    rules = parser.on_resume
-    defaults = options_record(argparse.Namespace(**{name: parser.get_default(name) for name in rules}))
-    known = {name for name in {*saved, *given} if rules.get(name) != SILENT and (name in given or name in saved)}
+    defaults = options_record(build_parser().parse_args([]))
     lines = {}
-    for name in sorted(known):
+    for name in sorted({*saved, *given} - SILENT):
         before, now = saved.get(name, defaults.get(name)), "removed" if name in REMOVED else given.get(name)
         if before != now:
             lines[name] = f"--{name} was {before}, now {now}"
-    serious = [name for name in lines if rules.get(name, REFUSED) == REFUSED]
+    serious = [name for name in lines if name not in LOGGED]
     if serious and not anyway:
         raise InputError(
             f"the unfinished run is another experiment: {'; '.join(lines[k] for k in serious)}; "
