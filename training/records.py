@@ -59,18 +59,18 @@ def record_epoch(
     state: TrainerState,
     trained: Matrices,
     validated: Evaluation | None,
-    collected: Mapping[int, dict[str, np.ndarray]],
+    collected: Pictures,
     *,
     num_epochs: int,
     peak_memory_mb: float,
 ) -> None:
     """Record the last epoch, which `state` counts already: text, a line of JSON, scalars and pictures.
 
-    `trained` is the training metric of all processes, `validated` None if the epoch was not validated, `collected` the
-    pictures of the validation by image.
+    `trained` is the training metric of all processes, `validated` None if the epoch was not validated.
     """
     epoch = state.run.epoch - 1  # in TensorBoard counted from 0
     seconds = state.epoch.seconds
+    scored = {} if validated is None else validated.metrics.matrices
     numbers = {
         "seconds": seconds,
         "images_per_second": state.epoch.images / max(seconds, 1e-9),
@@ -78,7 +78,7 @@ def record_epoch(
         "peak_memory_mb": peak_memory_mb,
         "skipped_steps": state.epoch.skipped,
     }
-    log.epoch(epoch, num_epochs, trained, {} if validated is None else validated.metrics.matrices)
+    log.epoch(epoch, num_epochs, trained, scored)
     log.scalars(epoch, {f"epoch/{name}": value for name, value in numbers.items()})
     for index, kinds in sorted(collected.items()):
         if index < FIXED:
@@ -96,6 +96,6 @@ def record_epoch(
             "best": state.run.best_epoch == state.run.epoch,
             "classes": list(classes.names),
             "train": scores(classes, trained),
-            "validation": None if validated is None else scores(classes, validated.metrics.matrices),
+            "validation": scores(classes, scored) if scored else None,
         }
     )

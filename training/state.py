@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from helper import EpochState
 from models.glnet import GLNet
@@ -52,10 +51,9 @@ class RunFiles:
 
 
 def resume_source(files: RunFiles, resume: str, overwrite: bool) -> Path | None:
-    """Return the resume file that a run continues from; None if it starts from the beginning.
+    """Return the resume file that a run continues from, by the options; None if it starts from the beginning.
 
-    `resume` and `overwrite` are the options of these names. Raises InputError if an unfinished run would be lost, and
-    `overwrite` is not given.
+    Raises InputError if an unfinished run would be lost, and `overwrite` is not given.
     """
     own = files.resume
     if resume == "auto":
@@ -74,52 +72,22 @@ def resume_source(files: RunFiles, resume: str, overwrite: bool) -> Path | None:
 
 @dataclass
 class RunState:
-    """The state of a run between its epochs.
+    """The state of a run between its epochs."""
 
-    Attributes:
-        started, resumed: times in UTC.
-        epoch: epochs done.
-        best_score: the headline's best mIoU on the validation images, 0..1; -1 before the first.
-        best_epoch: the epoch that reached it, counted from 1.
-        bad_in_row: the last steps in a row whose loss or gradient was not finite.
-        unvalidated: epochs since the last validation.
-    """
-
-    started: str
+    started: str  # a time in UTC, as in `resumed`
     resumed: list[str] = field(default_factory=list)
-    epoch: int = 0
-    best_score: float = -1.0
-    best_epoch: int = 0
-    bad_in_row: int = 0
-    unvalidated: int = 0
+    epoch: int = 0  # epochs done
+    best_score: float = -1.0  # the headline's best mIoU on the validation images, 0..1; -1 before the first
+    best_epoch: int = 0  # that reached it, counted from 1
+    bad_in_row: int = 0  # the last steps in a row whose loss or gradient was not finite
+    unvalidated: int = 0  # epochs since the last validation
 
 
-class Snapshot(TypedDict):
-    """The content of a resume file: plain values, and tensors on the CPU.
+Snapshot = dict[str, Any]
+"""The content of a resume file, plain values and tensors on the CPU; see `TrainerState.capture`."""
 
-    Attributes:
-        model: the part of the network's state dict that is saved.
-        optimizer, scheduler: state dicts.
-        scaler, average: state dicts, None where there is none; earlier versions did not write all of them.
-        standing: the entries of `RunState`.
-        progress: those of `EpochState` but its metrics.
-        sums: the training metric of the epoch so far, of all processes together.
-        options: those that the run was started with.
-        logs: the length of each log file in bytes.
-        random: the states of all random generators.
-    """
-
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
-    scaler: NotRequired[dict[str, Any] | None]
-    standing: dict[str, Any]
-    progress: dict[str, Any]
-    sums: list[Tensor]
-    options: dict[str, Any]
-    logs: dict[str, int]
-    random: dict[str, Any]
-    average: NotRequired[dict[str, Any] | None]
+ENTRIES = ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random", "sums")
+"""The entries of every snapshot; earlier versions did not write the others."""
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
@@ -133,11 +101,11 @@ def read(path: Path) -> Snapshot:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no resume file; --resume takes auto, off, or a file that ends in .resume.pth")
     check_version(path, content, VERSION)
-    for name in ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random", "sums"):
+    for name in ENTRIES:
         kind = list if name == "sums" else dict
         if not isinstance(content.get(name), kind):
             raise InputError(f"{path} is damaged: its {name} is no {kind.__name__}")
-    return cast(Snapshot, content)
+    return content
 
 
 @dataclass
@@ -158,10 +126,7 @@ class TrainerState:
         return nullcontext() if self.average is None else self.average.applied()
 
     def capture(self, ranks: Ranks, options: Mapping[str, Any], logs: Mapping[str, int]) -> Snapshot:
-        """Take a snapshot; all processes take part, and their metrics are added.
-
-        `options` are by `options_record`, `logs` the length of each log file in bytes.
-        """
+        """Take a snapshot; all processes take part, and their metrics are added. `options` are by `options_record`."""
         sums = [counts.clone() for counts in self.epoch.metrics.sums()]
         for counts in sums:
             ranks.sum_([counts])
@@ -172,7 +137,7 @@ class TrainerState:
             "scaler": self.scaler.state_dict() or None,
             "standing": asdict(self.run),
             "progress": _epoch_record(self.epoch),
-            "sums": [counts.cpu() for counts in sums],
+            "sums": [counts.cpu() for counts in sums],  # the training metric of the epoch so far
             "options": dict(options),
             "logs": dict(logs),
             "random": _random_states(),
@@ -223,12 +188,10 @@ class TrainerState:
 
 
 def _epoch_record(epoch: EpochState) -> dict[str, Any]:
-    """Return the entries of `epoch` that are saved as numbers."""
     return {name: value for name, value in vars(epoch).items() if name not in ("metrics", "save_requested")}
 
 
 def _random_states() -> dict[str, Any]:
-    """Return the states of all generators, as plain values and tensors."""
     numpy: Any = np.random.get_state()  # noqa: NPY002 - other code may draw from the global generator
     name, keys, *rest = numpy
     return {
