@@ -42,7 +42,7 @@ def branch_maps(branch: Branch, image: Tensor, other: Pyramid | None = None) -> 
 
 
 def branch_pyramid(branch: Branch, image: Tensor, other: Pyramid | None = None) -> FullPyramid:
-    """Return a branch's pyramid. See `Branch.forward`."""
+    """Return a branch's pyramid; see `Branch.forward`."""
     return full_pyramid(branch.pyramid, branch.backbone(image), other)
 
 

@@ -1,25 +1,19 @@
 """The network prepared for inference: computed once from the weights, without gradients.
 
-It gives the scores of the plain form, up to rounding, for about a third of the work. Its parts, each exact:
+It gives the scores of the plain form, up to rounding, for about a third of the work. Beside what training does
+(`models/efficient.py`, `models/resized.py`):
 
 *Norm layers* whose statistics are fixed are affine, so each folds into the convolution before it (`models/folding.py`,
 `folded_kernel`).
 
-*A convolution of a concatenation* is the sum of convolutions of its parts, and a *1x1 convolution commutes* with
-resizing and cropping. So the global branch's half of every local lateral is computed once per image, on the whole
-global map, and cropped.
+*A 1x1 convolution commutes* with resizing and cropping, so the global branch's half of every local lateral is computed
+once per image, on the whole global map, and cropped.
 
-*A 3x3 convolution of a resized map needs no resized map* (`add_resized_conv`). Each of its nine taps is a 1x1
-convolution, done at the map's own size; what remains, bilinear resizing, shifting by the tap and padding with zeros,
-is linear in rows and columns separately, so it is one matrix for rows and one for columns. Resizes in a row multiply
-into one.
-
-*The end of the pyramid folds.* From ps2 to the scores there is only: resize, concatenate, smooth (1024 -> 512), and a
-3x3 convolution to n_class scores. That last one is its nine taps of ps3, each shifted and added (`add_taps`), and a tap
-of ps3 is one channel of smooth followed by a 1x1 convolution: one 3x3 convolution from 1024 to 9 n_class channels. So
-ps3 is never built. Shifting after the fold keeps the border exact: outside ps3 a tap is 0, like the padding.
-The head and the local half of the ensemble are folded alike; of the global half of the ensemble, taps of the global
-ps3 are computed once per image and cropped.
+*The end of the pyramid folds* (`folded_end`). From ps2 to the scores there is only: resize, concatenate, smooth (1024
+-> 512), and a 3x3 convolution to n_class scores. That last one is its nine taps of ps3, each shifted and added
+(`add_taps`), and a tap of ps3 is one channel of smooth followed by a 1x1 convolution: one 3x3 convolution from 1024 to
+9 n_class channels. So ps3 is never built. Shifting after the fold keeps the border exact: outside ps3 a tap is 0, like
+the padding. Taps of the global ps3 for the ensemble are computed once per image and cropped.
 """
 
 from collections.abc import Collection
