@@ -95,9 +95,8 @@ def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[i
 def border_weights(length: int, blend: str) -> Tensor:
     """Return the weights of the pixels along one side of a patch, (length,) float32, all larger than 0.
 
-    Between two patches that overlap by less than half, `linear` weights divided by their sum change linearly. As no
-    weight is 0, there is no floor. MONAI's, 0.001, would be reached where patches overlap little: with 50 of 508
-    pixels, a patch's share at its border would be 15 % instead of 6 %.
+    There is no floor, such as MONAI's 0.001, as no weight is 0: where patches share 50 of 508 pixels, the floor would
+    raise a patch's share at its border from 6 % to 15 %.
     """
     position = (2 * torch.arange(length, dtype=torch.float64) + 1) / length - 1  # of the pixel's centre
     return BLENDS[blend](position).float()
