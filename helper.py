@@ -60,17 +60,11 @@ class EpochState:
 
 
 class _StepResult(NamedTuple):
-    """The result of a step, the same in all processes but for `mean_iou`.
+    """The result of a step, the same in all processes but for `mean_iou`."""
 
-    Attributes:
-        values: the loss terms, their sum and the gradient's norm, by their tags in the logs.
-        active: whether any process had anything to learn from.
-        mean_iou: the training metric, in the main process in every `SHOWN_EVERY`-th step; else None.
-    """
-
-    values: dict[str, float]
-    active: bool
-    mean_iou: float | None
+    values: dict[str, float]  # the loss terms, their sum and the gradient's norm, by their tags in the logs
+    active: bool  # whether any process had anything to learn from
+    mean_iou: float | None  # the training metric, in the main process in every `SHOWN_EVERY`-th step
 
     @property
     def finite(self) -> bool:

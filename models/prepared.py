@@ -34,17 +34,11 @@ from utils.tiling import Patches, map_size
 
 @dataclass(frozen=True)
 class GlobalMaps:
-    """The maps that a global branch computes from a whole image; None for a map that was not requested.
+    """The maps that a global branch computes from a whole image; None for a map that was not requested."""
 
-    Attributes:
-        logits: (1, n_class, size_g / 4, size_g / 4).
-        context: the maps that the local pyramid reads, (1, C, h, w) each; `c` is projected to its laterals already.
-        taps: `ensemble_taps`, (1, 9 * n_class, size_g / 4, size_g / 4).
-    """
-
-    logits: Tensor | None
-    context: Pyramid | None
-    taps: Tensor | None
+    logits: Tensor | None  # (1, n_class, size_g / 4, size_g / 4)
+    context: Pyramid | None  # that the local pyramid reads, (1, C, h, w) each; `c` is projected to its laterals
+    taps: Tensor | None  # `ensemble_taps`, (1, 9 * n_class, size_g / 4, size_g / 4)
 
 
 class PreparedGLNet:

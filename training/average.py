@@ -18,7 +18,6 @@ class WeightAverage:
     """The average of what learns in `network`, weights and norm statistics; updated after each optimizer step.
 
     The decay of update t, counted from 0, is min(decay, (1 + t) / (10 + t)), so that the average soon leaves the start.
-    Steps that are skipped do not count. `values` are on the network's device.
     """
 
     def __init__(self, network: nn.Module, decay: float, optimizer: torch.optim.Optimizer) -> None:

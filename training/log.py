@@ -19,6 +19,7 @@ from utils.classes import Classes
 from utils.files import write_json, writing
 from utils.metrics import ConfusionMatrix, Scores
 from utils.stages import PREDICTIONS, STAGES
+from utils.tables import as_markdown
 from utils.visualize import legend, shrink_for_display
 
 LONGEST_PICTURE = 1024
@@ -54,6 +55,15 @@ def epoch_lines(epoch: int, num_epochs: int, train: Matrices, val: Matrices, cla
         ious = [np.array2string(matrix.iou(), max_line_width=10**6) for matrix in pair]  # in one line each
         arrays += [f"{prefix}train:{'' if prefix else ' '}{ious[0]}", f"{prefix}val:{ious[1]}"]
     return "\n".join([*means, *arrays, RULE, ""])
+
+
+def run_table(record: Mapping[str, Any]) -> str:
+    """Return `record` as a Markdown table for TensorBoard; nested entries get a row each."""
+    rows = []
+    for name, value in record.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        rows += [(f"{name} {key}".strip(), str(entry)) for key, entry in inner]
+    return as_markdown(["what", "value"], rows)
 
 
 class _Events:

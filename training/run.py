@@ -4,30 +4,34 @@ import logging
 import math
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 import helper
-from dataset.base import SegmentationDataset
+from dataset.base import Sample, SegmentationDataset
 from dataset.layout import TRAIN
 from dataset.loader import BatchPart, EpochSampler, SampleLoader
 from engine.predictor import Predictor
+from evaluation.report import scores
 from evaluation.run import Evaluation, evaluate_images
 from helper import EpochState
 from models import checkpoint
 from models.glnet import GLNet
 from models.header import Header
-from training import records, state
+from training import state
 from training.average import WeightAverage
-from training.log import RunLog
+from training.log import LONGEST_PICTURE, RunLog, run_table
 from training.optimizer import build_optimizer, build_schedule
 from training.recipe import reach_line
-from training.records import Pictures, picture_collector, record_epoch
 from training.signals import StopSignals
 from training.state import RunFiles, RunState, Snapshot, TrainerState
 from utils.distributed import Ranks
-from utils.errors import InputError, Interrupted, RunError, shortened
+from utils.errors import InputError, Interrupted, RunError, required, shortened
 from utils.files import check_writable, remove_leftovers
 from utils.memory import peak_memory_mb
 from utils.metrics import StageMetrics
@@ -35,9 +39,16 @@ from utils.precision import not_finite
 from utils.run_record import now, run_record
 from utils.settings import TrainingSettings
 from utils.stages import Stage
+from utils.visualize import pictures
 
 MOST_BAD_STEPS = 10
 """After so many steps in a row whose loss or gradient is not finite a run stops."""
+
+FIXED = 2
+"""The number of validation images, from the first on, that TensorBoard shows after every epoch."""
+
+Pictures = dict[int, dict[str, np.ndarray]]
+"""RGB pictures (H, W, 3) uint8 by name, of validation images by index."""
 
 LEAST_SCALE = 1.0
 """While the scale of float16 gradients is larger, an overflow lowers it and is no bad step."""
@@ -195,7 +206,7 @@ class TrainingRun:
         run = self.state.run
         record = run_record(plan.record, plan.settings.device, plan.ranks.world, run.started, run.resumed)
         record["images"] = {TRAIN: len(plan.train_data), plan.validation: len(plan.val_data)}
-        self.log.start(record, records.run_table(record))
+        self.log.start(record, run_table(record))
         for path in vars(files).values():
             remove_leftovers(path)
         if not own:
@@ -257,16 +268,7 @@ class TrainingRun:
                 for wanted, path in ((self.state.average, plan.files.average), (best, plan.files.best)):
                     if wanted:
                         checkpoint.save(path, plan.model, plan.header, self.state.children)
-            record_epoch(
-                self.log,
-                plan.header.classes,
-                self.state,
-                trained.matrices,
-                validated,
-                {index: kinds for part in parts for index, kinds in part.items()},
-                num_epochs=plan.options.num_epochs,
-                peak_memory_mb=peak_memory_mb(plan.settings.device),
-            )
+            self._record_epoch(self.log, trained, validated, [shown for part in parts for shown in part.items()])
             validation = "no" if validated is None else f"{100 * score:.2f}"
             logging.info(f"{title}: mIoU {100 * trained.mean_iou():.2f} training, {validation} validation")
         self.state.epoch = self._new_epoch()
@@ -318,9 +320,7 @@ class TrainingRun:
                 Predictor.prepare(plan.model, plan.stage, plan.settings, header.size_g, context=header.context_scale()),
                 self.val_loader,
                 StageMetrics(plan.stage, header.classes),
-                on_image=picture_collector(
-                    collected, header.classes, self.state.run.epoch, len(plan.val_data), plan.ranks
-                ),
+                on_image=self._picture_collector(collected),
                 title="validate",
                 ranks=plan.ranks,
                 should_stop=self._should_stop,
@@ -329,6 +329,63 @@ class TrainingRun:
             reason = not_finite(plan.settings.precision)
             logging.warning(f"the network's scores of {shortened(found.not_finite)} are {reason}")
         return found
+
+    def _picture_collector(self, collected: Pictures) -> Callable[[Sample, dict[str, Tensor]], None]:
+        """Return a callback for a validation that adds pictures of some of this process's images to `collected`.
+
+        The images are the fixed ones and, as released, another one in each epoch. The validation's number i is that of
+        process i modulo the number of processes.
+        """
+        plan, images = self.plan, len(self.plan.val_data)
+        wanted = {*range(FIXED), self.state.run.epoch % images}
+        indices = iter(range(plan.ranks.rank, images, plan.ranks.world))
+
+        def collect(sample: Sample, found: dict[str, Tensor]) -> None:
+            if (index := next(indices)) in wanted:
+                image, palette = required(sample.image, "image"), plan.header.classes.palette
+                collected[index] = pictures(image, sample.label, found, palette, LONGEST_PICTURE)
+
+        return collect
+
+    def _record_epoch(
+        self,
+        log: RunLog,
+        trained: StageMetrics,
+        validated: Evaluation | None,
+        collected: list[tuple[int, dict[str, np.ndarray]]],
+    ) -> None:
+        """Record the last epoch, which `state` counts already: text, a line of JSON, scalars and pictures."""
+        run, progress, classes = self.state.run, self.state.epoch, self.plan.header.classes
+        epoch = run.epoch - 1  # in TensorBoard counted from 0
+        scored = {} if validated is None else validated.metrics.matrices
+        numbers = {
+            "seconds": progress.seconds,
+            "images_per_second": progress.images / max(progress.seconds, 1e-9),
+            **({} if validated is None else {"validation_seconds_per_image": validated.seconds_per_image}),
+            "peak_memory_mb": peak_memory_mb(self.plan.settings.device),
+            "skipped_steps": progress.skipped,
+        }
+        log.epoch(epoch, self.plan.options.num_epochs, trained.matrices, scored)
+        log.scalars(epoch, {f"epoch/{name}": value for name, value in numbers.items()})
+        for index, kinds in sorted(collected, key=lambda shown: shown[0]):
+            if index < FIXED:
+                log.images(epoch, {f"fixed_{index + 1}/{name}": picture for name, picture in kinds.items()})
+            if validated is not None and index == epoch % validated.images:
+                log.images(epoch, kinds)
+        log.line(
+            {
+                "started": run.started,
+                "epoch": run.epoch,
+                "time": now(),
+                "learning_rate": self.state.scheduler.get_last_lr()[-1],
+                "loss": progress.loss,
+                **numbers,
+                "best": run.best_epoch == run.epoch,
+                "classes": list(classes.names),
+                "train": scores(classes, trained.matrices),
+                "validation": scores(classes, scored) if scored else None,
+            }
+        )
 
     # after a step
 
