@@ -6,7 +6,7 @@ Nothing here parses options or touches files; saving and showing are callbacks.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ from models.glnet import GLNet
 from models.recompute import recomputed_activations
 from utils.distributed import ALONE, Ranks, reduce_step, trained_statistics
 from utils.errors import required
-from utils.loss import Loss
 from utils.metrics import StageMetrics
 from utils.precision import autocast
 from utils.settings import TrainingSettings
@@ -60,26 +59,12 @@ class EpochState:
             self.skipped += 1
 
 
-def _batch_share(batch: list[Sample], loss: Loss, ranks: Ranks) -> float:
-    """Return this process's share of the batch: the weight of its label pixels over that of all processes."""
-    weights: list[float] = [loss.weight(required(sample.global_label, "label")) for sample in batch]
-    total = torch.tensor([sum(weights)], dtype=torch.float64)
-    ranks.sum_([total])
-    return sum(weights) / (float(total) or 1)
-
-
 class _StepResult(NamedTuple):
-    """The result of a step, the same in all processes but for `mean_iou`.
+    """The result of a step, the same in all processes but for `mean_iou`."""
 
-    Attributes:
-        values: the loss terms, their sum and the gradient's norm, by their tags in the logs.
-        active: whether any process had anything to learn from.
-        mean_iou: the training metric, in the main process in every `SHOWN_EVERY`-th step; else None.
-    """
-
-    values: dict[str, float]
-    active: bool
-    mean_iou: float | None
+    values: dict[str, float]  # the loss terms, their sum and the gradient's norm, by their tags in the logs
+    active: bool  # whether any process had anything to learn from
+    mean_iou: float | None  # the training metric, in the main process in every `SHOWN_EVERY`-th step
 
     @property
     def finite(self) -> bool:
@@ -88,25 +73,27 @@ class _StepResult(NamedTuple):
 
 
 def _groups(
-    stage: Stage, batch: list[Sample], settings: TrainingSettings
-) -> Iterator[tuple[list[Sample], TrainingSettings]]:
-    """Yield a batch in groups whose shrunk images have one size, each with the settings of its share of the batch.
+    stage: Stage, batch: list[Sample], settings: TrainingSettings, ranks: Ranks
+) -> list[tuple[list[Sample], TrainingSettings]]:
+    """Return this process's batch in groups whose shrunk images have one size, each with the settings of its share.
 
-    With `--context scale` sizes may differ. The gradients of all groups add up to those of the mean over all pixels.
-    Stage 2 reads shrunk images one by one, and its sub-batches may hold patches of all of them: its batch is one group.
+    With `--context scale` sizes may differ. The share of a group is the weight of its label pixels over that of all
+    processes, so that the gradients of all groups add up to those of the mean over all pixels. Stage 2 reads shrunk
+    images one by one, and its sub-batches may hold patches of all of them: its batch is one group.
     """
     groups: dict[Size, list[Sample]] = {}
     for sample in batch:
         groups.setdefault(map_size(sample.global_image), []).append(sample)
-    if stage.number == 2 or len(groups) < 2:
-        yield batch, settings
-        return
+    if stage.number == 2 or (ranks.world == 1 and len(groups) == 1):
+        return [(batch, settings)] if batch else []
     weights = [
         sum(settings.loss.weight(required(sample.global_label, "label")) for sample in group)
         for group in groups.values()
     ]
-    for group, weight in zip(groups.values(), weights, strict=True):
-        yield group, replace(settings, share=settings.share * weight / (sum(weights) or 1))
+    total = torch.tensor([sum(weights)], dtype=torch.float64)
+    ranks.sum_([total])
+    shares = [weight / (float(total) or 1) for weight in weights]
+    return [(group, replace(settings, share=share)) for group, share in zip(groups.values(), shares, strict=True)]
 
 
 def _joint_step(
@@ -127,12 +114,11 @@ def _joint_step(
     """
     learned = [p for p in model.parameters() if p.requires_grad]
     names = (*map(settings.loss.term, stage.supervised), *stage.other_terms)
-    if ranks.world > 1 and "global" in stage.supervised:
-        settings = replace(settings, share=_batch_share(batch, settings.loss, ranks))
+    groups = _groups(stage, batch, settings, ranks)
     recomputed = recomputed_activations(model, settings.checkpoint_activations)
     with autocast(settings.device, settings.precision), recomputed:
         terms: Terms = {}
-        for group, own in _groups(stage, batch, settings) if batch else ():
+        for group, own in groups:
             add_terms(terms, TRAINING_STEPS[stage.number](model, group, own, epoch.metrics))
     counts = torch.tensor([len(batch), save, bool(terms)], dtype=torch.float32)
     losses = [terms.get(name, torch.zeros((), device=settings.device)).float() for name in names]
@@ -174,8 +160,7 @@ def train_one_epoch(
         model: the network; `GLNet.learn` has set which parts learn.
         stage: the stage that is trained.
         loader: batches; of several processes each gets its part of every batch, which may be empty.
-        optimizer: of the parameters that learn.
-        scheduler: of the optimizer.
+        optimizer, scheduler: of the parameters that learn.
         settings: loss, sizes, device, precision.
         on_step: gets the loss terms, their sum (`loss/total`), `gradient_norm` and `learning_rate` of each step. All
             state may be saved when it is called; it ends the epoch by raising.

@@ -42,10 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         command_line.check(options)
         known |= vars(options)
         run(options, known)
-    except InputError as error:
-        return complain(error, 2)
-    except RunError as error:
-        return complain(error, 1)
+    except (InputError, RunError) as error:
+        return complain(error, 2 if isinstance(error, InputError) else 1)
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.number
@@ -81,8 +79,10 @@ def run(options: argparse.Namespace, known: dict[str, Any]) -> None:
         logging.getLogger().setLevel(logging.ERROR)
     keep_freed_memory()
     torch.manual_seed(options.seed)
-    if options.deterministic:
-        be_deterministic()
+    if options.deterministic:  # torch warns of an operation that is not
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
     disable_tf32()
     if options.evaluation:
         evaluation = plan_evaluation(options, described, ranks.device)
@@ -93,13 +93,6 @@ def run(options: argparse.Namespace, known: dict[str, Any]) -> None:
         known |= training.record
         TrainingRun(training).run()
     distributed.stop()
-
-
-def be_deterministic() -> None:
-    """Make torch use operations that repeat bit by bit; it warns of an operation that does not."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
 
 
 def check_data(options: argparse.Namespace, described: Description) -> None:

@@ -16,8 +16,8 @@ class StepScores:
     """The predictions of one training step on one image.
 
     If no patch was left out by drawing, scores are merged as in evaluation, and the whole image counts. If patches were
-    drawn, the pixels that they cover count, once each, by the sum of the scores of the drawn patches that cover them.
-    All predictions count the same pixels, and nothing as large as the image is made.
+    drawn, the pixels that they cover count, once each, by the sum of their scores, and nothing as large as the image is
+    made.
     """
 
     def __init__(self, image: TrainingPatches, names: Iterable[str]) -> None:
@@ -57,10 +57,9 @@ class StepScores:
 
     def _ids(self, scores: Callable[[int], Tensor]) -> Tensor:
         """Return the class ids of all patches, (n, height, width) uint8, from a function of each patch's scores."""
-        found = []
-        for k in range(len(self.image.boxes)):
-            found.append(ArgmaxSink(self.image.grid.patch, self.image.settings.device))
-            found[-1](0, scores(k))
+        found = [ArgmaxSink(self.image.grid.patch, self.image.settings.device) for _ in self.image.boxes]
+        for k, sink in enumerate(found):
+            sink(0, scores(k))
         return torch.stack([sink.ids for sink in found])
 
     def _summed(self, logits: list[Tensor], k: int) -> Tensor:

@@ -51,7 +51,9 @@ def _add_gradients(
         with outside_autocast(settings):
             settings.scaler.scale(reduce(torch.add, terms.values())).backward()
         add_terms(total, terms)
-        _add_scores(parts, scores)
+        for name, logits in scores.items():
+            for part, own in zip(parts, logits.split([len(part.x) for part in parts]), strict=True):
+                part.of.found.add(name, own, part.patches)
     for image in images:
         with outside_autocast(settings):
             torch.autograd.backward(image.taps, image.leaf.grad)
@@ -61,22 +63,13 @@ def _add_gradients(
 
 @dataclass(frozen=True)
 class _GloballyRead:
-    """An image of a training step, after the global branch.
+    """An image of a training step, after the global branch."""
 
-    Attributes:
-        image: the patches that are computed.
-        logits_g: of the global branch, (1, n_class, size_g / 4, size_g / 4).
-        maps: what the local branch reads of the global one's, of the whole image.
-        taps: `ensemble_taps` of the global ps3, (1, 9 * n_class, size_g / 4, size_g / 4).
-        leaf: the same, detached; gathers the gradients of all sub-batches.
-        found: the scores of the patches.
-    """
-
-    image: TrainingPatches
-    logits_g: Tensor
-    maps: FullPyramid
-    taps: Tensor
-    leaf: Tensor
+    image: TrainingPatches  # those that are computed
+    logits_g: Tensor  # (1, n_class, size_g / 4, size_g / 4)
+    maps: FullPyramid  # that the local branch reads, of the whole image
+    taps: Tensor  # `ensemble_taps` of the global ps3, (1, 9 * n_class, size_g / 4, size_g / 4)
+    leaf: Tensor  # the same, detached; gathers the gradients of all sub-batches
     found: StepScores
 
 
@@ -143,13 +136,6 @@ def _sub_batch_terms(
     return terms, {"local": logits.detach(), "ensemble": ensemble.detach()}
 
 
-def _add_scores(parts: Sequence[_Part], scores: dict[str, Tensor]) -> None:
-    """Add the logits of the patches, (n, n_class, h, w) by prediction, to those of their images."""
-    for name, logits in scores.items():
-        for part, own in zip(parts, logits.split([len(part.x) for part in parts]), strict=True):
-            part.of.found.add(name, own, part.patches)
-
-
 def _context(parts: Sequence[_Part]) -> Pyramid:
     """Return the global maps cropped to the patches; of several images resized to the maps of the local branch.
 
@@ -182,18 +168,13 @@ def infer(
     n_class, size_g / 4, size_g / 4); None if they are not needed.
     """
     requested = patch_predictions(sinks)
-    selects = bool(requested) and image.settings.selection is not None
-    own, shared = selects or "global" in sinks, {"context": bool(requested), "ensemble": "ensemble" in requested}
-    if image.shared is None:
-        maps = given = network.global_maps(x, logits=own, **shared)
-    else:
-        maps = network.global_maps(x, logits=own, context=False, ensemble=False)
-        given = network.global_maps(image.shared, logits=False, **shared)
-    if not requested or (selects and not image.select_patches(required(maps.logits, "logits"))):
-        return maps.logits
-    context, taps = required(given.context, "context"), given.taps
-    if not image.settings.share_maps:
-        context, taps = context.withheld(), None if taps is None else torch.zeros_like(taps)
+    if not requested:
+        return network.global_maps(x, logits="global" in sinks, context=False, ensemble=False).logits
+    logits_g, context, taps = read_globally(
+        network, x, image, logits="global" in sinks, ensemble="ensemble" in requested
+    )
+    if context is None:
+        return logits_g
     canvases = patch_canvases(image, sinks, means)
     for patches, x_p in image:
         found = network.local_maps(x_p, context, image.grid, patches, requested)
@@ -202,7 +183,27 @@ def infer(
         if "ensemble" in found:
             logits = network.ensemble_logits(found["ensemble"], required(taps, "taps"), image.grid, patches)
             canvases["ensemble"].add(logits, patches)
-    return maps.logits
+    return logits_g
+
+
+def read_globally(
+    network: PreparedGLNet, x: Tensor, image: ImagePatches, *, logits: bool, ensemble: bool
+) -> tuple[Tensor | None, Pyramid | None, Tensor | None]:
+    """Run the global branch on the shrunk image `x`, and select patches by its logits if the settings do.
+
+    Return its logits, None if neither `logits` requests them nor patches are selected; and what the patches read: the
+    shared maps, and if `ensemble` requests it the taps, both None if no patch is left.
+    """
+    selects, own = image.settings.selection is not None, image.shared is None
+    maps = given = network.global_maps(x, logits=logits or selects, context=own, ensemble=own and ensemble)
+    if selects and not image.select_patches(required(maps.logits, "logits")):
+        return maps.logits, None, None
+    if image.shared is not None:
+        given = network.global_maps(image.shared, logits=False, context=True, ensemble=ensemble)
+    context, taps = required(given.context, "context"), given.taps
+    if not image.settings.share_maps:
+        context, taps = context.withheld(), None if taps is None else torch.zeros_like(taps)
+    return maps.logits, context, taps
 
 
 def patch_predictions(names: Container[str]) -> list[str]:

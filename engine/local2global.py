@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dataset.base import Sample
 from engine.counting import StepScores
-from engine.global2local import patch_canvases, patch_predictions, select_training_patches
+from engine.global2local import patch_canvases, patch_predictions, read_globally, select_training_patches
 from engine.patches import ImagePatches, TrainingPatches
 from engine.terms import Terms, add_terms, global_inputs, global_targets, outside_autocast
 from models.efficient import branch_logits, branch_maps, branch_pyramid, conv_ps3, ensemble_global_half, read_refined
@@ -94,14 +94,10 @@ class _KeptMaps:
 
     The ensemble's weights learn, so its part of the logits alone does not do. But the maps that ps3 is computed from
     take a third of the memory of ps3, and folding both convolutions (`conv_ps3`) costs less than computing ps3.
-
-    Attributes:
-        context: ps2 of `global_`, (1, 128, h, w) each.
-        local: ps2 of `local`, of each sub-batch (n, 128, h, w) each.
     """
 
-    context: Levels = ()
-    local: list[Levels] = field(default_factory=list)
+    context: Levels = ()  # ps2 of `global_`, (1, 128, h, w) each
+    local: list[Levels] = field(default_factory=list)  # ps2 of `local`, of each sub-batch (n, 128, h, w) each
 
     def add(self, ps2: Levels, wanted: Sequence[int]) -> None:
         """Add the `wanted` patches of one sub-batch, whose maps `ps2` are (n, 128, h, w) each."""
@@ -160,30 +156,20 @@ def infer(
 
     Of each patch the logits and the local half of the ensemble are kept, on the host, n_class channels each. So memory
     on the device does not grow with the number of patches. Canvases are made after the maps that the branches share are
-    freed. The parameters are those of `engine.global2local.infer`.
-
-    The refined logits go to their sink before other scores do.
-
-    Returns:
-        Coarse to fine, the logits of the global branch, (1, n_class, size_g / 4, size_g / 4), if no patch is selected.
+    freed. The refined logits go to their sink before other scores do. For the parameters see
+    `engine.global2local.infer`. If no patch is selected, return the logits of the global branch, else None.
     """
     requested = patch_predictions(sinks)
-    selects = image.settings.selection is not None
-    maps = network.global_maps(x, logits=selects, context=image.shared is None, ensemble=False)
-    if selects and not image.select_patches(required(maps.logits, "logits")):
-        return maps.logits
-    if image.shared is not None:
-        maps = network.global_maps(image.shared, logits=False, context=True, ensemble=False)
-    context = required(maps.context, "context")
-    if not image.settings.share_maps:
-        context = context.withheld()
+    logits_g, context, _ = read_globally(network, x, image, logits=False, ensemble=False)
+    if context is None:
+        return logits_g
     mosaic = Mosaic(1, context)
     kept: list[tuple[slice, dict[str, Tensor]]] = []
     for patches, x_p in image:
         merge = partial(mosaic.add, 0, image.grid, patches)
         found = network.local_maps(x_p, context, image.grid, patches, requested, on_map=merge)
         kept.append((patches, {name: scores.cpu() for name, scores in found.items()}))
-    del maps, context
+    del context
     refined = network.refined_maps(x, mosaic.merged(), logits="global" in sinks, ensemble="ensemble" in requested)
     del mosaic, merge
     if "global" in sinks:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dataset.base import Sample
 from imaging.sources import MemorySource, Source
-from utils.canvas import ArgmaxSink, FiniteScores, Outside, ScoreCanvas, Sink, enlarge
+from utils.canvas import ArgmaxSink, BoxScores, FiniteScores, ScoreCanvas, Sink, enlarge
 from utils.classes import IGNORED
 from utils.errors import required
 from utils.resize import shrink_label
@@ -21,13 +21,9 @@ OnPatches = Callable[[int], object]
 
 
 class ImagePatches:
-    """The patches of one image, in sub-batches.
-
-    The image stays in its source; each sub-batch is copied to the device by itself.
+    """The patches of one image, in sub-batches. The image stays in its source; each sub-batch is copied to the device.
 
     Attributes:
-        settings: sizes, device, and which patches are computed.
-        source: the image.
         all: the grid that covers the whole image.
         grid: the grid of the patches that are computed: `all`, until `select_patches` replaces it.
         boxes: of `grid`.
@@ -47,19 +43,18 @@ class ImagePatches:
         self.grid: Patches = self.all
         self.boxes = self.grid.boxes()
         self.shared: Tensor | None = None
-        self.outside: Outside | None = None
+        self.outside: BoxScores | None = None
 
     @property
     def size(self) -> Size:
         """The image's (height, width), in pixels."""
         return self.source.size
 
-    def select_patches(self, logits: Tensor) -> bool:
-        """Keep only the patches that the settings select by the global logits; return whether any is left."""
-        return self._select(logits, None)
+    def select_patches(self, logits: Tensor, label: Tensor | None = None) -> bool:
+        """Keep only the patches that the settings select by the global logits; return whether any is left.
 
-    def _select(self, logits: Tensor, label: Tensor | None) -> bool:
-        """Select patches as `select_patches` does; in training, the image's `label` (H, W) may replace the logits."""
+        In training, the image's `label` (H, W) may replace the logits.
+        """
         settings, selection = self.settings, self.settings.selection
         if selection is not None:
             self.grid = selection.patches(logits, self.size, settings.size_p, settings.min_overlap, label)
@@ -105,12 +100,9 @@ class ImagePatches:
 
 
 class TrainingPatches(ImagePatches):
-    """The patches of a labelled image.
+    """The patches of a labelled image, whose label stays on the host, too.
 
-    The label stays on the host, too.
-
-    Attributes:
-        drawn: whether `keep` left out patches, so that the others stand for the image.
+    `drawn` says whether `keep` left out patches, so that the others stand for the image.
     """
 
     settings: TrainingSettings
@@ -126,9 +118,8 @@ class TrainingPatches(ImagePatches):
         """Return a copy of the label on the device, (H, W) uint8 class ids."""
         return self.settings.to_device(self._label)
 
-    def select_patches(self, logits: Tensor) -> bool:
-        """Keep only the patches that the settings select, by the logits or by the label; see the base class."""
-        return self._select(logits, None if self.settings.selection is None else self.label())
+    def select_patches(self, logits: Tensor, label: Tensor | None = None) -> bool:
+        return super().select_patches(logits, None if self.settings.selection is None else self.label())
 
     def draw(self) -> tuple[int, ...]:
         """Draw the patches that the loss reads; return their indices in the grid, rising.

@@ -104,9 +104,9 @@ class Predictor:
         watch = on_patches, check
         if len(self.turns) == 1:
             turned = TurnedSource(image, self.turns[0]) if self.turns[0] != Turn() else image
-            if turned is image and global_image is not None:
-                return self._segment_turned(image, global_image, shared, sinks, watch, means)
-            return self._segment_turned(turned, self._shrink(turned), shared, sinks, watch, means)
+            if turned is not image or global_image is None:
+                global_image = self._shrink(turned)
+            return self._segment_turned(turned, global_image, shared, sinks, watch, means)
         totals: dict[str, Tensor] = {}
         coverage = Coverage()
         for turn in self.turns:

@@ -15,10 +15,7 @@ Terms = dict[str, Tensor]
 
 
 def outside_autocast(settings: Settings) -> AbstractContextManager:
-    """Return a context for backward passes, which leave the autocast of the forward pass.
-
-    Within it, what a forward pass computes in float32 would get its gradient in the lower precision.
-    """
+    """Return a context for backward passes; in autocast, float32 values would get gradients of lower precision."""
     return torch.autocast(settings.device.type, enabled=False)
 
 

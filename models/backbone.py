@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from models.pyramid import STRIDES, Levels
 from models.resnet import CHANNELS, DEPTHS, expansion, resnet_layers
 from models.tensors import load, read_weights
-from models.timm_backbone import PREFIX, TimmBackbone, check_sides, layout_of
-from models.timm_weights import timm_weights
+from models.timm_backbone import PREFIX, TimmBackbone, check_sides, layout_of, timm_weights
 from utils.errors import InputError
 from utils.stretch import RGB
 from utils.tiling import map_size
@@ -143,9 +142,6 @@ def side_multiple(name: str) -> int:
 
 
 def check_backbone(name: str, size_g: int, size_p: int) -> None:
-    """Check that a backbone exists and takes images of these sides, in pixels.
-
-    ResNets take any. Raises InputError if not; see `models.timm_backbone.check_sides`.
-    """
+    """Raise InputError if a backbone does not exist or take images of these sides; see `check_sides`."""
     if name.startswith(PREFIX):
         check_sides(name, size_g, size_p)

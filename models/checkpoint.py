@@ -46,10 +46,7 @@ PLAIN = [  # (ours, released) within one pyramid, in the released order
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file in memory, without header for a released file.
-
-    Tensors are on the CPU, by the names in the file without `module.`.
-    """
+    """A checkpoint file in memory, tensors by their names without `module.`; a released file has no header."""
 
     path: Path
     header: Header | None
@@ -77,12 +74,12 @@ class Checkpoint:
                 )
             return self.tensors
         ours: dict[str, Tensor] = {}
-        names = released_modules(stage)
+        names = {released: own for own, released in released_modules(stage).items()}
         for name, tensor in self.tensors.items():
-            module = next((r for r in names.values() if name.startswith(r + ".")), None)
+            module = next((released for released in names if name.startswith(released + ".")), None)
             if module is None:
                 raise InputError(f"{self.path}: unexpected tensor {name}; a released GLNet file has no such name")
-            ours[next(o for o, r in names.items() if r == module) + name[len(module) :]] = tensor
+            ours[names[module] + name[len(module) :]] = tensor
         if stage < 3:
             for part in ("backbone.", "head."):
                 copies = {k: v for k, v in ours.items() if k.startswith("global_." + part)}
@@ -118,10 +115,7 @@ def save(path: Path, model: GLNet, header: Header, children: Iterable[str] | Non
 
 
 def keep_previous(path: Path) -> None:
-    """Keep the file at `path`, if there is one, as `.previous.pth` too, before a new run replaces it.
-
-    The file also stays at `path`, so that at any time there is an old or a new one.
-    """
+    """Keep the file at `path`, if there is one, as `.previous.pth`, too, before a new run replaces it."""
     if path.exists():
         with replacing(path.with_suffix(".previous.pth")) as beside:
             try:
@@ -184,14 +178,12 @@ def load_whole(model: GLNet, checkpoint: Checkpoint, stage: int) -> None:
 
 
 def load_context(model: GLNet, checkpoint: Checkpoint) -> None:
-    """Load the global branch alone from a file of stage 1. Raises InputError if the file does not fit the network."""
+    """Load the global branch alone from a file of stage 1. Raises InputError if it does not fit."""
     load(model, checkpoint.tensors_of(1), checkpoint.path, ["global_."])
 
 
 def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
-    """Load backbones and pyramids, which fit any classes, of the branches that a file holds.
-
-    Heads, the ensemble and branches that the file lacks keep their weights.
+    """Load backbones and pyramids, which fit any classes, of the branches that a file holds; all else stays.
 
     A released file is taken to be of stage 1 or 2. From one of stage 3 the global branch gets the refined branch's
     backbone. Kernels of three bands are widened to those of the network. Raises InputError if the file does not fit it.
@@ -210,10 +202,7 @@ def load_but_classes(model: GLNet, checkpoint: Checkpoint) -> None:
 
 
 def check_context(model: GLNet, context: Checkpoint, start: Path) -> None:
-    """Raise InputError unless stage 1's file holds the global branch that `model` has from the file `start`.
-
-    Stage 2 does not change it.
-    """
+    """Raise InputError unless stage 1's file holds the global branch that `model` has from stage 2's file `start`."""
     tensors = context.tensors_of(1)
     for name, tensor in model.global_.state_dict().items():
         if not torch.equal(tensor, tensors.get(f"global_.{name}", tensor)):
@@ -224,10 +213,7 @@ def check_context(model: GLNet, context: Checkpoint, start: Path) -> None:
 
 
 def to_released(tensors: Mapping[str, Tensor], stage: int) -> dict[str, Tensor]:
-    """Return a file's tensors under the released names, with `module.`, in the released order.
-
-    Tensors that released files of the stage lack are left out.
-    """
+    """Return a file's tensors by the released names, with `module.`, in the released order, without unknown ones."""
     return {
         f"module.{released}{name[len(ours) :]}": tensor
         for ours, released in released_modules(stage).items()
@@ -240,29 +226,29 @@ def export(source: Path, target: Path) -> str:
     """Write a file of this project as the released file of its stage; return a line that reports it.
 
     Released files hold all of GLNet. What the file lacks, because its stage does not use it, gets initial weights.
-    Raises InputError if a file cannot be read or written, or `source` is a released one, not of RGB, or not of a
-    ResNet.
+    Raises InputError if a file cannot be read or written, or `source` is no file of this project that the released code
+    could have made.
     """
-    checkpoint = read(source)
-    if checkpoint.header is None:
+    file = read(source)
+    header, tensors = file.header, file.tensors
+    if header is None:
         raise InputError(f"{source} is a released file already")
-    if checkpoint.n_bands != RGB:
-        raise InputError(f"{source} was made with {checkpoint.n_bands} bands; released files are of {RGB}")
-    if checkpoint.header.backbone.startswith(PREFIX):
-        raise InputError(f"{source} was made with {checkpoint.header.backbone}; the released code has ResNets only")
-    if (checkpoint.header.pyramid_width, checkpoint.header.pyramid_norm) != (WIDTH, "none"):
-        raise InputError(
-            f"{source} was made with --pyramid_width {checkpoint.header.pyramid_width} --pyramid_norm "
-            f"{checkpoint.header.pyramid_norm}; the released code has {WIDTH} and none only"
-        )
-    stage, tensors = checkpoint.header.stage, checkpoint.tensors
+    pyramid = f"--pyramid_width {header.pyramid_width} --pyramid_norm {header.pyramid_norm}"
+    refused = {
+        f"{file.n_bands} bands; released files are of {RGB}": file.n_bands != RGB,
+        f"{header.backbone}; the released code has ResNets only": header.backbone.startswith(PREFIX),
+        f"{pyramid}; the released code has {WIDTH} and none only": pyramid
+        != f"--pyramid_width {WIDTH} --pyramid_norm none",
+    }
+    for reason, holds in refused.items():
+        if holds:
+            raise InputError(f"{source} was made with {reason}")
     if not children_of(tensors) >= {*STAGES[3].uses}:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            initial = GLNet(len(checkpoint.header.classes), checkpoint.header.backbone).state_dict()
-        tensors = {**initial, **tensors}
-    save_torch(target, to_released(tensors, stage))
-    return f"{target}: the released file of mode {stage}"
+            tensors = {**GLNet(len(header.classes), header.backbone).state_dict(), **tensors}
+    save_torch(target, to_released(tensors, header.stage))
+    return f"{target}: the released file of mode {header.stage}"
 
 
 def main() -> int:

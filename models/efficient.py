@@ -4,13 +4,16 @@ A convolution of a concatenation is the sum of two convolutions, of a resized ma
 (`models/resized.py`), and convolutions in a row are one. All of it is exact up to rounding, and has gradients.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.fpn import FPN, LevelConvs, SameConv
+from models.fpn import FPN, SameConv
 from models.glnet import Branch, Ensemble, GLNet
-from models.pyramid import FullPyramid, Levels, Pyramid, fitted
+from models.pyramid import FullPyramid, Levels, OnMap, Pyramid, fitted
 from models.regulariser import conv_and_distance, last_conv
 from models.resized import add_resized_conv, add_taps, conv, joint_conv, resize_and_add_taps, taps_of
 from models.sharing import crop_global
@@ -28,9 +31,9 @@ def folded_kernel(layer: SameConv) -> tuple[Tensor, Tensor]:
     return layer.weight * factor.view(-1, 1, 1, 1), shift * factor + norm.bias
 
 
-def normalized(layer: SameConv, x: Tensor) -> Tensor:
-    """Return the output `x` of the convolution by `folded_kernel`, normalised if a norm layer trains."""
-    return layer.norm(x) if layer.norm is not None and layer.norm.training else x
+def trained_norm(layer: SameConv) -> nn.Module:
+    """Return what follows the convolution by `folded_kernel`: the norm layer if it trains, else an identity."""
+    return layer.norm if layer.norm is not None and layer.norm.training else nn.Identity()
 
 
 def branch_maps(branch: Branch, image: Tensor, other: Pyramid | None = None) -> Pyramid:
@@ -39,7 +42,7 @@ def branch_maps(branch: Branch, image: Tensor, other: Pyramid | None = None) -> 
 
 
 def branch_pyramid(branch: Branch, image: Tensor, other: Pyramid | None = None) -> FullPyramid:
-    """Return a branch's pyramid. See `Branch.forward`."""
+    """Return a branch's pyramid; see `Branch.forward`."""
     return full_pyramid(branch.pyramid, branch.backbone(image), other)
 
 
@@ -58,34 +61,74 @@ def full_pyramid(fpn: FPN, c: Levels, other: Pyramid | None = None) -> FullPyram
     maps, chains = interleaved(own.ps2, other.ps2)
     weight, bias = folded_kernel(fpn.smooth)
     smoothed = joint_conv(maps, chains, weight.split(fpn.ps2_channels, dim=1), bias)
-    return FullPyramid(*own.levels, normalized(fpn.smooth, smoothed))
+    return FullPyramid(*own.levels, trained_norm(fpn.smooth)(smoothed))
 
 
 def shared_maps(fpn: FPN, c: Levels, other: Pyramid | None = None) -> Pyramid:
     """Compute the pyramid of backbone maps without ps3; see `FPN.forward`."""
-    other_c, other_ps0, other_ps1 = (None, None, None) if other is None else (other.c, other.ps0, other.ps1)
-    ps0: list[Tensor] = []
-    for lateral in _convolve(fpn.lateral, c, other_c):
-        total = lateral.add_(fitted(ps0[-1], map_size(lateral))) if ps0 else lateral
-        # convolutions of resized maps come with their channels last, so their partners should
-        ps0.append(total.contiguous(memory_format=torch.channels_last) if fpn.fused else total)
-    ps1 = _convolve(fpn.smooth1, tuple(ps0), other_ps0)
-    ps2 = _convolve(fpn.smooth2, ps1, other_ps1)
-    return Pyramid(c, tuple(ps0), ps1, ps2)
+    kept: list[list[Tensor]] = [[], [], [], []]
+    SplitPyramid(fpn)(list(c), other, lambda depth, level, x: kept[depth].append(x))
+    return Pyramid.of(kept)
 
 
-def _convolve(layers: LevelConvs, own: Levels, other: Levels | None) -> Levels:
-    """Convolve every level of `own`, concatenated with the same level of `other` if there is one."""
-    outputs = []
-    for level, (layer, x) in enumerate(zip(layers, own, strict=True)):
-        weight, bias = folded_kernel(layer)
-        if other is None:
-            total = conv(x, weight, bias)
-        else:
-            read_own, read_other = weight.split(x.shape[1], dim=1)
-            total = add_resized_conv(conv(x, read_own, bias), other[level], read_other, [map_size(x)])
-        outputs.append(normalized(layer, total))
-    return tuple(outputs)
+class SplitPyramid:
+    """A pyramid from backbone maps to ps2, the convolutions of its fused form split into two halves.
+
+    Attributes:
+        own: [depth][level]: weight and bias of the half that reads the own map.
+        other: [depth][level]: weight of the half that reads the other branch's map; no levels in the plain form.
+        norms: [depth][level]: `trained_norm`.
+        projected: whether the other branch's c5..c2 come as `project` returns them.
+    """
+
+    def __init__(self, fpn: FPN, put: Callable[[Tensor], Tensor] = lambda x: x, projected: bool = False) -> None:
+        """Split the convolutions; `put` returns each half as it is to be kept."""
+        self.fused, self.projected = fpn.fused, projected
+        self.own: list[list[tuple[Tensor, Tensor]]] = []
+        self.other: list[list[Tensor]] = []
+        self.norms: list[list[nn.Module]] = []
+        for convs in (fpn.lateral, fpn.smooth1, fpn.smooth2):
+            kernels = [folded_kernel(layer) for layer in convs]
+            halves = [weight.chunk(2 if fpn.fused else 1, dim=1) for weight, _ in kernels]
+            self.own.append([(put(own), put(bias)) for (own, *_), (_, bias) in zip(halves, kernels, strict=True)])
+            self.other.append([put(other) for _, *others in halves for other in others])
+            self.norms.append([trained_norm(layer) for layer in convs])
+
+    def project(self, level: int, c: Tensor) -> Tensor:
+        """Return the other branch's half of a lateral, (N, C', h, w), from the other branch's map `c` (N, C, h, w)."""
+        return conv(c, self.other[0][level])
+
+    def __call__(self, c: list[Tensor], other: Pyramid | None = None, on_map: OnMap | None = None) -> Levels:
+        """Compute ps2 of backbone maps (N, C, h, w), coarsest first, each removed from the list when it was read.
+
+        `other` is the other branch's pyramid in the fused form. `on_map` gets every map as soon as it is computed,
+        coarsest level first.
+        """
+        maps: list[Any] = c
+        for depth, layers in enumerate(self.own):
+            for level, (weight, bias) in enumerate(layers):
+                own, maps[level] = maps[level], None
+                if on_map is not None:
+                    on_map(depth, level, own)
+                x = conv(own, weight, bias)
+                del own
+                if other is not None:
+                    y, size = other.levels[depth][level], map_size(x)
+                    if depth or not self.projected:
+                        x = add_resized_conv(x, y, self.other[depth][level], [size])
+                    else:
+                        x += fitted(y, size)
+                x = self.norms[depth][level](x)
+                if depth == 0 and level > 0:
+                    x += fitted(maps[level - 1], map_size(x))
+                if depth == 0 and self.fused:
+                    # convolutions of resized maps come with their channels last, so their partners should
+                    x = x.contiguous(memory_format=torch.channels_last)
+                maps[level] = x
+        if on_map is not None:
+            for level, x in enumerate(maps):
+                on_map(len(self.own), level, x)
+        return tuple(maps)
 
 
 def conv_ps3(fpn: FPN, ps2: Levels, weight: Tensor, bias: Tensor, other: Levels | None = None) -> Tensor:
@@ -99,14 +142,24 @@ def conv_ps3(fpn: FPN, ps2: Levels, weight: Tensor, bias: Tensor, other: Levels 
     if fpn.smooth is None or other is None:
         chains = [[map_size(ps2[-1])]] * len(ps2)
         return joint_conv(ps2, chains, weight.split(fpn.ps2_channels, dim=1), bias)
-    taps = taps_of(weight).flatten(1)  # (9 * K, C)
     with torch.autocast(weight.device.type, enabled=False):
-        smooth, smooth_bias = folded_kernel(fpn.smooth)
-        kernel = torch.tensordot(taps, smooth, dims=1)  # (9 * K, 2 * C, 3, 3)
-        shift = taps @ smooth_bias
+        kernel, shift = folded_end(fpn, weight)
     maps, chains = interleaved(ps2, other)
     scores = add_taps(joint_conv(maps, chains, kernel.split(fpn.ps2_channels, dim=1), shift)) + bias.view(-1, 1, 1)
     return scores.to(ps2[-1].dtype)
+
+
+def folded_end(fpn: FPN, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nine taps of a convolution of ps3 by `weight` (K, C, 3, 3) as one convolution of what ps3 reads.
+
+    In the fused form that is ps2 of both branches, and kernel and bias are (9 * K, 2 * C, 3, 3) and (9 * K,); else it
+    is ps2, and they are (9 * K, C, 1, 1) and zeros. The places of the taps are outermost, row by row.
+    """
+    taps = taps_of(weight).flatten(1)  # (9 * K, C)
+    if fpn.smooth is None:
+        return taps[..., None, None], taps.new_zeros(len(taps))
+    smooth, bias = folded_kernel(fpn.smooth)
+    return torch.tensordot(taps, smooth.to(taps.dtype), dims=1), taps @ bias.to(taps.dtype)
 
 
 def interleaved(own: Levels, other: Levels) -> tuple[list[Tensor], list[list[Size]]]:

@@ -64,7 +64,6 @@ def fold_norms(backbone: nn.Module, placement: Placement) -> nn.Module:
 
 
 def _constant(x: Tensor, placement: Placement) -> nn.Parameter:
-    """Return a parameter that learns nothing."""
     return nn.Parameter(placement.put(x), requires_grad=False)
 
 

@@ -34,9 +34,6 @@ class SameConv(nn.Conv2d):
 
     Alone, its initial weights are N(0, 0.01). With a norm layer only the direction of a kernel counts, so that steps of
     one size turn small weights faster; the initial weights are N(0, 1 / fan-in) then. Biases start at 0.
-
-    Attributes:
-        norm: the norm layer; None if there is none.
     """
 
     bias: nn.Parameter

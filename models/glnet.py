@@ -78,32 +78,18 @@ class Ensemble(nn.Module):
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of one image; None for a prediction that the mode does not have.
+    """Logits of one image; None for a prediction that the mode does not have."""
 
-    Attributes:
-        global_: (1, n_class, size_g / 4, size_g / 4); of the refined branch in mode 3.
-        local: (n, n_class, h / 4, w / 4), of each patch.
-        ensemble: the same shape as `local`.
-    """
-
-    global_: Tensor
-    local: Tensor | None = None
-    ensemble: Tensor | None = None
+    global_: Tensor  # (1, n_class, size_g / 4, size_g / 4); of the refined branch in mode 3
+    local: Tensor | None = None  # (n, n_class, h / 4, w / 4), of each patch
+    ensemble: Tensor | None = None  # of the same shape
 
 
 class GLNet(nn.Module):
     """The global branch, the local branch fed by it, the refined global branch fed by both, and the ensemble.
 
-    No tensor is kept in a module between calls.
-
-    Attributes:
-        global_: trained in stage 1; later stages read its maps as context.
-        local: trained in stage 2.
-        refined: trained in stage 3; it starts as a copy of `global_`.
-        ensemble: trained in stages 2 and 3.
-        n_class: number of classes.
-        n_bands: number of bands of the images.
-        learning: names of the children that learn; see `learn`.
+    Stage 1 trains `global_`, stage 2 `local` and `ensemble`, stage 3 `refined`, which starts as a copy of `global_`,
+    and `ensemble`; `learning` names the children that learn. No tensor is kept in a module between calls.
     """
 
     def __init__(

@@ -37,19 +37,13 @@ HASH = 16
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """The images that a network was trained on, and how they were chosen.
-
-    Attributes:
-        dataset, split_lists, hold_out: the options of these names, of the last stage.
-        split_seed: of files of earlier versions, which could split data sets by another seed.
-        images: the hashes of all stages' training images, sorted, of `HASH` digits each, joined.
-    """
+    """The images that a network was trained on, and how they were chosen: by the options of the last stage."""
 
     dataset: str
     split_lists: str | None = None
-    split_seed: int | None = None
+    split_seed: int | None = None  # of files of earlier versions, which could split data sets by another seed
     hold_out: str | None = None
-    images: str = ""
+    images: str = ""  # the hashes of all stages' training images, sorted, of `HASH` digits each, joined
 
     def __str__(self) -> str:
         chosen = {name: value for name, value in self.choice.items() if value is not None}
@@ -85,20 +79,14 @@ class TrainedOn:
 class Header(Recorded):
     """The record of a network that its evaluation needs, its recorded options among it.
 
-    Attributes:
-        stage: that trained it last, 1, 2 or 3; or, in an evaluation, the mode.
-        classes: of its predictions.
-        backbone_weights: what the backbones start from, the option of this name; stage 2 starts `local` from it.
-        statistics: of the training images, with `--normalize data`; else None.
-        trained_on: the training images.
-        scale: pixels of an image for one pixel of its shrunk image: of training windows, with `--window`, or by
-            `context`; None if images are shrunk to `size_g` x `size_g`.
+    `scale` is how many pixels of an image become one of its shrunk image: of training windows, with `--window`, or by
+    `context`; None if images are shrunk to `size_g` x `size_g`.
     """
 
-    stage: int
+    stage: int  # that trained it last, 1, 2 or 3; or, in an evaluation, the mode
     classes: Classes
-    backbone_weights: str = "imagenet"
-    statistics: Statistics | None = None
+    backbone_weights: str = "imagenet"  # what the backbones start from; stage 2 starts `local` from it
+    statistics: Statistics | None = None  # of the training images, with `--normalize data`
     trained_on: TrainedOn | None = None
     scale: float | None = None
 

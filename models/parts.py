@@ -32,15 +32,6 @@ class Part(nn.Module):
         super().__init__()
         self.name, self.inputs, self.outputs = name, inputs, outputs
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Compute the outputs."""
-        found = self.compute(*inputs)
-        return tuple(found[name] for name in self.outputs)
-
-    def compute(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Return at least the outputs, by name."""
-        raise NotImplementedError
-
 
 class BranchPart(Part):
     """A branch of GLNet, which reads images and, in the fused form, another branch's maps at the same place."""
@@ -53,14 +44,14 @@ class BranchPart(Part):
         super().__init__(name, ("image", *(OTHER_MAPS if branch.pyramid.fused else ())), outputs)
         self.branch, self.ensemble = branch, ensemble
 
-    def compute(self, *inputs: Tensor) -> dict[str, Tensor]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         image, *maps = inputs
         other = Pyramid.of(maps[i : i + len(LEVELS)] for i in range(0, len(maps), len(LEVELS))) if maps else None
         logits, own = self.branch(image, other)
         found = {"logits": logits, "ps3": own.ps3, **named_maps(MAPS, own)}
         if self.ensemble is not None:
             found["half"] = self.ensemble.local_half(own.ps3)
-        return found
+        return tuple(found[name] for name in self.outputs)
 
 
 class EnsemblePart(Part):
@@ -70,10 +61,10 @@ class EnsemblePart(Part):
         super().__init__("ensemble", ("half", "ps3"), ("logits",))
         self.ensemble = ensemble
 
-    def compute(self, *inputs: Tensor) -> dict[str, Tensor]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         half, crop = inputs
         resized = resize(crop, map_size(half))
-        return {"logits": half + F.conv2d(resized, self.ensemble.global_weight, padding=1)}
+        return (half + F.conv2d(resized, self.ensemble.global_weight, padding=1),)
 
 
 def parts_of(model: GLNet, mode: int) -> list[Part]:

@@ -45,19 +45,12 @@ def fitted(x: Tensor, size: Size) -> Tensor:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The maps that branches share (paper, section 3.2), (N, C, h, w) each, coarsest level first.
+    """The maps that branches share (paper, section 3.2), (N, C, h, w) each, coarsest level first."""
 
-    Attributes:
-        c: the backbone's c5, c4, c3, c2.
-        ps0: top-down sums, 256 channels as released (`models.fpn.WIDTH`).
-        ps1: ps0 smoothed, as many channels.
-        ps2: ps1 smoothed, half as many channels.
-    """
-
-    c: Levels
-    ps0: Levels
-    ps1: Levels
-    ps2: Levels
+    c: Levels  # the backbone's c5, c4, c3, c2
+    ps0: Levels  # top-down sums, 256 channels as released (`models.fpn.WIDTH`)
+    ps1: Levels  # ps0 smoothed, as many channels
+    ps2: Levels  # ps1 smoothed, half as many channels
 
     @classmethod
     def of(cls, levels: Iterable[Iterable[Tensor]]) -> "Pyramid":
@@ -88,11 +81,7 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class FullPyramid(Pyramid):
-    """A pyramid with its last map.
-
-    Attributes:
-        ps3: all levels of ps2 joined at 1/4 of the input, twice as many channels as ps0.
-    """
+    """A pyramid with its last map: all levels of ps2 joined at 1/4 of the input, twice as many channels as ps0."""
 
     ps3: Tensor
 

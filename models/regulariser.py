@@ -18,8 +18,8 @@ from utils.tiling import map_size
 def conv_and_distance(x: Tensor, weight: Tensor, bias: Tensor, crop: Tensor) -> tuple[Tensor, Tensor]:
     """Convolve `x` (n, C, h, w), which the backward pass overwrites, and compute its distance to `crop` (n, C, h', w').
 
-    The crop is a constant and resized to `x`. Neither the resized crop nor the difference is kept for the backward
-    pass. Return the convolution, (n, K, h, w), and the mean squared difference, a float32 scalar.
+    The crop is a constant and resized to `x`, which is not kept. Return the convolution, (n, K, h, w), and the mean
+    squared difference, a float32 scalar.
     """
     return _LastConv.apply(x, weight.to(x.dtype), bias.to(x.dtype), crop)
 

@@ -58,7 +58,7 @@ def split_pays(source: Size, target: Size) -> bool:
 
 
 def joint_conv(maps: Sequence[Tensor], chains: Sequence[list[Size]], weights: Sequence[Tensor], bias: Tensor) -> Tensor:
-    """Convolve a concatenation of resized maps, which is not built.
+    """Convolve a concatenation of resized maps, which is not built: (N, K, H, W).
 
     Maps that are resized alike are concatenated at their own size and resized together. Maps of size (H, W), which are
     the largest, are not copied.
@@ -68,9 +68,6 @@ def joint_conv(maps: Sequence[Tensor], chains: Sequence[list[Size]], weights: Se
         chains: for each map the sizes that it is resized to in turn, the last one (H, W).
         weights: for each map its part of the kernel, (K, C_i, k, k).
         bias: (K,).
-
-    Returns:
-        (N, K, H, W).
     """
     groups: dict[tuple[Size, ...], list[int]] = defaultdict(list)
     for i, (x, chain) in enumerate(zip(maps, chains, strict=True)):
@@ -81,14 +78,10 @@ def joint_conv(maps: Sequence[Tensor], chains: Sequence[list[Size]], weights: Se
     for i in more:
         total = total.add_(conv(maps[i], weights[i]))
     for sizes in others:
-        x, weight = (_joined([parts[i] for i in groups[sizes]]) for parts in (maps, weights))
+        own = groups[sizes]
+        x, weight = (x[own[0]] if len(own) == 1 else torch.cat([x[i] for i in own], dim=1) for x in (maps, weights))
         total = add_resized_conv(total, x, weight, list(sizes[1:]))
     return total
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Return the concatenation of `parts` along the channels; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def add_resized_conv(total: Tensor, x: Tensor, weight: Tensor, chain: list[Size]) -> Tensor:
@@ -122,8 +115,7 @@ class _AddTaps(torch.autograd.Function):
         sums = _cells(total)  # (N, H, W, K)
         weight = weight.to(total.dtype)
         room = 0 if any(ctx.needs_input_grad) else TRANSIENT_CHANNELS * sums[..., 0].numel()
-        limit = max(TRANSIENT, room)
-        for part, rows in _parts(len(x), chain, len(weight), limit):
+        for part, rows in _parts(len(x), chain, len(weight), max(TRANSIENT, room)):
             cells = x[part].to(total.dtype).contiguous(memory_format=torch.channels_last)
             _spread(sums[part], _cells(F.conv2d(cells, _taps_of_rows(weight, rows))), chain, rows)
         return total
@@ -135,8 +127,8 @@ class _AddTaps(torch.autograd.Function):
         sums, weight_read = _cells(gradient), weight.to(gradient.dtype)  # (N, H, W, K) and (K, C, 3, 3)
         from_x = torch.zeros_like(cells) if ctx.needs_input_grad[1] else None
         from_kernel = torch.zeros_like(weight) if ctx.needs_input_grad[2] else None
-        limit = TRANSIENT // 2  # the other half is for copies that `_gather` makes
-        for part, rows in _parts(len(x), ctx.chain, len(weight), limit):
+        # half of the limit is for copies that `_gather` makes
+        for part, rows in _parts(len(x), ctx.chain, len(weight), TRANSIENT // 2):
             kernel = _taps_of_rows(weight_read, rows)
             taps = _gather(sums[part], ctx.chain, rows).permute(0, 3, 1, 2)  # (n, 3 * R * K, h, w)
             # convolutions, because in float32 they are faster than products of matrices on some CPUs
@@ -251,7 +243,6 @@ def _gather(total: Tensor, chain: list[Size], rows: slice) -> Tensor:
 
 
 def _times(cells: slice, count: int) -> slice:
-    """Return the slice of an axis that has `count` entries for each cell."""
     return slice(count * cells.start, count * cells.stop)
 
 
@@ -263,10 +254,7 @@ def _bands(chain: list[Size], like: Tensor) -> tuple[Bands, Bands]:
 
 @functools.lru_cache(maxsize=256)
 def axis_bands(lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Bands:
-    """Return the bands of one axis with these `lengths` along the chain.
-
-    Products piece by piece save most of the work, as the matrix is 0 elsewhere.
-    """
+    """Return the bands of one axis with these `lengths` along the chain."""
     with torch.inference_mode(False):  # kept tensors are read in training, too
         matrix = _axis_matrix(lengths, dtype, device)
     count = max(1, min(lengths[0] // BAND_CELLS, lengths[-1]))

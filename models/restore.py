@@ -54,12 +54,11 @@ class _NoDraws(TorchFunctionMode):
 
 
 def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None) -> GLNet:
-    """Build the network that `header` describes, for the mode `header.stage`, and load the weights that the mode needs.
+    """Build the network that `header` describes, in evaluation mode, on the CPU, and load what its mode needs.
 
-    A file of a later stage serves mode 1 too, because later stages leave the global branch unchanged. `context` is
-    stage 1's file, which a released file of stage 3 needs; see `checkpoint.read_context`. The network is in evaluation
-    mode, on the CPU; nothing in it learns. Weights that neither file holds, which the mode does not use, are 0. Raises
-    InputError if the file cannot serve the mode, or lacks tensors.
+    `context` is stage 1's file, which a released file of stage 3 needs; see `checkpoint.read_context`. Weights that
+    neither file holds, which the mode does not use, are 0. Raises InputError if the file cannot serve the mode, or
+    lacks tensors.
     """
     made_by = header.stage if file.header is None else file.header.stage
     check_serves(file, header.stage)
@@ -73,7 +72,10 @@ def restore(file: Checkpoint, header: Header, context: Checkpoint | None = None)
 
 
 def check_serves(file: Checkpoint, mode: int) -> None:
-    """Raise InputError if `file` was made by another stage than `mode`; mode 1 is served by every stage's file."""
+    """Raise InputError if `file` was made by another stage than `mode`.
+
+    Every stage's file serves mode 1, because later stages leave the global branch unchanged.
+    """
     if file.header is None or mode in (1, file.header.stage):
         return
     made = STAGES[file.header.stage]

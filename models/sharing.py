@@ -14,15 +14,9 @@ from utils.tiling import Patches, Size, map_size
 
 
 def crop_global(x: Tensor, grid: Patches, patches: slice) -> Tensor:
-    """Crop from a global map the cells that some patches cover (paper, section 3.2).
+    """Crop from a global map (1, C, H, W) the cells that n patches of the image's grid cover (paper, section 3.2).
 
-    Args:
-        x: global map of one image, (1, C, H, W).
-        grid: the image's patch grid.
-        patches: which patches of the grid, n of them.
-
-    Returns:
-        (n, C, h, w), at the scale of `x`.
+    Return (n, C, h, w), at the scale of `x`.
     """
     return torch.cat([box.of(x) for box in grid.feature_boxes(map_size(x))[patches]])
 

@@ -11,9 +11,9 @@ from utils.errors import InputError, reason_of
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
-    """Read the file that `--backbone_weights` names: a state dict of `torch.save`, or `.safetensors`.
+    """Read the file that `--backbone_weights` names, `.safetensors` or a state dict of `torch.save`, without its code.
 
-    No code in the file is executed. Raises InputError if it is missing, cannot be read, or holds anything else.
+    Raises InputError if it is missing, cannot be read, or holds anything else.
     """
     path = Path(source)
     if not path.is_file():

@@ -1,8 +1,10 @@
 """A network of the package timm as a feature extractor. timm is optional: it is imported when such a name is given."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.pyramid import STRIDES, Levels, cells, level_sizes
+from models.tensors import read_weights
 from utils.errors import InputError, reason_of
 from utils.stretch import RGB
 from utils.tiling import map_size
@@ -28,21 +31,13 @@ PROBES: tuple[tuple[int, int], ...] = ((3, 5), (1, 1))
 
 @dataclass(frozen=True)
 class Layout:
-    """How a network of timm is built and read.
+    """How a network of timm is built and read."""
 
-    Attributes:
-        maps: which of its maps are c2, c3, c4 and c5.
-        channels: of these maps.
-        channels_last: whether they are (N, H, W, C), as those of Swin, instead of (N, C, H, W).
-        multiple: the sides of its input are multiples of this many pixels.
-        any_size: whether it must be built without a fixed image size (timm's `strict_img_size=False`).
-    """
-
-    maps: tuple[int, ...]
-    channels: tuple[int, ...]
-    channels_last: bool
-    multiple: int
-    any_size: bool
+    maps: tuple[int, ...]  # which of its maps are c2, c3, c4 and c5
+    channels: tuple[int, ...]  # of these maps
+    channels_last: bool  # whether they are (N, H, W, C), as those of Swin, instead of (N, C, H, W)
+    multiple: int  # the sides of its input are multiples of this many pixels
+    any_size: bool  # whether it must be built without a fixed image size (timm's `strict_img_size=False`)
 
 
 class TimmBackbone(nn.Module):
@@ -125,16 +120,13 @@ def layout_of(name: str) -> Layout:
 
 def _probe(name: str, layout: Layout) -> list[tuple[int, ...]] | None:
     """Return the shapes of a network's maps of an image of each size in `PROBES`; None if it fails."""
-    shapes = []
+    images = (torch.empty(1, RGB, *(count * layout.multiple for count in probe), device="meta") for probe in PROBES)
     try:
         with torch.device("meta"), torch.no_grad():
             net = create(name, layout).eval()
-            for rows, columns in PROBES:
-                image = torch.empty(1, 3, rows * layout.multiple, columns * layout.multiple)
-                shapes += [tuple(x.shape) for x in net(image)]
+            return [tuple(x.shape) for image in images for x in net(image)]
     except Exception:  # of layers that do not take the size, or of a constructor that does not take the argument
         return None
-    return shapes
 
 
 def _expected(layout: Layout) -> list[tuple[int, ...]]:
@@ -159,8 +151,8 @@ def create(name: str, layout: Layout, **more: Any) -> nn.Module:
 def check_sides(name: str, size_g: int, size_p: int) -> None:
     """Raise InputError if a network cannot be used, see `layout_of`, or its windows do not fit the sides, in pixels.
 
-    Multiples of 32 are not asked for: other sides are padded by less than that. A network that computes windows of a
-    fixed number of cells would be padded by up to a whole window.
+    Multiples of 32 are not required, as padding is less than that; a network with windows of a fixed number of cells
+    would be padded by up to a whole window.
     """
     multiple = layout_of(name).multiple
     for option, side in (("size_g", size_g), ("size_p", size_p)):
@@ -192,7 +184,6 @@ def import_timm(name: str) -> ModuleType:
 
 
 def _refusal(name: str, reason: str) -> InputError:
-    """Return the error of a network that cannot be used."""
     return InputError(
         f"--backbone {name}: {reason}, and GLNet needs maps at 1/4, 1/8, 1/16 and 1/32 of images of several sizes; "
         f"take {_any_of(EXAMPLES)}"
@@ -202,3 +193,66 @@ def _refusal(name: str, reason: str) -> InputError:
 def _any_of(names: tuple[str, ...] | list[str]) -> str:
     """Return `a, b or c`."""
     return " or ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
+
+
+def timm_weights(name: str, source: str) -> dict[str, Tensor]:
+    """Return weights of a network of timm as a state dict for `TimmBackbone(name)`.
+
+    The source is `imagenet`, timm's pretrained weights, which it downloads once; or a file, `.safetensors` or of
+    `torch.save`, with timm's names of the whole network. Its tensors that the backbone does not have, the classifier's
+    among them, are left out; names that fit nothing stay, and loading refuses them. Raises InputError if the weights
+    cannot be downloaded or read.
+    """
+    layout = layout_of(name)
+    state = _pretrained(name, layout) if source == "imagenet" else _from_file(name, layout, source)
+    return {f"net.{key}": tensor for key, tensor in state.items()}
+
+
+def _pretrained(name: str, layout: Layout) -> dict[str, Tensor]:
+    """Return timm's pretrained weights. Raises InputError if there are none, or they cannot be downloaded."""
+    config = import_timm(name).get_pretrained_cfg(name.removeprefix(PREFIX))
+    if config is None or not config.has_weights:
+        raise InputError(
+            f"--backbone_weights imagenet: timm has no weights of {name}; pass --backbone_weights FILE, or none"
+        )
+    try:
+        return create(name, layout, pretrained=True).state_dict()
+    except Exception as error:  # of the hub's client, which raises many kinds
+        where = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
+        raise InputError(
+            f"the pretrained weights of {name} could not be downloaded from {where} ({reason_of(error)}); "
+            "fetch that file elsewhere and pass --backbone_weights FILE, or --backbone_weights none"
+        ) from error
+
+
+def _from_file(name: str, layout: Layout, source: str) -> Mapping[str, Tensor]:
+    """Return the tensors of a file under the names of the network that gives the maps.
+
+    A file with older names is renamed by the function that timm has for it, if the result fits.
+    """
+    with torch.device("meta"):
+        whole, net = import_timm(name).create_model(name.removeprefix(PREFIX)), create(name, layout)
+    given = read_weights(source)
+    fitted = _fit(given, net, whole)
+    if fitted.keys() == net.state_dict().keys():
+        return fitted
+    try:
+        renamed = _fit(import_module(type(whole).__module__).checkpoint_filter_fn(dict(given), whole), net, whole)
+    except Exception:  # there is none, or it expects another file
+        return fitted
+    return renamed if renamed.keys() == net.state_dict().keys() else fitted
+
+
+def _fit(given: Mapping[str, Tensor], net: nn.Module, whole: nn.Module) -> dict[str, Tensor]:
+    """Rename the tensors of a `whole` network, with its classifier, to those of `net`, with `features_only=True`.
+
+    The names of the two differ in dots and underscores (`stages.0`, `stages_0`) and in a module around all. Return the
+    tensors that `net` has, under its names; and those that not even `whole` has, under their own.
+    """
+    names = {_plain(name): name for name in net.state_dict()}
+    others = {_plain(name) for name in whole.state_dict()} - names.keys()
+    return {names.get(_plain(name), name): x for name, x in given.items() if _plain(name) not in others}
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("model.").removeprefix("body.").replace(".", "_")

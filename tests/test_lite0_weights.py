@@ -5,7 +5,7 @@ import torch
 
 from experiments import lite0_weights
 from experiments.lite0_weights import BACKBONE, PACKAGE, main, renamed
-from models.timm_weights import timm_weights
+from models.timm_backbone import timm_weights
 from utils.errors import InputError
 
 GIVEN = {"_conv.weight": torch.ones(2, 3), "_bn.weight": torch.zeros(2), "_bn.bias": torch.ones(2)}

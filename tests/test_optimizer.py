@@ -103,7 +103,8 @@ def test_a_skipped_step_does_not_move_the_average() -> None:
 def test_early_stopping_waits_for_a_validation(every, patience, epochs, validated, last) -> None:
     """The first validation is the best one."""
     run, found = object.__new__(TrainingRun), []
-    run.plan = SimpleNamespace(val_every=every, early_stopping=patience, num_epochs=epochs)
+    options = SimpleNamespace(val_every=every, early_stopping=patience, num_epochs=epochs)
+    run.plan = SimpleNamespace(options=options)
     run.state = SimpleNamespace(run=RunState("now"))
     state = run.state.run
     while state.epoch < epochs and not run._stalled():

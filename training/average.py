@@ -18,7 +18,6 @@ class WeightAverage:
     """The average of what learns in `network`, weights and norm statistics; updated after each optimizer step.
 
     The decay of update t, counted from 0, is min(decay, (1 + t) / (10 + t)), so that the average soon leaves the start.
-    Steps that are skipped do not count. `values` are on the network's device.
     """
 
     def __init__(self, network: nn.Module, decay: float, optimizer: torch.optim.Optimizer) -> None:
@@ -38,12 +37,11 @@ class WeightAverage:
         """Move the average towards the network's present values; whole numbers are copied."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        pairs = [(self.values[name], own) for name, own in learned_state(self.network).items()]
-        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in numbers], [own for _, own in numbers], 1 - decay)
-        for average, own in pairs:
-            if not average.is_floating_point():
-                average.copy_(own)
+        own = learned_state(self.network)
+        numbers = [name for name, value in own.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.values[name] for name in numbers], [own[name] for name in numbers], 1 - decay)
+        for name in own.keys() - numbers:
+            self.values[name].copy_(own[name])
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -56,7 +54,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Exchange the values of the network and of the average."""
         for name, own in learned_state(self.network).items():
             kept = own.clone()
             own.copy_(self.values[name])

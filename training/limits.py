@@ -18,10 +18,9 @@ STRIDE = 32
 
 
 def check_batches(images: int, batch_size: int, size_g: int, *, world: int = 1, joint: bool = False) -> None:
-    """Check that no process trains the global branch, modes 1 and 3, on a single value in each channel.
+    """Raise InputError if a process would train the global branch, modes 1 and 3, on one value in each channel.
 
-    `joint` says whether norm layers take their statistics over all `world` processes. Raises InputError if a part of a
-    batch is one image of a single cell.
+    `joint` says whether norm layers take their statistics over all `world` processes.
     """
     if size_g > STRIDE:
         return
@@ -54,10 +53,7 @@ def problem_of(item: Item, size: Size, settings: TrainingSettings) -> InputError
 
 
 def headers(data: SegmentationDataset) -> Iterator[tuple[Item, Size, list[FileInfo]]]:
-    """Yield each item whose image has readable headers, the size of its smallest sample, and the headers of its files.
-
-    The others are reported when they are read.
-    """
+    """Yield each item with readable headers, its smallest sample's size and the headers; reading reports others."""
     for item in data.items:
         try:
             yield item, data.smallest_sample(item), [probe(pair.image) for pair in item.pairs()]
@@ -66,10 +62,7 @@ def headers(data: SegmentationDataset) -> Iterator[tuple[Item, Size, list[FileIn
 
 
 def check_views(data: SegmentationDataset) -> None:
-    """Raise InputError for the first image whose shrunk image has more pixels than `--view_pixels`.
-
-    It would need scenes, and an evaluation segments images whole.
-    """
+    """Raise InputError for the first image whose view exceeds `--view_pixels`: an evaluation makes no scenes."""
     if not isinstance(data.context, ViewScale):
         return
     for item, size, _ in headers(data):
@@ -84,8 +77,7 @@ def check_views(data: SegmentationDataset) -> None:
 def check_images(data: SegmentationDataset, settings: TrainingSettings | None) -> None:
     """Log in one line each what is done to images beyond decoding.
 
-    With the `settings` of training in mode 2, images that are too small are refused. Raises InputError for the first
-    such image, and for the first that lacks a band.
+    Raises InputError for the first image that lacks a band or, with the `settings` of mode 2, is too small to train on.
     """
     stretched = turned = 0
     for item, size, files in headers(data):

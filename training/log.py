@@ -19,6 +19,7 @@ from utils.classes import Classes
 from utils.files import write_json, writing
 from utils.metrics import ConfusionMatrix, Scores
 from utils.stages import PREDICTIONS, STAGES
+from utils.tables import as_markdown
 from utils.visualize import legend, shrink_for_display
 
 LONGEST_PICTURE = 1024
@@ -33,11 +34,6 @@ Matrices = Mapping[str, Scores]
 def headline(matrices: Container[str]) -> str:
     """Return the prediction that a mode is judged by: the ensemble if there is one, else (mode 1) the global one."""
     return next(stage.headline for stage in reversed(STAGES.values()) if stage.headline in matrices)
-
-
-def _one_line(iou: np.ndarray) -> str:
-    """Return `iou` as numpy prints it, in one line."""
-    return np.array2string(iou, max_line_width=10**6)
 
 
 def epoch_lines(epoch: int, num_epochs: int, train: Matrices, val: Matrices, classes: Classes) -> str:
@@ -56,16 +52,25 @@ def epoch_lines(epoch: int, num_epochs: int, train: Matrices, val: Matrices, cla
         mean_val = mean_val if val else math.nan
         means.append(f"epoch [{epoch + 1}/{num_epochs}] {dashed}IoU: train = {mean_train:.4f}, val = {mean_val:.4f}")
         # the released log has a space after the first colon only
-        arrays.append(f"{prefix}train:{'' if prefix else ' '}{_one_line(pair[0].iou())}")
-        arrays.append(f"{prefix}val:{_one_line(pair[1].iou())}")
+        ious = [np.array2string(matrix.iou(), max_line_width=10**6) for matrix in pair]  # in one line each
+        arrays += [f"{prefix}train:{'' if prefix else ' '}{ious[0]}", f"{prefix}val:{ious[1]}"]
     return "\n".join([*means, *arrays, RULE, ""])
 
 
-class _Events:
-    """One event file of TensorBoard.
+def run_table(record: Mapping[str, Any]) -> str:
+    """Return `record` as a Markdown table for TensorBoard; nested entries get a row each."""
+    rows = []
+    for name, value in record.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        rows += [(f"{name} {key}".strip(), str(entry)) for key, entry in inner]
+    return as_markdown(["what", "value"], rows)
 
-    Events are written in the caller's thread. tensorboardX's SummaryWriter hands them to another one, so that neither
-    the length of the file nor a full disk would be known when a write returns.
+
+class _Events:
+    """One event file of TensorBoard, written in the caller's thread.
+
+    tensorboardX's SummaryWriter hands events to another thread, so that neither the length of the file nor a full disk
+    would be known when a write returns.
     """
 
     def __init__(self, folder: Path, anew: bool) -> None:
@@ -100,11 +105,7 @@ class RunLog:
     def __init__(
         self, log_path: str | Path, task_name: str, classes: Classes, sizes: Mapping[str, int] | None = None
     ) -> None:
-        """Open the logs.
-
-        `sizes` are, for a resumed run, the lengths of the files at the point where it continues, as `sizes()` returned
-        them; all that was written later is cut off.
-        """
+        """Open the logs; those of a resumed run are cut to the `sizes()` that they had where it continues."""
         self.text = Path(log_path) / f"{task_name}.log"
         self.lines = Path(log_path) / f"{task_name}.jsonl"
         self.folder = Path(log_path) / task_name
@@ -115,11 +116,10 @@ class RunLog:
         # a folder that cannot be written to is reported now, not after the first epoch
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._events = _Events(self.folder, self._anew)
         for path in (self.text, self.lines):
             with writing(path):
                 path.open("a").close()
-        with writing(self.folder):
-            self._events = _Events(self.folder, self._anew)
         self._curves: dict[str, _Events] = {}
 
     def _files(self) -> list[Path]:
@@ -165,26 +165,23 @@ class RunLog:
     def epoch(self, epoch: int, num_epochs: int, train: Matrices, val: Matrices) -> str:
         """Record the scores of an epoch, and return the lines of the text log; see `epoch_lines`.
 
-        TensorBoard gets `IoU` (the headline's mIoU; two runs, `IoU/train iou` and `IoU/validation iou`, as
-        released), `mIoU/<prediction>_train` and `_validation`, the same of each measure of the classes
-        (`jaccard/<prediction>_train`), and the headline's `IoU_per_class/<class>_train` and `_validation`, without
-        classes that have no union. An epoch without a validation has no validation's values there.
+        TensorBoard gets the headline's mIoU, `IoU`, as two runs, `IoU/train iou` and `IoU/validation iou`, as released;
+        and what `_scores` records. An epoch without a validation has no validation's values there.
         """
         lines = epoch_lines(epoch, num_epochs, train, val, self._classes)
         with writing(self.text), self.text.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(lines)
         with writing(self.folder):
             chosen = headline(train)
-            for curve, scores in (("train iou", train), ("validation iou", val)):
+            for part, scores in (("train", train), ("validation", val)):
                 if not scores:
                     continue
+                curve = f"{part} iou"
                 if curve not in self._curves:  # a folder each, as SummaryWriter.add_scalars does
                     self._curves[curve] = _Events(self.folder / "IoU" / curve, self._anew)
                 self._curves[curve].add(summary.scalar("IoU", self._mean(scores[chosen])), epoch)
                 self._curves[curve].flush()
-            self._scores(epoch, "train", train)
-            if val:
-                self._scores(epoch, "validation", val)
+                self._scores(epoch, part, scores)
             self._events.flush()
         return lines
 
@@ -192,7 +189,10 @@ class RunLog:
         return matrix.mean_iou(self._classes.left_out)
 
     def _scores(self, epoch: int, part: str, matrices: Matrices) -> None:
-        """Record means and measures of every prediction, and the headline's classes, of one `part` of the data."""
+        """Record means and measures of every prediction, and the headline's classes, of one `part` of the data.
+
+        Tags are such as `mIoU/local_train`, `jaccard/ensemble_validation` and `IoU_per_class/water_train`.
+        """
         for name in (name for name in PREDICTIONS if name in matrices):
             values = {"mIoU": self._mean(matrices[name]), **matrices[name].measures()}
             for measure, value in values.items():

@@ -10,8 +10,6 @@ from models.backbone import BACKBONES, backbone_name
 from models.fpn import MOST_WIDTH, NORMS
 from training.recipe import RECIPES
 from utils.arguments import (
-    LOGGED,
-    SILENT,
     Parser,
     add_coarse_to_fine,
     add_context,
@@ -41,6 +39,19 @@ RELEASED: dict[str, Any] = {
 }
 """Options of training whose parser default is None, and their values where nothing else sets them, as released."""
 
+LOGGED = {
+    *("task_name", "device", "num_workers", "max_pixels", "deterministic", "checkpoint_activations"),
+    *("data_path", "split_lists", "view_pixels", "model_path", "log_path", "path_g", "path_g2l", "path_l2g"),
+    *("backbone_weights", "recipe", "init_from", "save_every", "val_every", "early_stopping"),
+}
+"""Options that a resumed run may have with other values, which are logged."""
+
+SILENT = {
+    *("evaluation", "check_data", "resume", "overwrite", "resume_anyway"),
+    *("split", "refine_share", "blend", "upsample", "save_predictions", "report"),
+}
+"""Options that do not matter to a resumed run. A change of any that is in neither set makes another experiment."""
+
 
 def released(name: str) -> str:
     """Return a help text that tells the default of one of `RELEASED`."""
@@ -61,21 +72,6 @@ def build_parser() -> Parser:
         prog="train_deep_globe.py",
         description="Train or evaluate GLNet.\nModes: 1 global, 2 global to local, 3 local to global.",
     )
-    add_run(parser)
-    add_data(parser)
-    add_files(parser)
-    add_network(parser)
-    add_coarse_to_fine(parser.group("coarse to fine"))
-    add_training(parser)
-    add_variation(parser)
-    add_computing(parser)
-    add_long_runs(parser)
-    add_evaluation(parser)
-    return parser
-
-
-def add_run(parser: Parser) -> None:
-    """Add what the command does, and where."""
     add = parser.group("run")
     add(
         "--mode",
@@ -84,100 +80,47 @@ def add_run(parser: Parser) -> None:
         default=1,
         help="1: global branch alone; 2: global to local; 3: local to global (default: 1)",
     )
-    add("--evaluation", action="store_true", on_resume=SILENT, help="evaluate instead of training")
+    add("--evaluation", action="store_true", help="evaluate instead of training")
     add(
         "--check_data",
         action="store_true",
-        on_resume=SILENT,
         help="instead of training, read every image and label once and report all that is wrong",
     )
     add(
         "--task_name",
         type=task_name,
         default="glnet",
-        on_resume=LOGGED,
         help="name of this run's checkpoints and logs (default: %(default)s)",
     )
     add(
         "--device",
-        on_resume=LOGGED,
         help="cpu, cuda, cuda:1, ...; under torchrun cpu or cuda, of which each process\n"
         "takes its own (default: cuda where there is one, else cpu)",
     )
     add("--seed", type=whole(0), default=0, help="of initial weights, order and augmentation (default: 0)")
-    add(
-        "--num_workers",
-        type=whole(0),
-        default=2,
-        on_resume=LOGGED,
-        help="processes that decode images; 0: none (default: %(default)s)",
-    )
+    add("--num_workers", type=whole(0), default=2, help="processes that decode images; 0: none (default: %(default)s)")
     add(
         "--max_pixels",
         type=whole(1),
-        on_resume=LOGGED,
         help="larger images are refused; 1000 million take 4 GB when decoded (default: 1000 million)",
     )
     add(
         "--deterministic",
         action="store_true",
-        on_resume=LOGGED,
         help="only operations that repeat bit by bit, where torch has them; slower on GPUs",
     )
-
-
-def add_data(parser: Parser) -> None:
-    """Add the options that name a data set, its splits and how its files become pixels."""
-    add = parser.group("data")
-    add(
-        "--dataset",
-        choices=NAMES,
-        default="deep_globe",
-        help="what --data_path holds; folder: images of your own, described by a JSON file that\n"
-        "`python -m dataset.describe` writes (default: %(default)s)",
-    )
-    add(
-        "--data_path",
-        type=Path,
-        default=Path("data"),
-        on_resume=LOGGED,
-        help="the data set's folder; of folder the JSON file, or the folder that holds it (default: data)",
-    )
-    add(
-        "--split_lists",
-        type=Path,
-        metavar="DIR",
-        on_resume=LOGGED,
-        help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
-    )
-    add("--hold_out", metavar="ID", help="dubai: validate on this scene alone, such as tile3, and train on all others")
-    add_view(add)
-
-
-def add_files(parser: Parser) -> None:
-    """Add the folders of checkpoints and logs, and the checkpoint of each stage."""
+    add_data(parser)
     add = parser.group("files")
-    add(
-        "--model_path",
-        type=Path,
-        default=Path("saved_models"),
-        on_resume=LOGGED,
-        help="folder of checkpoints (default: saved_models)",
-    )
-    add("--log_path", type=Path, default=Path("runs"), on_resume=LOGGED, help="folder of logs (default: runs)")
+    add("--model_path", type=Path, default=Path("saved_models"), help="folder of checkpoints (default: saved_models)")
+    add("--log_path", type=Path, default=Path("runs"), help="folder of logs (default: runs)")
     starts = {1: "; training in mode 2 starts from it", 2: "; training in mode 3 starts from it", 3: ""}
     for stage in STAGES.values():
         add(
             f"--{stage.reads}",
             default="",
             metavar="FILE",
-            on_resume=LOGGED,
             help=f"checkpoint of mode {stage.number} ({stage.name}), a file inside --model_path{starts[stage.number]}",
         )
-
-
-def add_network(parser: Parser) -> None:
-    """Add the options of the network, of the sizes that it reads, and of what its branches start from and share."""
     add = parser.group("network and geometry")
     add(
         "--n_class",
@@ -195,7 +138,6 @@ def add_network(parser: Parser) -> None:
     add(
         "--backbone_weights",
         metavar="SOURCE",
-        on_resume=LOGGED,
         help="initial weights of the backbones of modes 1 and 2: imagenet (downloaded by torchvision or timm), none,\n"
         "or a file of theirs, .pth or .safetensors (default: the checkpoint's, else imagenet)",
     )
@@ -226,16 +168,12 @@ def add_network(parser: Parser) -> None:
         "those of another image, or of a grey one\n"
         f"{recorded_default('share')}",
     )
-
-
-def add_training(parser: Parser) -> None:
-    """Add the options of the steps: recipe, batch, rate and loss."""
+    add_coarse_to_fine(parser.group("coarse to fine"))
     add = parser.group("training")
     add(
         "--recipe",
         choices=tuple(RECIPES),
         default="released",
-        on_resume=LOGGED,
         help="values of options that are not given, see docs/training.md (default: %(default)s)",
     )
     epochs = ", ".join(f"{s.epochs} in mode {s.number}" for s in STAGES.values())
@@ -244,7 +182,6 @@ def add_training(parser: Parser) -> None:
         "--init_from",
         type=Path,
         metavar="FILE",
-        on_resume=LOGGED,
         help="start mode 1 from this checkpoint, ours or released, of any classes: heads and ensemble are new, all\n"
         "else is kept",
     )
@@ -293,10 +230,6 @@ def add_training(parser: Parser) -> None:
         default=0.15,
         help="weight of the feature-map regulariser in mode 2, lambda in the paper (default: %(default)s)",
     )
-
-
-def add_variation(parser: Parser) -> None:
-    """Add what differs from epoch to epoch: windows, patches, turns and colours."""
     add = parser.group("what training varies")
     add(
         "--window",
@@ -331,42 +264,26 @@ def add_variation(parser: Parser) -> None:
         help=f"vary scale (1 / {LARGEST_SCALE:g} to {LARGEST_SCALE:g}), brightness, contrast, saturation and hue of "
         "training images, too",
     )
-
-
-def add_computing(parser: Parser) -> None:
-    """Add the options of precision and memory."""
     add = parser.group("computing")
     add_precision(add)
     add(
         "--checkpoint_activations",
         action="store_true",
-        on_resume=LOGGED,
         help="in training, compute maps of encoders again in the backward pass: less memory, more time, the same\n"
         "result",
     )
-
-
-def add_long_runs(parser: Parser) -> None:
-    """Add what saves, resumes and ends a run, and what processes share."""
     add = parser.group("long runs, several processes")
     add(
         "--resume",
         default="off",
         metavar="WHAT",
-        on_resume=SILENT,
         help="auto: continue the unfinished run of this name, or start one; a file: continue from it;\n"
         "off: refuse to start over an unfinished run (default: off)",
     )
-    add(
-        "--overwrite",
-        action="store_true",
-        on_resume=SILENT,
-        help="start over, even if a run of this name is unfinished",
-    )
+    add("--overwrite", action="store_true", help="start over, even if a run of this name is unfinished")
     add(
         "--resume_anyway",
         action="store_true",
-        on_resume=SILENT,
         help="continue although options changed that make it another experiment",
     )
     add(
@@ -374,14 +291,12 @@ def add_long_runs(parser: Parser) -> None:
         type=number(0),
         default=30,
         metavar="MINUTES",
-        on_resume=LOGGED,
         help="how often the resume file is written inside an epoch; 0: never (default: 30)",
     )
     add(
         "--val_every",
         type=whole(1),
         metavar="EPOCHS",
-        on_resume=LOGGED,
         help=f"validate after every so many epochs and after the last {released('val_every')}",
     )
     add(
@@ -389,7 +304,6 @@ def add_long_runs(parser: Parser) -> None:
         type=whole(0),
         default=0,
         metavar="EPOCHS",
-        on_resume=LOGGED,
         help="stop when the validation score has not grown for so many epochs; 0: never (default: 0)",
     )
     add(
@@ -397,16 +311,8 @@ def add_long_runs(parser: Parser) -> None:
         action="store_true",
         help="several GPUs, modes 1 and 3: norm layers take their statistics over the whole batch, as one process does",
     )
-
-
-def add_evaluation(parser: Parser) -> None:
-    """Add the options of `--evaluation` alone."""
     add = parser.group("evaluation")
-    add(
-        "--split",
-        on_resume=SILENT,
-        help="what --evaluation reads (default: the data set's validation: crossvali, else val)",
-    )
+    add("--split", help="what --evaluation reads (default: the data set's validation: crossvali, else val)")
     add(
         "--tta",
         choices=tuple(TURNS),
@@ -419,10 +325,36 @@ def add_evaluation(parser: Parser) -> None:
         "--save_predictions",
         type=Path,
         metavar="DIR",
-        on_resume=SILENT,
         help="write each prediction as ID_mask.png, classes in their colours",
     )
-    add("--report", type=Path, metavar="DIR", on_resume=SILENT, help="write scores and pictures to DIR/report.html")
+    add("--report", type=Path, metavar="DIR", help="write scores and pictures to DIR/report.html")
+    return parser
+
+
+def add_data(parser: Parser) -> None:
+    """Add the options that name a data set, its splits and how its files become pixels."""
+    add = parser.group("data")
+    add(
+        "--dataset",
+        choices=NAMES,
+        default="deep_globe",
+        help="what --data_path holds; folder: images of your own, described by a JSON file that\n"
+        "`python -m dataset.describe` writes (default: %(default)s)",
+    )
+    add(
+        "--data_path",
+        type=Path,
+        default=Path("data"),
+        help="the data set's folder; of folder the JSON file, or the folder that holds it (default: data)",
+    )
+    add(
+        "--split_lists",
+        type=Path,
+        metavar="DIR",
+        help="inria, isic, dubai: take the splits from train.txt, val.txt and test.txt in DIR, an id a line",
+    )
+    add("--hold_out", metavar="ID", help="dubai: validate on this scene alone, such as tile3, and train on all others")
+    add_view(add)
 
 
 def check(options: argparse.Namespace) -> None:

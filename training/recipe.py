@@ -38,15 +38,10 @@ def parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.evaluation:
         return options
-    own = {name: value[options.mode] if isinstance(value, dict) else value for name, value in _values(options).items()}
-    parser.set_defaults(**own)
+    for name, value in RECIPES[options.recipe].items():
+        if options.mode == 1 or name not in OF_WEIGHTS:  # later modes take the network from the file of mode 1
+            parser.set_defaults(**{name: value[options.mode] if isinstance(value, dict) else value})
     return parser.parse_args(arguments)
-
-
-def _values(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the entries of the recipe that the mode reads; later modes take the network from the file of mode 1."""
-    recipe = RECIPES[options.recipe]
-    return {name: value for name, value in recipe.items() if options.mode == 1 or name not in OF_WEIGHTS}
 
 
 def reach(lr: float, steps: int) -> float:

@@ -1,7 +1,4 @@
-"""From the options of `train_deep_globe.py` to a plan: files, header, initial weights, and all that a run needs.
-
-The parsed options are read here alone. What is not given is filled into a copy.
-"""
+"""From the options of `train_deep_globe.py` to a plan: files, header, initial weights, and all that a run needs."""
 
 import json
 import logging
@@ -52,14 +49,6 @@ from utils.turns import TURNS
 Files = Mapping[str, Checkpoint]
 """The checkpoints of a run, by the option that names them."""
 
-OF_RUN = (
-    *("task_name", "log_path", "resume_anyway", "seed", "batch_size", "num_workers", "num_epochs", "lr", "ema"),
-    *("save_every", "val_every", "early_stopping", "sync_bn"),
-)
-"""The options that `TrainingPlan` has under their own names."""
-
-SPLIT_OPTIONS = ("split_lists", "hold_out")
-
 
 def described_by(options: Namespace) -> Description:
     """Return the data set that the options of `training.options.add_data` name. Raises InputError, see `describe`."""
@@ -102,9 +91,11 @@ def plan_training(options: Namespace, described: Description, ranks: Ranks) -> T
         getattr(model, name).to(ranks.device)
     if options.sync_bn:
         synchronize_norms(model, stage, ranks, header.context)
-    measured: dict[str, Any] = {"scale": header.scale} if header.context == "scale" else {}
+    known = {"precision": settings.precision, "processes": ranks.world, "training_images": train_data.fingerprint()}
+    if header.context == "scale":
+        known["scale"] = header.scale
     if header.statistics is not None:
-        measured["statistics"] = json.dumps(asdict(header.statistics))
+        known["statistics"] = json.dumps(asdict(header.statistics))
     return TrainingPlan(
         stage=stage,
         model=model,
@@ -117,14 +108,8 @@ def plan_training(options: Namespace, described: Description, ranks: Ranks) -> T
         ranks=ranks,
         files=run_files,
         resume=resume,
-        record=options_record(
-            options,
-            precision=settings.precision,
-            processes=ranks.world,
-            training_images=train_data.fingerprint(),
-            **measured,
-        ),
-        **{name: getattr(options, name) for name in OF_RUN},
+        options=options,
+        record=options_record(options, **known),
     )
 
 
@@ -203,6 +188,8 @@ def resolve(options: Namespace, files: Files, described: Description) -> tuple[N
     own = {"bands": described.bands, "stretch": described.stretch}  # those of the data set's file
     defaults = {**RECORDED, "n_class": len(described.classes), "size_p": described.size_p}
     defaults |= {name: value for name, value in own.items() if value is not None}
+    others = {"num_epochs": stage.epochs, "lr": stage.lr, "batch_size": described.batch_size, **RELEASED}
+    others |= {"split": described.validation, "backbone_weights": "imagenet"}
     recorded: dict[str, Any] = {}
     if trained is not None and "init_from" in files:
         recorded = {name: getattr(trained, name) for name in (*OF_WEIGHTS, "backbone_weights", "normalize")}
@@ -210,25 +197,14 @@ def resolve(options: Namespace, files: Files, described: Description) -> tuple[N
         recorded = {**vars(trained), "n_class": len(trained.classes)}
     if first is not None and "init_from" not in files:
         options.bands = _fitting_bands(options.bands, first, defaults["bands"])
-    for name, default in defaults.items():
+    for name, default in {**defaults, **others}.items():
         given = getattr(options, name)
         if given is None:
             setattr(options, name, recorded.get(name, default))
-        elif first is not None and name in recorded and given != recorded[name]:
+        elif first is not None and name in defaults and name in recorded and given != recorded[name]:
             if name in (*OF_WEIGHTS, "n_class"):
                 raise InputError(f"--{name} {given}: {first.path} was made with {recorded[name]}")
             logging.info(f"note: --{name} {given}; {first.path} was made with {recorded[name]}")
-    others = {
-        "num_epochs": stage.epochs,
-        "lr": stage.lr,
-        "batch_size": described.batch_size,
-        "split": described.validation,
-        "backbone_weights": recorded.get("backbone_weights", "imagenet"),
-        **RELEASED,
-    }
-    for name, default in others.items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
     check_sizes(options.size_g, options.size_p, options.min_overlap)
     check_backbone(options.backbone, options.size_g, options.size_p)
     if first is not None and "classes" in recorded:
@@ -312,7 +288,7 @@ def take_over_split(options: Namespace, files: Files, described: Description) ->
     record = None if first is None or first.header is None or "init_from" in files else first.header.trained_on
     if first is None or record is None or record.dataset != options.dataset:
         return options, described
-    own = {name: getattr(options, name) for name in SPLIT_OPTIONS}
+    own = {name: getattr(options, name) for name in ("split_lists", "hold_out")}
     # a split by the seed 0 is that of no seed
     given, wanted = ({name: str(x) for name, x in y.items() if x} for y in (own, record.choice))
     if given == wanted:
@@ -342,7 +318,6 @@ def record_images(options: Namespace, header: Header, data: SegmentationDataset)
 
 
 def _awaits_statistics(header: Header) -> bool:
-    """Return whether a training of this network is to measure the statistics of its images."""
     return header.stage == 1 and header.normalize == DATA and header.statistics is None
 
 
@@ -368,9 +343,9 @@ def find_statistics(
 
 
 def find_scale(size_g: int, data: SegmentationDataset) -> float:
-    """Return how far images are shrunk to the side `size_g`, in pixels: the median over the training images.
+    """Return how far images are shrunk to the side `size_g`: the median over images, of both axes' geometric mean.
 
-    Of each image it is the geometric mean of both axes. Raises InputError if a header cannot be read.
+    Raises InputError if a header cannot be read.
     """
     sizes = (data.reader.size(item) for item in data.items)
     scale = median(math.sqrt(height * width) / size_g for height, width in sizes)
@@ -380,14 +355,9 @@ def find_scale(size_g: int, data: SegmentationDataset) -> float:
 
 def evaluation_settings(options: Namespace, header: Header, device: torch.device) -> Settings:
     """Return the settings of an evaluation. Raises InputError, see `Header.settings`."""
-    return header.settings(
-        refine_share=options.refine_share,
-        blend=options.blend,
-        upsample=options.upsample,
-        sub_batch_size=options.sub_batch_size,
-        device=device,
-        precision=resolve_precision(options.precision, device),
-    )
+    names = ("refine_share", "blend", "upsample", "sub_batch_size")
+    own = {name: getattr(options, name) for name in names}
+    return header.settings(**own, device=device, precision=resolve_precision(options.precision, device))
 
 
 def training_settings(options: Namespace, header: Header, device: torch.device) -> TrainingSettings:
@@ -440,8 +410,7 @@ def open_data(
 def build_training_model(header: Header, files: Files, *, start: str = "released", resumed: bool = False) -> GLNet:
     """Build the network as a stage starts to train it, on the CPU; if `resumed`, its weights come later.
 
-    `start` is the option of this name. Raises InputError if a file does not fit, or `--path_g` holds another global
-    branch than the file of stage 2.
+    Raises InputError if a file does not fit, or `--path_g` holds another global branch than the file of stage 2.
     """
     stage = STAGES[header.stage]
     model = build_network(header)
@@ -476,10 +445,7 @@ def _start_backbone(header: Header, branch: Branch) -> None:
 
 
 def saved_children(stage: Stage, files: Files) -> tuple[str, ...]:
-    """Return the children of the network that a run's files hold.
-
-    These are those that the stage uses, and the branches that `--init_from` brought, for later stages.
-    """
+    """Return the children of the network in a run's files: what the stage uses, and branches of `--init_from`."""
     if "init_from" not in files:
         return stage.uses
     brought = files["init_from"]
@@ -492,11 +458,14 @@ def synchronize_norms(model: GLNet, stage: Stage, ranks: Ranks, context: str) ->
 
     Their tensors keep their names. Raises InputError in mode 2, with `--context scale` and without GPUs.
     """
-    if ranks.device.type != "cuda" or stage.number == 2 or context == "scale":
-        reason = "mode 2 normalises every sub-batch alone" if stage.number == 2 else "torch has it for GPUs only"
-        if context == "scale" and stage.number != 2:
-            reason = "with --context scale processes may have images of different sizes"
-        raise InputError(f"--sync_bn cannot be used: {reason}; leave it out")
+    reasons = {
+        "mode 2 normalises every sub-batch alone": stage.number == 2,
+        "with --context scale processes may have images of different sizes": context == "scale",
+        "torch has it for GPUs only": ranks.device.type != "cuda",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise InputError(f"--sync_bn cannot be used: {reason}; leave it out")
     timm = isinstance(model.global_.backbone, TimmBackbone)
     convert = convert_sync_batchnorm if timm else nn.SyncBatchNorm.convert_sync_batchnorm
     for name in stage.trains:

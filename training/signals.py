@@ -9,11 +9,7 @@ from typing import Any
 
 
 class StopSignals:
-    """A context in which SIGINT and SIGTERM only set `received`; a second SIGINT raises KeyboardInterrupt.
-
-    Attributes:
-        received: number of the first signal; None before.
-    """
+    """A context in which SIGINT and SIGTERM only set `received`, the first one's number; a second SIGINT interrupts."""
 
     def __init__(self) -> None:
         self.received: int | None = None

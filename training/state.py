@@ -1,23 +1,21 @@
 """The resume file: the state of an unfinished training, which then ends as if it had not been interrupted."""
 
-import argparse
 import random
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from helper import EpochState
 from models.glnet import GLNet
 from models.tensors import children_of, load, only_tensors, state_of
 from training.average import WeightAverage
-from training.options import RELEASED, build_parser
-from utils.arguments import ANY, REFUSED, REMOVED, SILENT
+from training.options import LOGGED, RELEASED, SILENT, build_parser
+from utils.arguments import ANY, REMOVED
 from utils.distributed import Ranks
 from utils.errors import InputError
 from utils.files import check_version, load_torch, save_torch, unreadable_record
@@ -53,10 +51,9 @@ class RunFiles:
 
 
 def resume_source(files: RunFiles, resume: str, overwrite: bool) -> Path | None:
-    """Return the resume file that a run continues from; None if it starts from the beginning.
+    """Return the resume file that a run continues from, by the options; None if it starts from the beginning.
 
-    `resume` and `overwrite` are the options of these names. Raises InputError if an unfinished run would be lost, and
-    `overwrite` is not given.
+    Raises InputError if an unfinished run would be lost, and `overwrite` is not given.
     """
     own = files.resume
     if resume == "auto":
@@ -75,52 +72,22 @@ def resume_source(files: RunFiles, resume: str, overwrite: bool) -> Path | None:
 
 @dataclass
 class RunState:
-    """The state of a run between its epochs.
+    """The state of a run between its epochs."""
 
-    Attributes:
-        started, resumed: times in UTC.
-        epoch: epochs done.
-        best_score: the headline's best mIoU on the validation images, 0..1; -1 before the first.
-        best_epoch: the epoch that reached it, counted from 1.
-        bad_in_row: the last steps in a row whose loss or gradient was not finite.
-        unvalidated: epochs since the last validation.
-    """
-
-    started: str
+    started: str  # a time in UTC, as in `resumed`
     resumed: list[str] = field(default_factory=list)
-    epoch: int = 0
-    best_score: float = -1.0
-    best_epoch: int = 0
-    bad_in_row: int = 0
-    unvalidated: int = 0
+    epoch: int = 0  # epochs done
+    best_score: float = -1.0  # the headline's best mIoU on the validation images, 0..1; -1 before the first
+    best_epoch: int = 0  # that reached it, counted from 1
+    bad_in_row: int = 0  # the last steps in a row whose loss or gradient was not finite
+    unvalidated: int = 0  # epochs since the last validation
 
 
-class Snapshot(TypedDict):
-    """The content of a resume file: plain values, and tensors on the CPU.
+Snapshot = dict[str, Any]
+"""The content of a resume file, plain values and tensors on the CPU; see `TrainerState.capture`."""
 
-    Attributes:
-        model: the part of the network's state dict that is saved.
-        optimizer, scheduler: state dicts.
-        scaler, average: state dicts, None where there is none; earlier versions did not write all of them.
-        standing: the entries of `RunState`.
-        progress: those of `EpochState` but its metrics.
-        sums: the training metric of the epoch so far, of all processes together.
-        options: those that the run was started with.
-        logs: the length of each log file in bytes.
-        random: the states of all random generators.
-    """
-
-    model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
-    scaler: NotRequired[dict[str, Any] | None]
-    standing: dict[str, Any]
-    progress: dict[str, Any]
-    sums: list[Tensor]
-    options: dict[str, Any]
-    logs: dict[str, int]
-    random: dict[str, Any]
-    average: NotRequired[dict[str, Any] | None]
+ENTRIES = ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random", "sums")
+"""The entries of every snapshot; earlier versions did not write the others."""
 
 
 def write(path: Path, snapshot: Snapshot) -> None:
@@ -134,11 +101,11 @@ def read(path: Path) -> Snapshot:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is no resume file; --resume takes auto, off, or a file that ends in .resume.pth")
     check_version(path, content, VERSION)
-    for name in ("model", "optimizer", "scheduler", "standing", "progress", "options", "logs", "random", "sums"):
+    for name in ENTRIES:
         kind = list if name == "sums" else dict
         if not isinstance(content.get(name), kind):
             raise InputError(f"{path} is damaged: its {name} is no {kind.__name__}")
-    return cast(Snapshot, content)
+    return content
 
 
 @dataclass
@@ -159,10 +126,7 @@ class TrainerState:
         return nullcontext() if self.average is None else self.average.applied()
 
     def capture(self, ranks: Ranks, options: Mapping[str, Any], logs: Mapping[str, int]) -> Snapshot:
-        """Take a snapshot; all processes take part, and their metrics are added.
-
-        `options` are by `options_record`, `logs` the length of each log file in bytes.
-        """
+        """Take a snapshot; all processes take part, and their metrics are added. `options` are by `options_record`."""
         sums = [counts.clone() for counts in self.epoch.metrics.sums()]
         for counts in sums:
             ranks.sum_([counts])
@@ -173,7 +137,7 @@ class TrainerState:
             "scaler": self.scaler.state_dict() or None,
             "standing": asdict(self.run),
             "progress": _epoch_record(self.epoch),
-            "sums": [counts.cpu() for counts in sums],
+            "sums": [counts.cpu() for counts in sums],  # the training metric of the epoch so far
             "options": dict(options),
             "logs": dict(logs),
             "random": _random_states(),
@@ -224,12 +188,10 @@ class TrainerState:
 
 
 def _epoch_record(epoch: EpochState) -> dict[str, Any]:
-    """Return the entries of `epoch` that are saved as numbers."""
     return {name: value for name, value in vars(epoch).items() if name not in ("metrics", "save_requested")}
 
 
 def _random_states() -> dict[str, Any]:
-    """Return the states of all generators, as plain values and tensors."""
     numpy: Any = np.random.get_state()  # noqa: NPY002 - other code may draw from the global generator
     name, keys, *rest = numpy
     return {
@@ -272,16 +234,13 @@ def changed_options(saved: Mapping[str, Any], given: Mapping[str, Any], anyway: 
     experiment, unless `anyway`.
     """
     saved, given = _in_present_terms(saved), _in_present_terms(given)
-    parser = build_parser()
-    rules = parser.on_resume
-    defaults = options_record(argparse.Namespace(**{name: parser.get_default(name) for name in rules}))
-    known = {name for name in {*saved, *given} if rules.get(name) != SILENT and (name in given or name in saved)}
+    defaults = options_record(build_parser().parse_args([]))
     lines = {}
-    for name in sorted(known):
+    for name in sorted({*saved, *given} - SILENT):
         before, now = saved.get(name, defaults.get(name)), "removed" if name in REMOVED else given.get(name)
         if before != now:
             lines[name] = f"--{name} was {before}, now {now}"
-    serious = [name for name in lines if rules.get(name, REFUSED) == REFUSED]
+    serious = [name for name in lines if name not in LOGGED]
     if serious and not anyway:
         raise InputError(
             f"the unfinished run is another experiment: {'; '.join(lines[k] for k in serious)}; "

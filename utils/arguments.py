@@ -14,12 +14,7 @@ from utils.stretch import MOST_BANDS, Stretch, parse_bands, spell_bands
 from utils.tiling import BLENDS
 
 AddOption = Callable[..., argparse.Action]
-"""Adds an option to a group; takes the arguments of `add_argument`, and `on_resume`."""
-
-REFUSED, LOGGED, SILENT = "refused", "logged", "silent"
-"""What happens if a resumed training gets another value of an option: the run is refused, as it would be another
-experiment; a line is logged; nothing."""
-
+"""Adds an option to a group, as `add_argument` does."""
 
 ANY = object()
 """In `REMOVED`: whatever the value, runs are the same."""
@@ -43,27 +38,15 @@ REMOVED: dict[str, tuple[str, Any]] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that keeps line breaks in help texts and raises InputError instead of ending the process.
-
-    Attributes:
-        on_resume: by option, REFUSED, LOGGED or SILENT.
-    """
+    """A parser that keeps line breaks in help texts and raises InputError instead of ending the process."""
 
     def __init__(self, prog: str, description: str, **more: Any) -> None:
         more = {"formatter_class": argparse.RawTextHelpFormatter, "allow_abbrev": False, **more}
         super().__init__(prog=prog, description=description, **more)
-        self.on_resume: dict[str, str] = {}
 
     def group(self, title: str) -> AddOption:
         """Start a group of options and return the function that adds one to it."""
-        group = self.add_argument_group(title)
-
-        def add(*names: str, on_resume: str = REFUSED, **keywords: Any) -> argparse.Action:
-            action = group.add_argument(*names, **keywords)
-            self.on_resume[action.dest] = on_resume
-            return action
-
-        return add
+        return self.add_argument_group(title).add_argument
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError with argparse's message, such as `--lr -1 must be at least 0`."""
@@ -130,7 +113,6 @@ def add_context(add: AddOption) -> None:
         "--view_pixels",
         type=whole(LEAST_VIEW),
         metavar="N",
-        on_resume=LOGGED,
         help="with --context scale: pixels of a shrunk image at most; of a larger one prediction makes overlapping\n"
         f"scenes, and evaluation refuses it (default: {VIEW_PIXELS})",
     )
@@ -214,7 +196,6 @@ def add_refine_share(add: AddOption) -> None:
         type=number(0, 1),
         default=1.0,
         metavar="SHARE",
-        on_resume=SILENT,
         help="modes 2 and 3: the local branch computes only this part of the patches, those in which the\n"
         "global prediction is least certain (default: 1, all)",
     )
@@ -226,13 +207,11 @@ def add_smoothing(add: AddOption) -> None:
         "--blend",
         choices=tuple(BLENDS),
         default="none",
-        on_resume=SILENT,
         help="modes 2 and 3: weigh the scores of a patch by the distance to its borders\n(default: none, as released)",
     )
     add(
         "--upsample",
         choices=UPSAMPLES,
         default="nearest",
-        on_resume=SILENT,
         help="enlarge logits, a cell of 4 pixels or more each, in blocks or smoothly (default: nearest, as released)",
     )

@@ -13,9 +13,8 @@ Sink = Callable[[int, Tensor], None]
 """Takes rows that are final, from the top of the image to its bottom: the first row's number, and the rows' scores
 (n_class, rows, W), which are overwritten after the call."""
 
-Outside = Callable[[int, int], Tensor]
-"""Gives the scores of pixels that no patch covers: of a number of rows, from a first row on, (n_class, rows, W) or of a
-shape that is broadcast to it."""
+BoxScores = Callable[[Box], Tensor]
+"""Gives the scores of the pixels of a box, (n_class, height, width) or of a shape that is broadcast to it."""
 
 RESULT_ROWS = 512
 """Rows of a result that are passed on at a time."""
@@ -25,10 +24,9 @@ UPSAMPLES = ("nearest", "bilinear")
 
 
 class ArgmaxSink:
-    """A sink that keeps the class with the highest score of each pixel."""
+    """A sink that keeps the class with the highest score of each pixel of an image of `size` pixels."""
 
     def __init__(self, size: Size, device: torch.device | str = "cpu") -> None:
-        """Start without ids of an image of `size` pixels."""
         self.size = size
         self.device = device
 
@@ -72,7 +70,7 @@ class ScoreCanvas:
         grid: Patches,
         sink: Sink,
         means: bool = False,
-        outside: Outside | None = None,
+        outside: BoxScores | None = None,
         *,
         blend: str = "none",
         upsample: str = "nearest",
@@ -83,9 +81,7 @@ class ScoreCanvas:
         The `sink` gets scores (n_class, rows, W), weighted sums over the patches that cover a pixel, or with `means`
         their means. `outside` gives the scores of pixels that no patch covers; `check` gets the logits.
         """
-        self.grid = grid
-        self.sink = sink
-        self.means, self.outside = means, outside
+        self.grid, self.sink, self.means, self.outside = grid, sink, means, outside
         self.blend, self.upsample, self.check = blend, upsample, check
         self.window: Tensor | None = None  # (patch height, patch width), the weights; None if they are 1
         self.top = 0  # of the band, in the image
@@ -127,28 +123,20 @@ class ScoreCanvas:
         if self.means:
             rows = rows / weights.masked_fill(weights == 0, 1)
         if self.outside is not None:
-            rows = torch.where(weights == 0, self.outside(self.top, rows.shape[1]).to(rows), rows)
+            band = Box(self.top, 0, *map_size(rows))
+            rows = torch.where(weights == 0, self.outside(band).to(rows), rows)
         return rows
 
 
 def enlarge(logits: Tensor, size: Size, sink: Sink, band: int = RESULT_ROWS, upsample: str = "nearest") -> None:
     """Enlarge the logits (1, n_class, h, w) of an image of `size` pixels and send `band` rows at a time to a sink."""
-    rows = enlarged_rows(logits, size, upsample)
+    scores = enlarged_boxes(logits, size, upsample)
     for top in range(0, size[0], band):
-        sink(top, rows(top, band))
+        sink(top, scores(Box(top, 0, min(band, size[0] - top), size[1])))
 
 
-def enlarged_rows(logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
-    """Return a function that gives rows of a whole image's logits (1, n_class, h, w), enlarged to `size` pixels."""
-    give = enlarged_boxes(logits, size, upsample)
-    return lambda top, count: give(Box(top, 0, min(count, size[0] - top), size[1]))
-
-
-def enlarged_boxes(logits: Tensor, size: Size, upsample: str = "nearest") -> Callable[[Box], Tensor]:
-    """Return a function that gives boxes of a whole image's logits, enlarged, (n_class, height, width).
-
-    The parameters are those of `enlarged_rows`.
-    """
+def enlarged_boxes(logits: Tensor, size: Size, upsample: str = "nearest") -> BoxScores:
+    """Return a function that gives boxes of a whole image's logits (1, n_class, h, w), enlarged to `size` pixels."""
     rows, columns = (
         _positions(source, target, upsample).to(logits.device)
         for source, target in zip(map_size(logits), size, strict=True)

@@ -24,25 +24,15 @@ def distinct_colors(count: int) -> list[Color]:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set, with the ids 0..n-1.
-
-    Attributes:
-        names: of the classes, n of them.
-        palette: RGB colours of the classes, in label files and in pictures.
-        left_out: ids that the headline mIoU leaves out.
-        values: the grey value of each id in label files; by default the id itself.
-        ignored: grey values and colours in label files whose pixels are left out of the loss and of every metric.
-        foreground: ids of the objects that the set is about; empty if the set has no background.
-        measures: names of `utils.metrics.MEASURES`, reported beside IoU.
-    """
+    """The classes of a data set, with the ids 0..n-1."""
 
     names: tuple[str, ...]
-    palette: tuple[Color, ...]
-    left_out: tuple[int, ...] = ()
-    values: tuple[int, ...] = ()
-    ignored: tuple[int | Color, ...] = (IGNORED,)
-    foreground: tuple[int, ...] = ()
-    measures: tuple[str, ...] = ()
+    palette: tuple[Color, ...]  # in label files and in pictures
+    left_out: tuple[int, ...] = ()  # ids that the headline mIoU leaves out
+    values: tuple[int, ...] = ()  # the grey value of each id in label files; by default the id itself
+    ignored: tuple[int | Color, ...] = (IGNORED,)  # in label files; their pixels are in no loss and no metric
+    foreground: tuple[int, ...] = ()  # ids of the objects that the set is about; empty if the set has no background
+    measures: tuple[str, ...] = ()  # names of `utils.metrics.MEASURES`, reported beside IoU
 
     def __post_init__(self) -> None:
         if not self.values:

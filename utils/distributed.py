@@ -172,10 +172,7 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def trained_statistics(model: nn.Module) -> list[Tensor]:
-    """Return running means and variances of the norm layers in training mode.
-
-    `num_batches_tracked` affects no result and is not included.
-    """
+    """Return running means and variances of the norm layers in training mode; `num_batches_tracked` has no effect."""
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training)
     statistics = (statistic for norm in norms for statistic in (norm.running_mean, norm.running_var))
     return [statistic for statistic in statistics if statistic is not None]
@@ -186,12 +183,9 @@ def reduce_step(
 ) -> None:
     """Combine the processes' parts of one step, in place; afterwards all processes hold the same.
 
-    Args:
-        ranks: the processes.
-        parameters: their gradients become sums over the processes; a missing one is taken as 0.
-        statistics: running statistics of norm layers; they become means over the active processes, NaN without any.
-        numbers: float32; they become sums over the processes.
-        active: whether this process had anything to learn from.
+    Gradients of the parameters, of which a missing one is taken as 0, and `numbers`, float32, become sums over the
+    processes; running statistics of norm layers means over those that are `active`, which had anything to learn from,
+    NaN without any.
     """
     gradients: list[Tensor] = []
     for parameter in parameters:

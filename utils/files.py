@@ -7,7 +7,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ from utils.errors import InputError, reason_of
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A context that turns an OSError into an InputError that names `path`."""
+def naming(path: str | Path, what: str) -> Iterator[None]:
+    """A context that turns an OSError into an InputError: `path` cannot be `what`, such as "read"."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be {what}: {error.strerror or error}") from error
+
+
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Return a context that turns an OSError into an InputError that names `path`."""
+    return naming(path, "written")
 
 
 @contextmanager
@@ -84,34 +89,27 @@ def read_json(path: Path) -> Any:
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, as hexadecimal digits. Raises InputError, naming it, if it cannot be read."""
     found = hashlib.sha256()
-    try:
-        with Path(path).open("rb") as file:
-            while part := file.read(2**20):
-                found.update(part)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    with naming(path, "read"), Path(path).open("rb") as file:
+        while part := file.read(2**20):
+            found.update(part)
     return found.hexdigest()
 
 
 def check_writable(folder: Path) -> None:
     """Make `folder` if it is missing. Raises InputError, naming it, if no file can be written into it."""
     probe = folder / f".{os.getpid()}.probe"
-    try:
+    with naming(folder, "written to"):
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written to: {error.strerror or error}") from error
 
 
+# libraries add suffixes of their own to the names of temporary files
 _PART = re.compile(r"\.(?P<stem>.+)\.\d+\.part(?P<suffix>\.[^.]+|)(\..*)?")
 
 
 def final_path(path: Path) -> Path:
-    """Return the path that a file beside it gets, for messages; see `replacing`. Other paths are returned as they are.
-
-    Libraries add suffixes of their own to the names of temporary files.
-    """
+    """Return the path that a file beside it gets, for messages; see `replacing`. Other paths stay as they are."""
     match = _PART.fullmatch(path.name)
     return path.with_name(f"{match['stem']}{match['suffix']}") if match else path
 
@@ -139,10 +137,7 @@ def space_left(folder: Path) -> str:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the unfinished files that killed processes left beside `path`; see `replacing`.
-
-    Libraries add suffixes of their own to the names of temporary files.
-    """
+    """Remove the unfinished files that killed processes left beside `path`; see `replacing`."""
     pattern = re.compile(rf"\.{re.escape(path.stem)}\.\d+\.part{re.escape(path.suffix)}.*")
     for left in path.parent.glob(".*.part*"):
         if pattern.fullmatch(left.name):

@@ -43,11 +43,7 @@ def _mean(values: Tensor, target: Tensor, ignored: int, class_weights: Tensor | 
 
 
 def focal_loss(
-    logits: Tensor,
-    target: Tensor,
-    gamma: float = GAMMA,
-    ignored: int = IGNORED,
-    class_weights: Tensor | None = None,
+    logits: Tensor, target: Tensor, gamma: float = GAMMA, ignored: int = IGNORED, class_weights: Tensor | None = None
 ) -> Tensor:
     """Return the mean of -(1 - p)^gamma log p over the pixels, p being the true class's probability."""
     target = target.long()
@@ -106,12 +102,9 @@ LOSSES = ("focal", "ce", "lovasz", "focal+lovasz")
 
 @dataclass(frozen=True)
 class Loss:
-    """A training loss: the sum of its parts.
+    """A training loss, one of `LOSSES`: the sum of its parts, functions of logits and target.
 
-    Attributes:
-        name: one of `LOSSES`.
-        parts: functions of logits and target.
-        class_weights: (K,), already bound in the parts; None if all classes count alike.
+    `class_weights` (K,) are bound in the parts already; None if all classes count alike.
     """
 
     name: str
@@ -140,11 +133,7 @@ class Loss:
 
 
 def build_loss(name: str = "focal", gamma: float = GAMMA, class_weights: Tensor | None = None) -> Loss:
-    """Return a training loss, one of `LOSSES`; the default is the released one.
-
-    `gamma` is the exponent of the focal loss, 0 or more, and `class_weights` (K,). Raises InputError for another name
-    and for a negative gamma.
-    """
+    """Return a training loss, one of `LOSSES`. Raises InputError for another name and for a negative `gamma`."""
     if not gamma >= 0:
         raise InputError(f"--gamma {gamma} is negative; give 0 or more (0 is cross-entropy, the released value is 3)")
     parts = {

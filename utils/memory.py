@@ -14,9 +14,8 @@ MB = 2**20
 def peak_memory_mb(device: torch.device) -> float:
     """Return the largest use of memory so far, in MB of 2**20 bytes.
 
-    On CUDA it is the largest size of all tensors on `device` since the start of the process or the last
-    `torch.cuda.reset_peak_memory_stats`, without the CUDA context and unused cached blocks. On any other device it is
-    the largest resident size of the process, interpreter and libraries included.
+    On CUDA it is that of all tensors on `device` since the last `torch.cuda.reset_peak_memory_stats`, without context
+    and unused cached blocks; else the largest resident size of the process, interpreter and libraries included.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MB

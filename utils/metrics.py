@@ -18,10 +18,8 @@ JACCARD_THRESHOLD = 0.65
 class ConfusionMatrix:
     """Counts of (true class, predicted class).
 
-    Attributes:
-        n_class: number of classes.
-        counts: (n_class, n_class) int64, on the device of the last update; rows are the truth. Pixels whose true id is
-            not in 0..n_class-1, such as 255, are left out.
+    `counts` are (n_class, n_class) int64, on the device of the last update; rows are the truth. Pixels whose true id is
+    not in 0..n_class-1, such as 255, are left out.
     """
 
     def __init__(self, n_class: int) -> None:
@@ -73,10 +71,8 @@ class ConfusionMatrix:
 class Scores(ConfusionMatrix):
     """A confusion matrix that also adds up the measures that are means over images.
 
-    Attributes:
-        classes: names, foreground and measures.
-        jaccards: (3,) float64: the sum over images of the foreground's Jaccard index, the same sum of its thresholded
-            form, and the number of images.
+    `jaccards` are (3,) float64: the sum over images of the foreground's Jaccard index, the same sum of its thresholded
+    form, and the number of images.
     """
 
     def __init__(self, classes: Classes) -> None:

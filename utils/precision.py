@@ -18,9 +18,9 @@ PRECISION_CHOICES = (*PRECISIONS, AUTO)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return the precision that one of `PRECISION_CHOICES` means on `device`, a key of `PRECISIONS`.
+    """Return the key of `PRECISIONS` that one of `PRECISION_CHOICES` means on `device`.
 
-    Warns of bf16 on a CPU that only emulates it, in the first of several processes alone.
+    The first of several processes warns of bf16 on a CPU that only emulates it.
     """
     if precision == AUTO:
         return "bf16" if computes_bf16(device) else "fp32"
@@ -48,10 +48,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Return a context that computes convolutions and matrix products in `precision`, as torch's autocast does.
-
-    In fp32 the context changes nothing.
-    """
+    """Return torch's autocast to `precision`, which in fp32 changes nothing."""
     return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 

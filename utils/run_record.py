@@ -52,10 +52,7 @@ def device_name(device: torch.device) -> str:
 def run_record(
     options: Mapping[str, Any], device: torch.device, processes: int, started: str, resumed: list[str]
 ) -> dict[str, Any]:
-    """Return the record of a run, with all that is needed to repeat it, as values that JSON can hold.
-
-    `options` are plain values, `started` and `resumed` times in UTC.
-    """
+    """Return the record of a run, as values that JSON can hold, from plain options and times in UTC."""
     return {
         "started": started,
         "resumed": resumed,

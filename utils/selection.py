@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.canvas import Outside, enlarged_rows
+from utils.canvas import BoxScores, enlarged_boxes
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.tiling import MIN_OVERLAP, Box, Patches, PatchGrid, PatchSubset, RegionGrids, Size, around, map_size
@@ -59,23 +59,16 @@ class UncertainPatches:
     """Selects the patches in which the global prediction is least certain; elsewhere the global prediction stands.
 
     The certainty of a cell is the margin between the probabilities of its two best classes; that of a patch is the mean
-    over the cells that it covers.
-
-    Attributes:
-        share: the part of all patches that is selected, rounded up, 0..1. 1 selects all patches.
+    over the cells that it covers. `share` is the part of all patches that is selected, rounded up, 0..1.
     """
 
     share: float
 
     def patches(self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None) -> Patches:
-        """Return the patches of an image that are computed.
+        """Return the patches, of side `patch`, that are computed of an image of `size` pixels.
 
-        Args:
-            logits: of the global branch, (1, n_class, h, w).
-            size: of the image, in pixels.
-            patch: side of a patch, in pixels.
-            min_overlap: pixels that neighbouring patches share at least.
-            label: in training, the image's class ids, (H, W) uint8; without influence here.
+        `logits` are of the global branch, (1, n_class, h, w); `label`, in training, the image's class ids, (H, W)
+        uint8, without influence here.
         """
         grid = PatchGrid.cover(size, patch, min_overlap)
         count = math.ceil(self.share * len(grid))
@@ -86,12 +79,9 @@ class UncertainPatches:
         means = torch.stack([box.of(margins).mean() for box in grid.feature_boxes(map_size(margins))])
         return PatchSubset(grid, tuple(sorted(means.argsort(stable=True)[:count].tolist())))
 
-    def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
-        """Return the scores of pixels that no patch covers: the global prediction's.
-
-        `logits` and `size` are as above, `upsample` is one of `utils.canvas.UPSAMPLES`.
-        """
-        return enlarged_rows(logits, size, upsample)
+    def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> BoxScores:
+        """Return the scores of pixels that no patch covers: the global prediction's, enlarged as `upsample` says."""
+        return enlarged_boxes(logits, size, upsample)
 
 
 @dataclass(frozen=True)
@@ -122,10 +112,10 @@ class CoarseToFine:
         """The id of the class that is not selected."""
         return 1 - self.foreground
 
-    def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> Outside:
+    def outside(self, logits: Tensor, size: Size, upsample: str = "nearest") -> BoxScores:
         """Return the scores of pixels that no patch covers: constant, those of background."""
         scores = logits.new_tensor([OUTSIDE if k == self.background else 0.0 for k in range(2)]).view(2, 1, 1)
-        return lambda top, rows: scores
+        return lambda box: scores
 
     def patches(
         self, logits: Tensor, size: Size, patch: int, min_overlap: int, label: Tensor | None = None
@@ -178,38 +168,28 @@ def _objects(mask: Tensor, size: Size) -> list[Box]:
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.cpu().numpy().astype(np.uint8), connectivity=8)
     boxes = []
     for left, top, width, height, _ in stats[1:].tolist():
-        first_row, rows = _pixels(top, height, mask.shape[0], size[0])
-        first_column, columns = _pixels(left, width, mask.shape[1], size[1])
-        boxes.append(Box(first_row, first_column, rows, columns))
+        axes = zip((top, left), (height, width), mask.shape, size, strict=True)
+        spans = [(first * side // cells, -(-(first + count) * side // cells)) for first, count, cells, side in axes]
+        starts, lengths = zip(*((start, end - start) for start, end in spans), strict=True)
+        boxes.append(Box(*starts, *lengths))
     return boxes
-
-
-def _pixels(first: int, count: int, cells: int, side: int) -> tuple[int, int]:
-    """Return the first pixel that `count` cells from `first` on touch, and the number of pixels that they touch.
-
-    There are `cells` cells along an axis of `side` pixels.
-    """
-    start = first * side // cells
-    return start, -(-(first + count) * side // cells) - start
 
 
 def _enlarged(box: Box, size: Size, least: Size, margin: float) -> Box:
     """Return `box` with a margin all around, at least as large as `least`, within an image of `size`."""
-    spans = []
+    starts, lengths = [], []
     for first, length, side, shortest in zip(box[:2], box[2:], size, least, strict=True):
         start, end = max(0, first - round(margin * length)), min(side, first + length + round(margin * length))
         if end - start < shortest:
             start = min(max(0, (start + end - shortest) // 2), side - shortest)
             end = start + shortest
-        spans.append((start, end - start))
-    return Box(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
+        starts.append(start)
+        lengths.append(end - start)
+    return Box(*starts, *lengths)
 
 
 def _joined(boxes: Sequence[Box]) -> list[Box]:
-    """Return boxes that do not overlap, sorted: overlapping ones are replaced by the box around them, again and again.
-
-    The order of `boxes` does not matter.
-    """
+    """Return boxes that do not overlap, sorted: overlapping ones are replaced by the box around them, in any order."""
     apart: list[Box] = []
     for box in boxes:
         while others := [other for other in apart if box.overlap(other)]:

@@ -203,31 +203,18 @@ class ViewScale(ContextScale):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of inference: patches, pixel values, device and precision.
+    """Settings of inference: patches, pixel values, device and precision."""
 
-    Attributes:
-        size_p: side of a patch, in pixels.
-        sub_batch_size: patches that are computed at a time.
-        min_overlap: pixels that neighbouring patches share at least.
-        statistics: what pixel values are normalised by; None leaves them in [0, 1].
-        device: where the network is.
-        precision: a key of `utils.precision.PRECISIONS`.
-        selection: selects the patches that the local branch computes; None is all patches.
-        share_maps: whether the local branch, and in stage 2 the ensemble, read the global branch's maps, or zeros.
-        blend: the weights of a patch's scores, a key of `utils.tiling.BLENDS`.
-        upsample: how logits are enlarged to pixels, one of `utils.canvas.UPSAMPLES`.
-    """
-
-    size_p: int = 508
-    sub_batch_size: int = 6
-    min_overlap: int = MIN_OVERLAP
-    statistics: Statistics | None = None
+    size_p: int = 508  # side of a patch, in pixels
+    sub_batch_size: int = 6  # patches that are computed at a time
+    min_overlap: int = MIN_OVERLAP  # pixels that neighbouring patches share at least
+    statistics: Statistics | None = None  # what pixel values are normalised by; None leaves them in [0, 1]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: str = "fp32"
-    selection: PatchSelection | None = None
-    share_maps: bool = True
-    blend: str = "none"
-    upsample: str = "nearest"
+    precision: str = "fp32"  # a key of `utils.precision.PRECISIONS`
+    selection: PatchSelection | None = None  # of the patches that the local branch computes; None is all patches
+    share_maps: bool = True  # whether the local branch, and stage 2's ensemble, read the global branch's maps, or zeros
+    blend: str = "none"  # the weights of a patch's scores, a key of `utils.tiling.BLENDS`
+    upsample: str = "nearest"  # how logits are enlarged to pixels, one of `utils.canvas.UPSAMPLES`
 
     def to_device(self, x: Tensor) -> Tensor:
         """Return `x` on the device. A copy to CUDA goes through pinned memory, so that the host does not wait."""
@@ -252,22 +239,15 @@ class Settings:
 class TrainingSettings(Settings):
     """Settings of training, and of the validation in it.
 
-    Attributes:
-        loss: the training loss of one prediction.
-        full_labels: whether patches' labels stay as they are for the loss, or are shrunk to the logits.
-        lamb_fmreg: weight of the feature-map regulariser, lambda in the paper (section 3.3).
-        scaler: scales the loss so that float16 gradients do not vanish; disabled in other precisions.
-        share: weight of this process's part of a batch in the mean over the whole batch's pixels, 0..1.
-        patches: how many patches each image gives a training step in stages 2 and 3; 0 is all.
-        mix_images: whether a sub-batch of stage 2 holds patches of all images of the step.
-        checkpoint_activations: whether training computes encoders again in the backward pass, to save memory.
+    `scaler` scales the loss so that float16 gradients do not vanish; it is disabled in other precisions. `share` is the
+    weight of a part of a batch in the mean over the whole batch's pixels, 0..1.
     """
 
-    loss: Loss = field(default_factory=build_loss)
-    full_labels: bool = False
-    lamb_fmreg: float = 0.15
+    loss: Loss = field(default_factory=build_loss)  # of one prediction
+    full_labels: bool = False  # whether patches' labels stay as they are for the loss, or are shrunk to the logits
+    lamb_fmreg: float = 0.15  # weight of the feature-map regulariser, lambda in the paper (section 3.3)
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     share: float = 1.0
-    patches: int = 0
-    mix_images: bool = False
-    checkpoint_activations: bool = False
+    patches: int = 0  # of each image in a training step of stages 2 and 3; 0 is all
+    mix_images: bool = False  # whether a sub-batch of stage 2 holds patches of all images of the step
+    checkpoint_activations: bool = False  # whether encoders are computed again in the backward pass, to save memory

@@ -5,35 +5,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of training, which is also one mode of evaluation (paper, section 3.4).
+    """One stage of training, which is also one mode of evaluation (paper, section 3.4)."""
 
-    Attributes:
-        number: 1, 2 or 3, the value of `--mode`.
-        name: as in the scripts' names.
-        trains: children of GLNet that learn.
-        uses: children of GLNet that are computed, the learning ones included.
-        lr: the released base learning rate.
-        epochs: the released number of epochs.
-        starts_from: options that name the checkpoints a training needs.
-        reads: the option that names the checkpoint an evaluation reads, and that this stage writes.
-        predictions: names of the stage's predictions, in the order of tables.
-        headline: the prediction that the stage is judged by.
-        supervised: the predictions in the loss.
-        other_terms: names of the other terms of the loss.
-    """
-
-    number: int
-    name: str
-    trains: tuple[str, ...]
-    uses: tuple[str, ...]
-    lr: float
-    epochs: int
-    starts_from: tuple[str, ...] = ()
-    reads: str
-    predictions: tuple[str, ...]
-    headline: str
-    supervised: tuple[str, ...]
-    other_terms: tuple[str, ...] = ()
+    number: int  # the value of `--mode`
+    name: str  # as in the scripts' names
+    trains: tuple[str, ...]  # children of GLNet that learn
+    uses: tuple[str, ...]  # children of GLNet that are computed, the learning ones included
+    lr: float  # base learning rate, as released
+    epochs: int  # as released
+    starts_from: tuple[str, ...] = ()  # options that name the checkpoints a training needs
+    reads: str  # the option that names the checkpoint an evaluation reads, and that this stage writes
+    predictions: tuple[str, ...]  # in the order of tables
+    headline: str  # the prediction that the stage is judged by
+    supervised: tuple[str, ...]  # the predictions in the loss
+    other_terms: tuple[str, ...] = ()  # of the loss
 
 
 PREDICTIONS = ("global", "local", "ensemble")

@@ -7,7 +7,6 @@ the released implementation's; exact rationals round some ties the other way.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -96,9 +95,8 @@ def axis_starts(side: int, patch: int, min_overlap: int = MIN_OVERLAP) -> list[i
 def border_weights(length: int, blend: str) -> Tensor:
     """Return the weights of the pixels along one side of a patch, (length,) float32, all larger than 0.
 
-    Between two patches that overlap by less than half, `linear` weights divided by their sum change linearly. As no
-    weight is 0, there is no floor. MONAI's, 0.001, would be reached where patches overlap little: with 50 of 508
-    pixels, a patch's share at its border would be 15 % instead of 6 %.
+    There is no floor, such as MONAI's 0.001, as no weight is 0: where patches share 50 of 508 pixels, the floor would
+    raise a patch's share at its border from 6 % to 15 %.
     """
     position = (2 * torch.arange(length, dtype=torch.float64) + 1) / length - 1  # of the pixel's centre
     return BLENDS[blend](position).float()
@@ -162,32 +160,12 @@ class Patches(ABC):
         """The size of every patch, in pixels."""
 
     @abstractmethod
-    def covered_pixels(self) -> int:
-        """Return the number of pixels that at least one patch covers."""
-
-    @abstractmethod
     def boxes(self) -> list[Box]:
         """Return the patches in pixels, sorted by top, then by left."""
 
     @abstractmethod
     def feature_boxes(self, size: Size) -> list[Box]:
         """Return the cells that each patch covers on a map of `size`: all of one size, not empty, within the map."""
-
-    @abstractmethod
-    def weights(self, top: int, rows: int, blend: str) -> Tensor:
-        """Return the sum of the patches' weights in each pixel of `rows` rows from `top` on, (rows, W) float32.
-
-        It is 0 without a patch.
-        """
-
-    def counts(self, top: int, rows: int) -> Tensor:
-        """Return how many patches cover each pixel of `rows` rows from `top` on, (rows, W) float32."""
-        return self.weights(top, rows, "none")
-
-    def window(self, blend: str) -> Tensor:
-        """Return the weights of the pixels of every patch, (height, width) float32: a product of two sides."""
-        height, width = self.patch
-        return torch.outer(border_weights(height, blend), border_weights(width, blend))
 
     @abstractmethod
     def shrunk_counts(self, size: Size) -> Tensor:
@@ -198,6 +176,34 @@ class Patches(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def weights(self, top: int, rows: int, blend: str) -> Tensor:
+        """Return the sum of the patches' weights in each pixel of `rows` rows from `top` on, (rows, W) float32.
+
+        It is 0 without a patch.
+        """
+        total, window = torch.zeros(rows, self.image[1]), self.window(blend)
+        for box in self.boxes():
+            first, end = max(box.top, top), min(box.top + box.height, top + rows)
+            if first < end:
+                part = window[first - box.top : end - box.top]
+                total[first - top : end - top, box.left : box.left + box.width] += part
+        return total
+
+    def counts(self, top: int, rows: int) -> Tensor:
+        """Return how many patches cover each pixel of `rows` rows from `top` on, (rows, W) float32."""
+        return self.weights(top, rows, "none")
+
+    def covered_pixels(self) -> int:
+        """Return the number of pixels that at least one patch covers."""
+        height = self.image[0]
+        bands = range(0, height, self.patch[0]) if len(self) else ()
+        return sum(int((self.counts(top, min(self.patch[0], height - top)) > 0).sum()) for top in bands)
+
+    def window(self, blend: str) -> Tensor:
+        """Return the weights of the pixels of every patch, (height, width) float32: a product of two sides."""
+        height, width = self.patch
+        return torch.outer(border_weights(height, blend), border_weights(width, blend))
 
     def sub_batches(self, size: int) -> Iterator[slice]:
         """Return slices of at most `size` consecutive patches, which together are all patches."""
@@ -291,31 +297,15 @@ class RegionGrids(Patches):
 
     @property
     def regions(self) -> list[Box]:
-        """The regions, in pixels; they do not overlap."""
+        """The regions, in pixels."""
         return [grid.region for grid in self.grids]
 
-    def covered_pixels(self) -> int:
-        return sum(grid.covered_pixels() for grid in self.grids)
-
-    @cached_property
-    def _order(self) -> list[int]:
-        boxes = [box for grid in self.grids for box in grid.boxes()]
-        return sorted(range(len(boxes)), key=boxes.__getitem__)
-
-    def _sorted(self, boxes: list[Box]) -> list[Box]:
-        return [boxes[k] for k in self._order]
-
     def boxes(self) -> list[Box]:
-        return self._sorted([box for grid in self.grids for box in grid.boxes()])
+        return sorted(box for grid in self.grids for box in grid.boxes())
 
     def feature_boxes(self, size: Size) -> list[Box]:
-        return self._sorted([box for grid in self.grids for box in grid.feature_boxes(size)])
-
-    def weights(self, top: int, rows: int, blend: str) -> Tensor:
-        total = torch.zeros(rows, self.size[1])
-        for grid in self.grids:
-            total += grid.weights(top, rows, blend)
-        return total
+        pairs = [pair for grid in self.grids for pair in zip(grid.boxes(), grid.feature_boxes(size), strict=True)]
+        return [cells for _, cells in sorted(pairs)]
 
     def shrunk_counts(self, size: Size) -> Tensor:
         total = torch.zeros(size)
@@ -343,42 +333,22 @@ class PatchSubset(Patches):
     def patch(self) -> Size:
         return self.grid.patch
 
-    def _left(self, boxes: list[Box]) -> list[Box]:
+    def boxes(self) -> list[Box]:
+        boxes = self.grid.boxes()
         return [boxes[k] for k in self.kept]
 
-    def boxes(self) -> list[Box]:
-        return self._left(self.grid.boxes())
-
     def feature_boxes(self, size: Size) -> list[Box]:
-        return self._left(self.grid.feature_boxes(size))
-
-    def covered_pixels(self) -> int:
-        height = self.image[0]
-        bands = range(0, height, self.patch[0])
-        return sum(int((self.counts(top, min(self.patch[0], height - top)) > 0).sum()) for top in bands)
-
-    def weights(self, top: int, rows: int, blend: str) -> Tensor:
-        total, window = torch.zeros(rows, self.image[1]), self.window(blend)
-        for box in self.boxes():
-            first, end = max(box.top, top), min(box.top + box.height, top + rows)
-            if first < end:
-                part = window[first - box.top : end - box.top]
-                total[first - top : end - top, box.left : box.left + box.width] += part
-        return total
+        boxes = self.grid.feature_boxes(size)
+        return [boxes[k] for k in self.kept]
 
     def shrunk_counts(self, size: Size) -> Tensor:
         """Return the whole grid's counts, each cell's in proportion to the patches that are left of those covering it.
 
         Where all of them are left, they are the released ones; where none is left, 1.
         """
-        whole, left = (_cell_counts(patches, size) for patches in (self.grid, self))
+        whole, left = torch.zeros(size), torch.zeros(size)
+        for patches, total in ((self.grid, whole), (self, left)):
+            for box in patches.feature_boxes(size):
+                box.of(total).add_(1)
         counts = self.grid.shrunk_counts(size) * (left / whole.clamp(min=1))
         return counts.masked_fill(left == 0, 1)
-
-
-def _cell_counts(patches: Patches, size: Size) -> Tensor:
-    """Return how many patches cover each cell of a map of `size`, (H, W) float32."""
-    total = torch.zeros(size)
-    for box in patches.feature_boxes(size):
-        box.of(total).add_(1)
-    return total
