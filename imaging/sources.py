@@ -62,33 +62,8 @@ class MemorySource:
 
 
 @dataclass(frozen=True)
-class CropSource:
-    """The part of another source that `box` covers."""
-
-    source: Source
-    box: Box
-
-    @property
-    def size(self) -> Size:
-        return self.box.height, self.box.width
-
-    @property
-    def n_bands(self) -> int:
-        return self.source.n_bands
-
-    def read(self, box: Box) -> Tensor:
-        return self.source.read(self._origin(box))
-
-    def valid(self, box: Box) -> Tensor | None:
-        return self.source.valid(self._origin(box))
-
-    def _origin(self, box: Box) -> Box:
-        return box._replace(top=box.top + self.box.top, left=box.left + self.box.left)
-
-
-@dataclass(frozen=True)
-class CheckedSource:
-    """Another source, which raises InputError if it gives anything but the pixels that were asked for."""
+class _SourceView:
+    """Another source, of which the box `_origin(box)` is read."""
 
     source: Source
 
@@ -101,10 +76,38 @@ class CheckedSource:
         return self.source.n_bands
 
     def read(self, box: Box) -> Tensor:
-        return self._checked("read", self.source.read(box), (self.n_bands, box.height, box.width), torch.uint8)
+        return self.source.read(self._origin(box))
 
     def valid(self, box: Box) -> Tensor | None:
-        found = self.source.valid(box)
+        return self.source.valid(self._origin(box))
+
+    def _origin(self, box: Box) -> Box:
+        return box
+
+
+@dataclass(frozen=True)
+class CropSource(_SourceView):
+    """The part of another source that `box` covers."""
+
+    box: Box
+
+    @property
+    def size(self) -> Size:
+        return self.box.height, self.box.width
+
+    def _origin(self, box: Box) -> Box:
+        return box._replace(top=box.top + self.box.top, left=box.left + self.box.left)
+
+
+@dataclass(frozen=True)
+class CheckedSource(_SourceView):
+    """Another source, which raises InputError if it gives anything but the pixels that were asked for."""
+
+    def read(self, box: Box) -> Tensor:
+        return self._checked("read", super().read(box), (self.n_bands, box.height, box.width), torch.uint8)
+
+    def valid(self, box: Box) -> Tensor | None:
+        found = super().valid(box)
         return None if found is None else self._checked("valid", found, (box.height, box.width), torch.bool)
 
     def _checked(self, method: str, found: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -118,26 +121,24 @@ class CheckedSource:
 
 
 @dataclass(frozen=True)
-class TurnedSource:
+class TurnedSource(_SourceView):
     """Another source, mirrored or rotated."""
 
-    source: Source
     turn: Turn
 
     @property
     def size(self) -> Size:
         return self.turn.size(self.source.size)
 
-    @property
-    def n_bands(self) -> int:
-        return self.source.n_bands
-
     def read(self, box: Box) -> Tensor:
-        return self.turn.apply(self.source.read(self.turn.origin(box, self.source.size)))
+        return self.turn.apply(super().read(box))
 
     def valid(self, box: Box) -> Tensor | None:
-        found = self.source.valid(self.turn.origin(box, self.source.size))
+        found = super().valid(box)
         return None if found is None else self.turn.apply(found)
+
+    def _origin(self, box: Box) -> Box:
+        return self.turn.origin(box, self.source.size)
 
 
 MEMORY_PIXELS = 64_000_000
