@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from statistics import mode
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dataset.label_file import STRIP_PIXELS, LabelFile, fit_of, open_label
 from imaging.failures import too_large
-from imaging.image_file import ImageFile, View, open_image
+from imaging.image_file import View, open_image
 from imaging.planes import MAX_PIXELS
 from imaging.probe import RASTERIO, FileInfo, probe
 from utils.classes import IGNORED, Classes
@@ -142,6 +142,12 @@ def _value_bytes(info: FileInfo) -> int:
     return RASTER_BYTES if info.decoder == RASTERIO else info.pixels * info.bands * np.dtype(info.dtype).itemsize
 
 
+def _label_bytes(label: LabelFile) -> int:
+    """Return what an open label holds at most: its values, and ids, of a raster unless it is large."""
+    pixels = label.info.pixels
+    return _value_bytes(label.info) + (min(pixels, STRIP_PIXELS) if label.info.decoder == RASTERIO else pixels)
+
+
 @dataclass(frozen=True)
 class PairReader:
     """Reads images as 8-bit bands and labels as class ids.
@@ -164,13 +170,12 @@ class PairReader:
 
     def whole(self, item: Item) -> Box:
         """Return the box that is all of an item; InputError as for `size`, and where it has too many pixels."""
-        box = Box(0, 0, *self.size(item))
-        self._refuse_large(item.image, box)
-        return box
+        return self._allowed(item.image, Box(0, 0, *self.size(item)))
 
-    def _refuse_large(self, path: Path | JoinedParts, box: Box) -> None:
+    def _allowed(self, path: Path | JoinedParts, box: Box) -> Box:
         if box.height * box.width > self.max_pixels:
             raise too_large(path, box.height * box.width, self.max_pixels)
+        return box
 
     def read(self, item: Item, box: Box | None = None) -> tuple[Tensor, Tensor | None]:
         """Read an image and its label within `box`, by default all, as displayed.
@@ -195,34 +200,20 @@ class PairReader:
 
     def read_files(self, pair: FilePair, box: Box | None = None) -> tuple[Tensor, Tensor | None]:
         """Read a pair of files as `read` does an item."""
-        with self._open_image(pair.image) as image:
-            info, box = image.info, box or Box(0, 0, *image.size)
-            self._refuse_large(pair.image, box)
+        start_image = partial(open_image, pair.image, self.view, self.max_pixels)
+        with self.files.use((pair.image, self.view), start_image, lambda image: _value_bytes(image.info)) as image:
+            info, box = image.info, self._allowed(pair.image, box or Box(0, 0, *image.size))
             pixels, valid = image.read(box).contiguous(), image.valid(box)
         if self.files.most:
             pixels = pixels.clone()  # a view of what stays in memory would be sent between processes as a whole
         if pair.label is None:
             return pixels, None
-        with self._open_label(pair.label, info) as label:
+        start_label = partial(open_label, pair.label, self.classes, info, self.max_pixels)
+        with self.files.use(pair.label, start_label, _label_bytes) as label:
             ids = label.read(box)
         if self.files.most:
             ids = ids.clone()
         return pixels, ids if valid is None else ids.masked_fill(~valid, IGNORED)
-
-    def _open_image(self, path: Path) -> AbstractContextManager[ImageFile]:
-        return self.files.use(
-            (path, self.view),
-            lambda: open_image(path, self.view, self.max_pixels),
-            lambda image: _value_bytes(image.info),
-        )
-
-    def _open_label(self, path: Path, image: FileInfo) -> AbstractContextManager[LabelFile]:
-        def held(label: LabelFile) -> int:
-            """Return what an open label holds at most: its values, and ids, of a raster unless it is large."""
-            pixels = label.info.pixels
-            return _value_bytes(label.info) + (min(pixels, STRIP_PIXELS) if label.info.decoder == RASTERIO else pixels)
-
-        return self.files.use(path, lambda: open_label(path, self.classes, image, self.max_pixels), held)
 
     def notes(self, item: Item) -> list[str]:
         """Return what is done to an image before it is used, beyond decoding: a turn for display, a stretch."""
