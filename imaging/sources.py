@@ -3,7 +3,6 @@
 A source has a `size` and a method `read` for any box, so that an image need not be in memory as a whole.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -40,19 +39,11 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class MemorySource:
     """An image in memory, (bands, H, W) uint8, without pixels that lack data; `read` returns views of it."""
 
-    image: Tensor
-
-    @property
-    def size(self) -> Size:
-        return map_size(self.image)
-
-    @property
-    def n_bands(self) -> int:
-        return len(self.image)
+    def __init__(self, image: Tensor) -> None:
+        self.image, self.size, self.n_bands = image, map_size(image), len(image)
 
     def read(self, box: Box) -> Tensor:
         return box.of(self.image)
@@ -61,19 +52,11 @@ class MemorySource:
         return None
 
 
-@dataclass(frozen=True)
 class _SourceView:
     """Another source, of which the box `_origin(box)` is read."""
 
-    source: Source
-
-    @property
-    def size(self) -> Size:
-        return self.source.size
-
-    @property
-    def n_bands(self) -> int:
-        return self.source.n_bands
+    def __init__(self, source: Source) -> None:
+        self.source, self.size, self.n_bands = source, source.size, source.n_bands
 
     def read(self, box: Box) -> Tensor:
         return self.source.read(self._origin(box))
@@ -85,21 +68,17 @@ class _SourceView:
         return box
 
 
-@dataclass(frozen=True)
 class CropSource(_SourceView):
     """The part of another source that `box` covers."""
 
-    box: Box
-
-    @property
-    def size(self) -> Size:
-        return self.box.height, self.box.width
+    def __init__(self, source: Source, box: Box) -> None:
+        super().__init__(source)
+        self.box, self.size = box, (box.height, box.width)
 
     def _origin(self, box: Box) -> Box:
         return box._replace(top=box.top + self.box.top, left=box.left + self.box.left)
 
 
-@dataclass(frozen=True)
 class CheckedSource(_SourceView):
     """Another source, which raises InputError if it gives anything but the pixels that were asked for."""
 
@@ -120,15 +99,12 @@ class CheckedSource(_SourceView):
         )
 
 
-@dataclass(frozen=True)
 class TurnedSource(_SourceView):
     """Another source, mirrored or rotated."""
 
-    turn: Turn
-
-    @property
-    def size(self) -> Size:
-        return self.turn.size(self.source.size)
+    def __init__(self, source: Source, turn: Turn) -> None:
+        super().__init__(source)
+        self.turn, self.size = turn, turn.size(source.size)
 
     def read(self, box: Box) -> Tensor:
         return self.turn.apply(super().read(box))
