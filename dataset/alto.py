@@ -7,10 +7,11 @@ zones are mapped to classes (see `dataset.zones`). Splits are by folder, since p
 """
 
 import argparse
+import functools
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,7 +31,7 @@ from utils.arguments import whole
 from utils.classes import IGNORED
 from utils.errors import InputError, exit_code, shortened
 from utils.files import new_folder, write_json
-from utils.tiling import Box, Size
+from utils.tiling import Box
 
 SHARE = 0.2
 """The part of the folders that is val, and that is test, where none are named."""
@@ -49,19 +50,14 @@ _BESIDE_PICTURES = ("page", "alto", "xml")
 class ScannedPage:
     """A page: its XML, its picture and its place in the set.
 
-    `zones` are those that are drawn, with their class ids, in the order in which they are drawn.
+    `zones` are drawn in this order, with their class ids.
     """
 
     id: str
     book: str
     file: ZoneFile
     picture: FileInfo
-    zones: tuple[tuple[int, Zone], ...]
-
-    @property
-    def units(self) -> tuple[float, float]:
-        """(height, width) of the page as the XML measures it."""
-        return self.file.size or self.picture.size
+    zones: list[tuple[int, Zone]]
 
 
 @dataclass
@@ -82,50 +78,42 @@ class Findings:
             return
         if len(self.faults) == 1:
             raise InputError(self.faults[0])
-        lines = [f"{len(self.faults)} faults in {files} files; nothing is written"]
-        lines += [f"  {fault}" for fault in self.faults[:MOST_FAULTS]]
-        lines += [f"  and {len(self.faults) - MOST_FAULTS} more"] if len(self.faults) > MOST_FAULTS else []
-        raise InputError("\n".join(lines))
+        lines = [f"{len(self.faults)} faults in {files} files; nothing is written", *self.faults[:MOST_FAULTS]]
+        lines += [f"and {len(self.faults) - MOST_FAULTS} more"] if len(self.faults) > MOST_FAULTS else []
+        raise InputError("\n  ".join(lines))
 
 
-class PictureFinder:
-    """Finds the pictures of XML files; each folder is listed once."""
+def find_picture(file: ZoneFile, pictures: Callable[[Path], list[Path]]) -> Path:
+    """Return the picture that a file names, else the one of `pictures`, those in a folder, with its stem.
 
-    def __init__(self) -> None:
-        self._listed: dict[Path, list[Path]] = {}
+    Raises InputError if there is not one.
+    """
+    folders = [file.path.parent]
+    if file.path.parent.name.lower() in _BESIDE_PICTURES:
+        folders.append(file.path.parent.parent)
+    named = PurePosixPath(file.picture)
+    # a path of another machine counts by its last part
+    for name in () if not file.picture else (named.name,) if named.is_absolute() else (named, named.name):
+        for folder in folders:
+            if (folder / name).is_file():
+                return folder / name
+    found = [path for folder in folders for path in pictures(folder) if path.stem in (file.path.stem, named.stem)]
+    if len(found) == 1:
+        return found[0]
+    missing = f"{file.picture}, which it names, is not there" if file.picture else "it names no picture"
+    if found:
+        names = shortened([path.name for path in found])
+        raise InputError(f"{file.path}: {missing}, and there are {names}; keep one of them")
+    raise InputError(
+        f"{file.path}: {missing}, and there is no picture {file.path.stem}; put it into {folders[-1]}, "
+        "or take the XML away"
+    )
 
-    def find(self, file: ZoneFile) -> Path:
-        """Return the picture that a file names, else one with its stem. Raises InputError if there is not one."""
-        folders = [file.path.parent]
-        if file.path.parent.name.lower() in _BESIDE_PICTURES:
-            folders.append(file.path.parent.parent)
-        named = PurePosixPath(file.picture)
-        # a path of another machine counts by its last part
-        for name in () if not file.picture else (named.name,) if named.is_absolute() else (named, named.name):
-            for folder in folders:
-                if (folder / name).is_file():
-                    return folder / name
-        stems = {file.path.stem, named.stem}
-        found = [path for folder in folders for path in self._pictures(folder) if path.stem in stems]
-        if len(found) == 1:
-            return found[0]
-        missing = f"{file.picture}, which it names, is not there" if file.picture else "it names no picture"
-        if found:
-            names = shortened([path.name for path in found])
-            raise InputError(f"{file.path}: {missing}, and there are {names}; keep one of them")
-        raise InputError(
-            f"{file.path}: {missing}, and there is no picture {file.path.stem}; put it into {folders[-1]}, "
-            "or take the XML away"
-        )
 
-    def _pictures(self, folder: Path) -> list[Path]:
-        if folder not in self._listed:
-            suffixes = (*IMAGE_SUFFIXES, ".jp2")
-            paths = sorted(folder.iterdir()) if folder.is_dir() else []
-            self._listed[folder] = [
-                path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith(".")
-            ]
-        return self._listed[folder]
+def _pictures(folder: Path) -> list[Path]:
+    suffixes = (*IMAGE_SUFFIXES, ".jp2")
+    paths = sorted(folder.iterdir())
+    return [path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith(".")]
 
 
 def draw_zone(label: np.ndarray, outline: np.ndarray, value: int) -> None:
@@ -146,15 +134,6 @@ def draw_zone(label: np.ndarray, outline: np.ndarray, value: int) -> None:
         crossed[rows, np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)] ^= 1
     inside = np.bitwise_xor.accumulate(crossed[:, :width], axis=1).astype(bool)
     label[top:bottom][inside] = value
-
-
-def draw_label(page: ScannedPage, size: Size) -> np.ndarray:
-    """Return the class ids of a page (*size) uint8: its zones, scaled to `size`."""
-    label = np.zeros(size, np.uint8)
-    scale = np.array([size[1] / page.units[1], size[0] / page.units[0]])
-    for id_, zone in page.zones:
-        draw_zone(label, zone.outline * scale, id_)
-    return label
 
 
 def read_picture(picture: FileInfo, height: int | None) -> np.ndarray:
@@ -186,14 +165,15 @@ def find_pages(options: argparse.Namespace, mapping: ZoneMapping, findings: Find
         raise InputError(
             f"{source} holds no file {options.files}; name a folder of ALTO or PAGE XML, or --files PATTERN"
         )
-    pages, finder, taken = [], PictureFinder(), dict[str, Path]()
+    pages, taken = [], dict[str, Path]()
+    pictures = functools.cache(_pictures)
     for path in tqdm(paths, desc="XML", unit="file", disable=options.quiet):
         try:
             file = read_zones(path)
             if file is None:
                 findings.other_files.append(str(path))
                 continue
-            page = _page(source, file, probe(finder.find(file)), mapping, findings)
+            page = _page(source, file, probe(find_picture(file, pictures)), mapping, findings)
             for key in (page.id, str(page.picture.path.resolve())):
                 if key in taken:
                     raise InputError(f"{path} and {taken[key]} both describe page {page.id}; keep one, or use --files")
@@ -232,16 +212,15 @@ def _page(source: Path, file: ZoneFile, picture: FileInfo, mapping: ZoneMapping,
         id_ = mapping.find(zone.labels)
         if id_ is None:
             findings.unknown.setdefault(zone.labels[0], []).append(file.path)
-            id_ = IGNORED
-        if id_ == IGNORED:
+        if id_ in (None, IGNORED):
             findings.ignored[zone.labels[0]] += 1
-        drawn.append((id_, zone))
+        drawn.append((IGNORED if id_ is None else id_, zone))
     drawn.sort(key=lambda one: one[0])  # stable: in one class as in the file
     # XML in a folder of its own belongs to the folder above, where the pictures are
     folder = file.path.parent.parent if file.path.parent.name.lower() in _BESIDE_PICTURES else file.path.parent
     book = folder.relative_to(source).as_posix() if folder.is_relative_to(source) else "."
     id_text = file.path.stem if book == "." else f"{book.replace('/', '_')}_{file.path.stem}"
-    return ScannedPage(id_text, source.resolve().name if book == "." else book, file, picture, tuple(drawn))
+    return ScannedPage(id_text, source.resolve().name if book == "." else book, file, picture, drawn)
 
 
 def split_books(
@@ -253,10 +232,9 @@ def split_books(
     if a named folder is not there or in both, or none is left for training.
     """
     books = sorted(set(books), key=natural)
-    named = {TEST: test and [name.rstrip("/") for name in test], VAL: val and [name.rstrip("/") for name in val]}
     splits: dict[str, str] = {}
-    for split, names in named.items():
-        for name in names or ():
+    for split, names in ((TEST, test), (VAL, val)):
+        for name in (given.rstrip("/") for given in names or ()):
             if name not in books:
                 raise InputError(f"--{split} {name}: there is no such folder of pages; there are {', '.join(books)}")
             if splits.setdefault(name, split) != split:
@@ -265,8 +243,8 @@ def split_books(
     if not free:
         raise InputError(f"--{VAL} and --{TEST} name all {len(books)} folders; leave one for training")
     free.sort(key=lambda book: hashlib.sha256(f"{seed}:{book}".encode("utf-8", "surrogateescape")).digest())
-    for split in (VAL, TEST):
-        if {VAL: val, TEST: test}[split] is None:
+    for split, names in ((VAL, val), (TEST, test)):
+        if names is None:
             count = min(max(1, round(SHARE * len(books))), len(free) - 1)
             splits |= dict.fromkeys(free[:count], split)
             free = free[count:]
@@ -277,12 +255,11 @@ def write_set(options: argparse.Namespace, mapping: ZoneMapping) -> str:
     """Write the set that `options` ask for and return a summary. Raises InputError; then nothing is written."""
     if not options.source.is_dir():
         raise InputError(f"{options.source} is not a folder; name one of ALTO or PAGE XML files with their pictures")
-    record = {
+    record: dict[str, Any] = {
         "images": f"images/{{id}}.{options.format}",
         "labels": "labels/{id}.tif",
         "classes": list(mapping.classes),
         "measures": ["accuracy"],
-        "splits": {"lists": {split: f"{split}.txt" for split in (TRAIN, VAL, TEST)}},
     }
     try:
         FolderFile.from_record(record, options.output)
@@ -314,7 +291,11 @@ def write_set(options: argparse.Namespace, mapping: ZoneMapping) -> str:
 def _write_page(folder: Path, page: ScannedPage, options: argparse.Namespace) -> np.ndarray:
     """Write image and label of a page; return how many pixels each class id has, (256,)."""
     pixels = read_picture(page.picture, options.height)
-    label = draw_label(page, (pixels.shape[0], pixels.shape[1]))
+    height, width = pixels.shape[:2]
+    units = page.file.size or page.picture.size
+    label, scale = np.zeros((height, width), np.uint8), np.array([width / units[1], height / units[0]])
+    for id_, zone in page.zones:
+        draw_zone(label, zone.outline * scale, id_)
     image_path, label_path = folder / "images" / f"{page.id}.{options.format}", folder / "labels" / f"{page.id}.tif"
     with writing(image_path):
         Image.fromarray(pixels).save(image_path, **FORMATS[options.format])
@@ -332,9 +313,8 @@ def summary(
     findings: Findings,
 ) -> str:
     """Return what was written and what was left out, as lines of text; `counts` is of pixels, (pages, 256)."""
-    names = [*enumerate(file.classes.names), (IGNORED, "(ignored)")]
     lines = [f"{len(pages)} pages; the labels hold", f"{'value':>7}  {'share':>9}  {'pages':>6}  class"]
-    for value, name in names:
+    for value, name in (*enumerate(file.classes.names), (IGNORED, "(ignored)")):
         share = f"{100 * counts[:, value].sum() / counts.sum():.3f} %"
         lines.append(f"{value:>7}  {share:>9}  {np.count_nonzero(counts[:, value]):>6}  {name}")
     for split in file.splits.names():
@@ -357,8 +337,7 @@ def summary(
         ("XML files of other kinds, passed over", findings.other_files),
     ):
         lines += [f"{text}: {len(paths)}: {shortened(paths, MOST_FAULTS)}"] if paths else []
-    where = options.output
-    return "\n".join([*lines, f"Written: {where}", f"Next: --dataset folder --data_path {where}"])
+    return "\n".join([*lines, f"Written: {options.output}", f"Next: --dataset folder --data_path {options.output}"])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from types import ModuleType
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -22,16 +21,13 @@ from utils.turns import Turn
 class Windows:
     """Squares that are cut from every image that is longer than they are in either side; others stay whole.
 
-    Attributes:
-        size: their side, in pixels (`--window`).
-        count: how many an epoch draws from each such image (`--windows`).
+    An epoch draws `count` (`--windows`) of `size` x `size` pixels (`--window`) from each such image.
     """
 
     size: int
     count: int
 
     def cuts(self, image: Size) -> bool:
-        """Return whether an image of size `image` is cut."""
         return max(image) > self.size
 
     def clip(self, image: Size) -> Size:
@@ -92,41 +88,26 @@ class ColorChange(NamedTuple):
 
         Saturation and hue are those of red, green and blue: they stay where there is another number of bands.
         """
+        # torchvision takes as long as torch to import: prediction imports this module, too, and changes no colour
+        from torchvision.transforms.v2 import functional as colors
+
+        rgb = len(image) == RGB
         step = max(1, _STRIP_PIXELS // image.shape[2])
-        changed = torch.cat([_brighten(rows, self.brightness) for rows in image.split(step, 1)], 1)
+        # torchvision takes one band or three, so each band is an image
+        changed = torch.cat(
+            [colors.adjust_brightness(rows[:, None], self.brightness)[:, 0] for rows in image.split(step, 1)], 1
+        )
         # contrast is relative to the mean grey of the whole image
-        greys = [_grey(rows).sum(dtype=torch.float64) for rows in changed.split(step, 1)]
-        mean = float(sum(greys)) / changed[0].numel()
-        for rows in changed.split(step, 1):
-            rows.copy_(self._recolor(rows, mean))
+        strips = changed.split(step, 1)
+        greys = (colors.rgb_to_grayscale(rows) if rgb else rows.float().mean(0, keepdim=True) for rows in strips)
+        mean = float(sum(grey.sum(dtype=torch.float64) for grey in greys)) / changed[0].numel()
+        for rows in strips:
+            contrasted = rows.float().mul_(self.contrast).add_((1 - self.contrast) * mean).round_().clamp_(0, 255)
+            recolored = contrasted.to(torch.uint8)
+            if rgb:
+                recolored = colors.adjust_hue(colors.adjust_saturation(recolored, self.saturation), self.hue)
+            rows.copy_(recolored)
         return changed
-
-    def _recolor(self, rows: Tensor, mean: float) -> Tensor:
-        """Return `rows` (bands, h, W) with another contrast around the grey value `mean`; RGB also with saturation and
-        hue."""
-        contrasted = rows.float().mul_(self.contrast).add_((1 - self.contrast) * mean).round_().clamp_(0, 255)
-        changed = contrasted.to(torch.uint8)
-        if len(rows) != RGB:
-            return changed
-        colors = _colors()
-        return colors.adjust_hue(colors.adjust_saturation(changed, self.saturation), self.hue)
-
-
-def _colors() -> ModuleType:
-    """Import torchvision, which takes as long as torch: prediction imports this module, too, and changes no colour."""
-    from torchvision.transforms.v2 import functional
-
-    return functional
-
-
-def _brighten(rows: Tensor, factor: float) -> Tensor:
-    """Return `rows` (bands, h, W) uint8 times `factor`; torchvision takes one band or three, so each is an image."""
-    return _colors().adjust_brightness(rows[:, None], factor)[:, 0]
-
-
-def _grey(rows: Tensor) -> Tensor:
-    """Return the grey values of `rows` (bands, h, W): of RGB as torchvision has them, else the mean of the bands."""
-    return _colors().rgb_to_grayscale(rows) if len(rows) == RGB else rows.float().mean(0, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -155,11 +136,10 @@ class Draw:
         mirrored, quarters = draw_turn(rng)
         top, left = rng.random(2).tolist()
         turn = Turn(mirrored and turns != "none", quarters if turns == "all" else 0)
-        varied = cls(turn, (top, left))
         if not jitter:
-            return varied
+            return cls(turn, (top, left))
         scale = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_SCALE))
-        return replace(varied, scale=scale, color=ColorChange.draw(rng))
+        return cls(turn, (top, left), scale, ColorChange.draw(rng))
 
     def apply(self, image: Tensor, ids: Tensor | None, size: Size) -> tuple[Tensor, Tensor | None]:
         """Return an image (bands, H, W) uint8 and its ids (H, W) uint8, resized to `size`, recoloured, then turned."""

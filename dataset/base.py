@@ -56,19 +56,24 @@ class Sample(NamedTuple):
 
 
 class SegmentationDataset(Dataset[Sample]):
-    """Images, with or without labels, each of its own size.
+    """Images, with or without labels, each of its own size."""
 
-    Attributes:
-        max_pixels: larger images are refused.
-        view: which bands are read, and how values of more than 8 bits become 0..255.
-        turns: how samples are turned where they are (`augment`), one of `DRAWN_TURNS`.
-        full_labels: whether `global_label` is as large as `global_image`; else a quarter of it, as the logits are.
-        whole: whether samples hold the whole image. Stage 1 trains without: it need not be sent between processes.
-        share: whose global maps are shared, one of `utils.settings.SHARES`; another image is the next one of the set.
-        context: gives the size of the shrunk image instead of `size_g`, by the size of the image.
-        keep_shrunk: whether shrunk images are kept in memory, for passes without any variation: each process keeps
-            those that it has read, up to `KEPT_SHRUNK_BYTES`.
-    """
+    max_pixels = MAX_PIXELS
+    """Larger images are refused."""
+    view = View()
+    """Which bands are read, and how values of more than 8 bits become 0..255."""
+    turns = "all"
+    """How samples are turned where they are (`augment`), one of `DRAWN_TURNS`."""
+    full_labels = False
+    """Whether `global_label` is as large as `global_image`; else a quarter of it, as the logits are."""
+    whole = True
+    """Whether samples hold the whole image. Stage 1 trains without: it need not be sent between processes."""
+    share = "own"
+    """Whose global maps are shared, one of `utils.settings.SHARES`; another image is the next one of the set."""
+    context: ContextScale | None = None
+    """Gives the size of the shrunk image instead of `size_g`, by the size of the image."""
+    keep_shrunk = False
+    """Whether each process keeps shrunk images up to `KEPT_SHRUNK_BYTES`, for passes without any variation."""
 
     def __init__(
         self,
@@ -95,21 +100,8 @@ class SegmentationDataset(Dataset[Sample]):
         Raises:
             InputError: with `windows`, where a header cannot be read.
         """
-        self.items = list(items)
-        self.classes = classes
-        self.size_g = size_g
-        self.augment = augment
-        self.seed = seed
-        self.jitter = jitter
-        self.windows = windows
-        self.max_pixels = MAX_PIXELS
-        self.view = View()
-        self.turns = "all"
-        self.full_labels = False
-        self.whole = True
-        self.share = "own"
-        self.context: ContextScale | None = None
-        self.keep_shrunk = False
+        self.items, self.classes, self.size_g = list(items), classes, size_g
+        self.augment, self.seed, self.jitter, self.windows = augment, seed, jitter, windows
         self._shrunk: dict[int, Tensor] = {}
         self._held = 0  # their bytes
         self._files = OpenFiles(KEPT_BYTES if windows else 0)
@@ -170,10 +162,6 @@ class SegmentationDataset(Dataset[Sample]):
     def read(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Read one of the items whole; see `PairReader.read`."""
         return self.reader.read(self.items[index])
-
-    def notes(self, index: int) -> list[str]:
-        """Return what is done to an image before it is used; see `PairReader.notes`."""
-        return self.reader.notes(self.items[index])
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Return the sample of `key`: an index, or (epoch, index); without an epoch it is 0.

@@ -3,9 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
 
 from dataset.base import Item
 from dataset.label_file import MAX_VALUE, SMOOTHED, LabelValues, fit_of, turn_of
@@ -15,7 +12,7 @@ from utils.classes import IGNORED, Color
 from utils.errors import InputError, required
 
 MAX_KINDS = 64
-"""Labels with more different values were saved or resized with smoothing: no set of one's own has so many classes."""
+"""Labels with more different values were saved or resized with smoothing."""
 
 FEW_KINDS, MOSTLY = 8, 0.9
 """More than so many grey values, two of which fill more than this part, are two classes that were resized."""
@@ -65,20 +62,26 @@ def spellings(item: Item) -> Spellings:
         label = LabelValues(info, planes)
         if info.palette:
             found.indices.update({int(value): count for value, count in label.count().items()})
-            colors = [tuple(color) for color in required(label.palette, "palette").tolist()]
+            colors = [tuple(color) for color in required(planes.palette, "palette").tolist()]
             found.palette = {k: colors[k] if k < len(colors) else (0, 0, 0) for k in found.indices}
             for index, count in found.indices.items():
                 found.values[found.palette[index]] += count
             _shorten(found.values)
         elif info.bands < 3:
             greys = label.count()
-            _check_whole(path, greys)
+            for value in greys if len(greys) <= MAX_KINDS else ():
+                if value != int(value):
+                    raise InputError(f"{path} holds {value:g}, which is no whole number; {SMOOTHED}", "smoothed")
+                if not 0 <= value <= MAX_VALUE:
+                    raise InputError(
+                        f"{path} holds {value:g}; values of classes are 0..{MAX_VALUE}: declare it as the file's "
+                        f"nodata (gdal_edit.py -a_nodata {value:g} FILE), or save the labels with other values"
+                    )
             found.values.update({int(value): count for value, count in greys.items()})
             if info.top == 1 and 1 in found.values:
                 found.values[WHITE] = found.values.pop(1)
         else:
-            for values, valid in label.strips():
-                found.values.update(_colors(values, valid))
+            found.values.update(label.count())
             _shorten(found.values)
     found.no_data = planes.size[0] * planes.size[1] - found.values.total()
     if len(found.values) > MAX_KINDS:
@@ -88,34 +91,22 @@ def spellings(item: Item) -> Spellings:
     return found
 
 
-def _check_whole(path: Path, greys: Counter[int | float]) -> None:
-    """Raise InputError where grey values cannot be classes': fractions, and what is below 0 or above 65535."""
-    if len(greys) > MAX_KINDS:
-        return
-    for value in greys:
-        if value != int(value):
-            raise InputError(f"{path} holds {value:g}, which is no whole number; {SMOOTHED}", "smoothed")
-        if not 0 <= value <= MAX_VALUE:
-            raise InputError(
-                f"{path} holds {value:g}; values of classes are 0..{MAX_VALUE}: declare it as the file's nodata "
-                f"(gdal_edit.py -a_nodata {value:g} FILE), or save the labels with other values"
-            )
-
-
-def _colors(values: np.ndarray, valid: np.ndarray | None) -> dict[Color, int]:
-    """Return how many pixels have each colour of (3, h, w) uint8."""
-    codes = values[0].astype(np.uint32) << 16 | values[1].astype(np.uint32) << 8 | values[2]
-    unique, counts = np.unique(codes if valid is None else codes[valid], return_counts=True)
-    pairs = zip(unique.tolist(), counts.tolist(), strict=True)
-    return {(code >> 16, code >> 8 & 255, code & 255): count for code, count in pairs}
-
-
 def _shorten(values: Counter[Value]) -> None:
     """Spell colours as grey values where all of one file are grey."""
     colors = [color for color in values if isinstance(color, tuple)]
     if all(len(set(color)) == 1 for color in colors):
         for color in colors:
             values[color[0]] = values.pop(color)
+
+
+def _palettes_hold_ids(found: Sequence[Spellings]) -> bool:
+    """Return whether all labels have one palette and use its index 255, which no class has a colour for."""
+    palette: dict[int, Color] = {}
+    for one in found:
+        if not one.indices or any(palette.get(index, color) != color for index, color in one.palette.items()):
+            return False
+        palette |= one.palette
+    return IGNORED in palette and len(set(palette.values())) > 2
 
 
 class Census:
@@ -146,14 +137,7 @@ class Census:
                 if error.kind not in ("unreadable", "not supported", "needs rasterio", "too large"):
                     raise  # it concerns the data set, not one file
                 self.failures.append(error)
-        self._add_all(found)
-        self._unite()
-        if len(self.pixels) > MAX_KINDS:
-            raise InputError(f"the labels hold {len(self.pixels)} different values together; {SMOOTHED}")
-
-    def _add_all(self, found: Sequence[Spellings]) -> None:
-        """Add up what files hold; palette images by their indices where these, not the colours, are the values."""
-        by_index = self._palettes_hold_ids(found)
+        by_index = _palettes_hold_ids(found)
         for one in found:
             values = one.indices if by_index else one.values
             self.pixels.update(values)
@@ -165,16 +149,9 @@ class Census:
                 self.colors |= one.palette
             elif IGNORED in one.palette:
                 self.void.add(one.palette[IGNORED])
-
-    @staticmethod
-    def _palettes_hold_ids(found: Sequence[Spellings]) -> bool:
-        """Return whether all labels have one palette and use its index 255, which no class has a colour for."""
-        palette: dict[int, Color] = {}
-        for one in found:
-            if not one.indices or any(palette.get(index, color) != color for index, color in one.palette.items()):
-                return False
-            palette |= one.palette
-        return IGNORED in palette and len(set(palette.values())) > 2
+        self._unite()
+        if len(self.pixels) > MAX_KINDS:
+            raise InputError(f"the labels hold {len(self.pixels)} different values together; {SMOOTHED}")
 
     def _unite(self) -> None:
         """Spell everything one way: 1-bit white as 255 or 1, and greys as colours where any file has colours."""

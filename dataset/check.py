@@ -4,14 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import ConcatDataset, DataLoader
-from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
-from dataset.loader import ErrorsAsValues, prepare_worker, start_pass
+from dataset.loader import read_each
 from imaging.failures import reading
 from utils.classes import IGNORED
 from utils.errors import InputError
@@ -56,19 +53,12 @@ class Report:
         return "\n".join(lines)
 
 
-class _Result(NamedTuple):
-    """What reading one item gave: counts of its label's ids (256,), what was done to it, and what is wrong with it."""
-
-    split: str
-    counts: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
-def _check(split: str, data: SegmentationDataset, index: int) -> _Result:
-    """Return the result of an item of a split."""
-    item, reader = data.items[index], data.reader
-    counts, problems = np.zeros(256, np.int64), {}
+def _check(splits: Mapping[str, SegmentationDataset], key: tuple[str, int]) -> Report:
+    """Return the report of one item, of a split and an index."""
+    split, index = key
+    item, reader = splits[split].items[index], splits[split].reader
+    found = Report((), {split: 1})
+    problems: dict[str, Problem] = {}
 
     def note(error: InputError) -> None:
         problems[str(error)] = Problem(split, error.kind or "no class", str(error))
@@ -79,33 +69,27 @@ def _check(split: str, data: SegmentationDataset, index: int) -> _Result:
             with reading(pair.image):
                 _, ids = reader.read_files(pair)
             if ids is not None:
-                counts += np.bincount(ids.flatten(), minlength=256)
+                found.counts += np.bincount(ids.flatten(), minlength=256)
         except InputError as error:
             note(error)
     try:
         reader.whole(item)
-        notes = tuple(reader.notes(item))
+        found.notes.update(reader.notes(item))
     except InputError as error:
         note(error)
-        notes = ()
-    return _Result(split, counts if item.label is not None else None, notes, tuple(problems.values()))
+    found.problems += problems.values()
+    return found
 
 
 def check(splits: Mapping[str, SegmentationDataset], num_workers: int) -> Report:
     """Read every image and label of `splits`, which have the same classes, once, by `num_workers` processes."""
     names = next(iter(splits.values())).classes.names if splits else ()
     report = Report(names, dict.fromkeys(splits, 0))
-    if not splits:
-        return report
-    every: ConcatDataset[Any] = ConcatDataset(
-        [ErrorsAsValues(partial(_check, split, data), len(data)) for split, data in splits.items()]
-    )
-    loader = DataLoader(every, batch_size=None, num_workers=num_workers, worker_init_fn=prepare_worker)
-    bar = tqdm(start_pass(loader), total=len(every), desc="check", unit="image", dynamic_ncols=True)
-    for split, counts, notes, problems in bar:
-        report.images[split] += 1
-        report.notes.update(notes)
-        if counts is not None:
-            report.counts += np.asarray(counts)
-        report.problems += problems
+    keys = [(split, index) for split, data in splits.items() for index in range(len(data))]
+    for found in read_each(partial(_check, splits), keys, num_workers, "check", quiet=not keys):
+        for split, count in found.images.items():
+            report.images[split] += count
+        report.notes.update(found.notes)
+        report.counts += found.counts
+        report.problems += found.problems
     return report

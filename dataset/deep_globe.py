@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dataset.base import Item
-from dataset.layout import SplitChoice, files_by_id, natural, paired
+from dataset.layout import files_by_id, natural, paired
 from utils.classes import Classes
 from utils.errors import InputError
 
@@ -37,10 +37,8 @@ def published_splits() -> dict[str, str]:
         return {row["id"]: row["split"] for row in csv.DictReader(file)}
 
 
-def find_items(root: Path, split: str, choice: SplitChoice | None = None) -> list[Item]:
+def find_items(root: Path, split: str) -> list[Item]:
     """Images and labels of `split`, one of `SPLITS`, in whichever layout `root` has; ids in numeric order.
-
-    The published lists leave no `choice`.
 
     Raises InputError when `root` has neither layout, the split is empty, or a labelled split lacks labels.
     """
@@ -59,7 +57,6 @@ def find_items(root: Path, split: str, choice: SplitChoice | None = None) -> lis
 
 
 def _distributed_folder(root: Path) -> Path:
-    """The folder that holds all images; InputError where there is none."""
     for folder in (root, root / "land-train", root / "train"):
         if files_by_id(folder, _IMAGE):
             return folder

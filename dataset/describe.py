@@ -18,7 +18,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.base import Item
 from dataset.census import Census, Value
 from dataset.folder import NAME, FolderFile, find_files
 from dataset.layout import SPLITS, TEST, TRAIN, VAL, hashed_split, lists_in, paired
@@ -41,22 +40,17 @@ def propose_view(images: Sequence[FileInfo], stretch: str | None = None) -> dict
     8 bits need no `stretch`: of others it is the one asked for, that is measured for `MEASURED`, or the default. Raises
     InputError where an image cannot be measured.
     """
-    found: dict[str, Any] = {}
     least = min((info.bands - info.alpha for info in images), default=RGB)
-    if least not in (1, RGB):
-        found["bands"] = list(range(1, min(least, MOST_BANDS) + 1))
+    bands = None if least in (1, RGB) else tuple(range(1, min(least, MOST_BANDS) + 1))
+    found: dict[str, Any] = {} if bands is None else {"bands": list(bands)}
     deep = [info for info in images if info.needs_stretch]
     if deep:
-        bands = tuple(found["bands"]) if "bands" in found else None
         found["stretch"] = str(measure_stretch(deep, bands)) if stretch == MEASURED else stretch or str(Stretch())
     return found
 
 
 def measure_stretch(images: Sequence[FileInfo], bands: Bands | None) -> Stretch:
-    """Return the stretch between the lowest 2nd and the highest 98th percentile of any band of any image.
-
-    There must be one image at least. Raises InputError where one cannot be read.
-    """
+    """Return the stretch between the lowest 2nd and the highest 98th percentile of any band of any image."""
     limits = []
     for info in images:
         with open_image(info, View(bands)) as image:
@@ -86,7 +80,8 @@ def class_records(census: Census, ignored: Sequence[Value], options: argparse.Na
             "that --labels names the masks and --ignore no class, or add images that show another class"
         )
     binary = len(values) == 2
-    names = options.names or (["background", "foreground"] if binary else [f"class {k}" for k in range(len(values))])
+    usual = ["background", "foreground"] if binary else [f"class {k}" for k in range(len(values))]
+    names = options.names or usual
     if len(names) != len(values):
         raise InputError(
             f"--names gives {len(names)} names, but the labels hold {len(values)} classes: "
@@ -98,16 +93,12 @@ def class_records(census: Census, ignored: Sequence[Value], options: argparse.Na
         unknown = [name for name in chosen if name not in names]
         if unknown:
             raise InputError(f"--{option} {unknown[0]} is no class; there are {', '.join(names)}")
-    return [
-        {
-            "name": name,
-            **({"value": value} if isinstance(value, int) else {"color": list(value)}),
-            **({"color": list(census.colors[value])} if value in census.colors else {}),
-            "counts": name not in left_out,
-            "foreground": name in foreground,
-        }
-        for name, value in zip(names, values, strict=True)
-    ]
+    records = []
+    for name, value in zip(names, values, strict=True):
+        record: dict[str, Any] = {"value": value} if isinstance(value, int) else {"color": list(value)}
+        record |= {"color": list(census.colors[value])} if value in census.colors else {}
+        records.append({"name": name, **record, "counts": name not in left_out, "foreground": name in foreground})
+    return records
 
 
 def split_record(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -155,7 +146,10 @@ def describe(options: argparse.Namespace) -> tuple[str, int]:
     }
     # what can be wrong with patterns and splits is told before all labels are read
     plan = FolderFile.from_record(record, output.parent)
-    items = [item for name in (plan.splits.folders or ("",)) for item in _items(plan, name)]
+    items = []
+    for split in plan.splits.folders or ("",):
+        images, labels = find_files(plan, split)
+        items += paired(images, images, labels, f"{plan.labels} for each {plan.images}")
     census = Census(tqdm(items, desc="labels", unit="file", disable=options.quiet))
     if len(census.failures) == len(items):
         raise census.failures[0]
@@ -167,19 +161,14 @@ def describe(options: argparse.Namespace) -> tuple[str, int]:
     record["measures"] = options.measures or (["jaccard", "accuracy"] if binary else ["accuracy"])
     if "fractions" in record["splits"]:
         record["splits"]["seed"] = best_seed([item.id for item in items], record["splits"]["fractions"])
-    images = []
+    infos = []
     for path in (pair.image for item in items for pair in item.pairs()):
         with suppress(InputError):  # training says what is wrong with it
-            images.append(probe(path))
-    record |= propose_view(images, options.stretch)
+            infos.append(probe(path))
+    record |= propose_view(infos, options.stretch)
     file = FolderFile.from_record(record, output.parent)
     write_json(output, file.to_record())
     return report(file, census, len(items), output), len(census.failures)
-
-
-def _items(plan: FolderFile, split: str) -> list[Item]:
-    images, labels = find_files(plan, split)
-    return paired(images, images, labels, f"{plan.labels} for each {plan.images}")
 
 
 def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
@@ -193,22 +182,16 @@ def report(file: FolderFile, census: Census, images: int, output: Path) -> str:
         f"{images - len(census.failures)} images; the labels hold",
         f"{'value':>15}  {'pixels':>13}  {'share':>8}  {'files':>6}  class",
     ]
-    total = census.pixels.total() + census.no_data
-    for value, count in sorted(census.pixels.items()):
-        share = f"{100 * count / total:.2f} %"
-        lines.append(f"{value!s:>15}  {count:>13}  {share:>8}  {census.files[value]:>6}  {kinds[value]}")
-    if census.no_data:
-        share = f"{100 * census.no_data / total:.2f} %"
-        lines.append(f"{'no data':>15}  {census.no_data:>13}  {share:>8}  {'':>6}  (ignored)")
+    rows = [(str(value), n, str(census.files[value]), kinds[value]) for value, n in sorted(census.pixels.items())]
+    rows += [("no data", census.no_data, "", "(ignored)")] if census.no_data else []
+    for value, count, files, kind in rows:
+        share = f"{100 * count / (census.pixels.total() + census.no_data):.2f} %"
+        lines.append(f"{value:>15}  {count:>13}  {share:>8}  {files:>6}  {kind}")
     lines += [f"Turned for display: {count} images, labels taken {fit}" for fit, count in sorted(census.turned.items())]
-    if file.bands is not None:
-        lines.append(f"Bands: {spell_bands(file.bands)}")
-    if file.stretch is not None:
-        lines.append(f"Stretch of pixels of more than 8 bits: {file.stretch}")
-    splits = ", ".join(file.splits.names())
-    return "\n".join(
-        [*lines, f"Splits: {splits}", f"Written: {output}", f"Next: --dataset folder --data_path {output}"]
-    )
+    lines += [] if file.bands is None else [f"Bands: {spell_bands(file.bands)}"]
+    lines += [] if file.stretch is None else [f"Stretch of pixels of more than 8 bits: {file.stretch}"]
+    lines += [f"Splits: {', '.join(file.splits.names())}", f"Written: {output}"]
+    return "\n".join([*lines, f"Next: --dataset folder --data_path {output}"])
 
 
 def _value(text: str) -> Value:
@@ -219,11 +202,6 @@ def _value(text: str) -> Value:
         case [red, green, blue]:
             return red, green, blue
     raise argparse.ArgumentTypeError(f"{text} is neither a grey value nor a colour such as 224,224,192")
-
-
-def _stretch(text: str) -> str:
-    """Parse the argument of --stretch: as in training, or `measured`."""
-    return text if text == MEASURED else stretch(text)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -245,7 +223,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--measures", nargs="*", choices=tuple(MEASURES), help="reported beside IoU (default: by the classes)")
     add(
         "--stretch",
-        type=_stretch,
+        type=lambda text: text if text == MEASURED else stretch(text),
         metavar=f"LOW,HIGH|{MEASURED}",
         help="what becomes black and white in pixels of more than 8 bits: percentiles of each band, values, or\n"
         f"{MEASURED}: the values between which most pixels of all images lie (default: 2%%,98%%)",
@@ -260,16 +238,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0; 1 where files were skipped; 2 after one line that says what is wrong."""
-    skipped = []
+    skipped = 0
 
     def work() -> None:
-        text, count = describe(parse(arguments))
+        nonlocal skipped
+        text, skipped = describe(parse(arguments))
         print(text)
-        skipped.append(count)
 
     code = exit_code(work)
-    if code == 0 and skipped[0]:
-        print(f"error: {skipped[0]} files could not be read; they are named above", file=sys.stderr)
+    if skipped:
+        print(f"error: {skipped} files could not be read; they are named above", file=sys.stderr)
         return 1
     return code
 

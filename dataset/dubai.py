@@ -32,7 +32,6 @@ TILES = {TRAIN: (1, 2, 5, 7), VAL: (3, 6), TEST: (4, 8)}
 
 LAYOUT = "'Tile 1/images/image_part_001.jpg' ... 009.jpg, 'Tile 1/masks/image_part_001.png' ... 009.png, 'Tile 2/...'"
 
-_SIDE = 3
 _TILE = re.compile("Tile ([1-9][0-9]*)")
 
 
@@ -65,23 +64,21 @@ def _find_tiles(root: Path) -> dict[str, Path]:
 
 
 def _published(root: Path, tiles: dict[str, Path], split: str) -> list[str]:
-    """Return the ids of the tiles of a split that are there; InputError where there is none."""
     wanted = [f"tile{number}" for number in TILES[split]]
-    found = [id_ for id_ in wanted if id_ in tiles]
-    if not found:
+    missing = [id_ for id_ in wanted if id_ not in tiles]
+    if len(missing) == len(wanted):
         rule = "; ".join(f"{name}: {' '.join(map(str, numbers))}" for name, numbers in TILES.items())
         raise InputError(
             f"split {split} is empty: {root} has none of its tiles ({rule}); add them, or give lists of ids by "
             "--split_lists",
             "empty split",
         )
-    if len(found) < len(wanted):
-        missing = [id_ for id_ in wanted if id_ not in tiles]
+    if missing:
         logging.warning(
             f"{root}: {len(missing)} of the {len(wanted)} tiles of {split} are not there ({', '.join(missing)}); going "
             "on without"
         )
-    return found
+    return [id_ for id_ in wanted if id_ in tiles]
 
 
 def _held_out(tiles: dict[str, Path], split: str, id_: str) -> list[str]:
@@ -95,7 +92,6 @@ def _held_out(tiles: dict[str, Path], split: str, id_: str) -> list[str]:
 
 
 def _join(tiles: dict[str, Path], ids: Sequence[str]) -> list[Item]:
-    """Return the scenes `ids`; InputError, naming files, where parts are missing."""
     items = [Item(id_, _parts(tiles[id_], "images", "jpg"), _parts(tiles[id_], "masks", "png")) for id_ in ids]
     files = [path for item in items for pair in item.pairs() for path in pair if path is not None]
     missing = [str(path) for path in files if not path.is_file()]
@@ -109,11 +105,8 @@ def _join(tiles: dict[str, Path], ids: Sequence[str]) -> list[Item]:
 
 
 def _parts(tile: Path, folder: str, suffix: str) -> JoinedParts:
-    """Return the grid of the images, or the masks, of a tile."""
-    names = [[1 + _SIDE * row + column for column in range(_SIDE)] for row in range(_SIDE)]
-    return JoinedParts(
-        tuple(tuple(tile / folder / f"image_part_{number:03d}.{suffix}" for number in row) for row in names)
-    )
+    paths = [tile / folder / f"image_part_{number:03d}.{suffix}" for number in range(1, 10)]
+    return JoinedParts(tuple(tuple(paths[first : first + 3]) for first in (0, 3, 6)))
 
 
 def write_scenes(root: Path, output: Path, ids: Sequence[str]) -> None:
@@ -134,7 +127,6 @@ def write_scenes(root: Path, output: Path, ids: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, or 2 if the input is at fault."""
     parser = argparse.ArgumentParser(prog="python -m dataset.dubai", description="Write whole scenes of Dubai as PNG.")
     parser.add_argument("root", type=Path, help="folder of the published set")
     parser.add_argument("ids", nargs="*", metavar="ID", help="scenes, such as tile7 (default: all)")

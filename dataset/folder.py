@@ -63,9 +63,8 @@ class Splits:
         return tuple(name for name in SPLITS if name in given)
 
     def to_record(self) -> dict[str, Any]:
-        if self.lists or self.folders:
-            return {"lists": dict(self.lists)} if self.lists else {"folders": dict(self.folders)}
-        return {"fractions": dict(self.fractions), "seed": self.seed}
+        given = {name: dict(getattr(self, name)) for name in ("lists", "folders") if getattr(self, name)}
+        return given or {"fractions": dict(self.fractions), "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -87,28 +86,27 @@ class FolderFile:
 
     def to_record(self) -> dict[str, Any]:
         """Return the contents of the file."""
-        classes = self.classes
-        spelt = [
-            {
-                "name": name,
-                "value": classes.values[k],
-                "color": list(classes.palette[k]),
-                "counts": k not in classes.left_out,
-                "foreground": k in classes.foreground,
-            }
-            for k, name in enumerate(classes.names)
-        ]
-        return {
+        classes, recorded = self.classes, self.classes.to_record()
+        record: dict[str, Any] = {
             "root": self.root,
             "images": self.images,
             "labels": self.labels,
-            "classes": spelt,
-            "ignored": classes.to_record()["ignored"],
-            "measures": list(classes.measures),
+            "classes": [
+                {
+                    "name": name,
+                    "value": classes.values[k],
+                    "color": recorded["palette"][k],
+                    "counts": k not in classes.left_out,
+                    "foreground": k in classes.foreground,
+                }
+                for k, name in enumerate(classes.names)
+            ],
+            "ignored": recorded["ignored"],
+            "measures": recorded["measures"],
             "splits": self.splits.to_record(),
-            **({} if self.bands is None else {"bands": list(self.bands)}),
-            **({} if self.stretch is None else {"stretch": str(self.stretch)}),
         }
+        record |= {} if self.bands is None else {"bands": list(self.bands)}
+        return record | ({} if self.stretch is None else {"stretch": str(self.stretch)})
 
     @classmethod
     def read(cls, path: Path) -> "FolderFile":
@@ -144,7 +142,22 @@ class FolderFile:
         if not isinstance(root, str):
             raise InputError("root must be a folder's path, such as '.'")
         classes = _classes(record.get("classes"), record.get("ignored"), record.get("measures", []))
-        bands, stretch = _bands(record.get("bands")), _stretch(record.get("stretch"))
+        bands, stretch = record.get("bands"), record.get("stretch")
+        if bands is not None:
+            numbered = isinstance(bands, list) and all(_is_value(number) and number for number in bands)
+            if not numbered or not 1 <= len(bands) <= MOST_BANDS:
+                raise InputError(
+                    f"bands {bands!r} must be a list of 1 to {MOST_BANDS} numbers from 1, such as [4, 3, 2, 8]"
+                )
+            bands = tuple(bands)
+        if stretch is not None:
+            try:
+                stretch = Stretch.parse(stretch)
+            except (InputError, AttributeError):  # another text, or none
+                raise InputError(
+                    f"stretch {stretch!r} must be a text: two rising percentiles ('2%,98%') or two rising values "
+                    "('0,10000')"
+                ) from None
         return cls(folder, root, images, labels, classes, splits, bands, stretch)
 
 
@@ -194,31 +207,12 @@ def _splits(record: Any) -> Splits:
     return Splits(**{rules[0]: dict(given)}, seed=seed)
 
 
-def _bands(given: Any) -> Bands | None:
-    if given is None:
-        return None
-    if not isinstance(given, list) or not 1 <= len(given) <= MOST_BANDS or not all(_is_value(n) and n for n in given):
-        raise InputError(f"bands {given!r} must be a list of 1 to {MOST_BANDS} numbers from 1, such as [4, 3, 2, 8]")
-    return tuple(given)
-
-
-def _stretch(given: Any) -> Stretch | None:
-    if given is None:
-        return None
-    try:
-        return Stretch.parse(given)
-    except (InputError, AttributeError):  # another text, or none
-        raise InputError(
-            f"stretch {given!r} must be a text: two rising percentiles ('2%,98%') or two rising values ('0,10000')"
-        ) from None
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_value(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_VALUE
+    return isinstance(value, int) and _is_number(value) and 0 <= value <= MAX_VALUE
 
 
 def _is_color(value: Any) -> bool:
@@ -233,7 +227,10 @@ def _classes(records: Any, ignored: Any, measures: Any) -> Classes:
         )
     for k, record in enumerate(records):
         _check_class(record, f"classes[{k}]")
-    values = _values(records)
+    given = [record["value"] for record in records if "value" in record]
+    if given and len(given) < len(records):
+        raise InputError("either all classes have a value, or none has: then their positions are the values")
+    values = tuple(given or range(len(records)))
     if ignored is None:
         ignored = [] if IGNORED in values else [IGNORED]
     if not isinstance(ignored, list) or not all(_is_value(one) or _is_color(one) for one in ignored):
@@ -246,7 +243,16 @@ def _classes(records: Any, ignored: Any, measures: Any) -> Classes:
     names = tuple(record["name"] for record in records)
     foreground = tuple(k for k, record in enumerate(records) if record.get("foreground", False))
     left_out = tuple(k for k, record in enumerate(records) if not record.get("counts", True))
-    _check_roles(names, foreground, left_out, measures)
+    if len(set(names)) < len(names):
+        raise InputError("two classes have the same name; give each its own")
+    if len(left_out) == len(names):
+        raise InputError("no class counts in the metric; let counts be true for one at least")
+    if not isinstance(measures, list | tuple) or not all(name in MEASURES for name in measures):
+        raise InputError(f"measures {measures!r} must be a list of names out of {', '.join(MEASURES)}")
+    if not foreground and any(name in PER_IMAGE_MEASURES for name in measures):
+        raise InputError(f"measures: {' and '.join(PER_IMAGE_MEASURES)} need a class with foreground true")
+    if len(foreground) == len(names):
+        raise InputError("every class is foreground; let one be background")
     return Classes(names, palette, left_out, values, tuple(spellings[2 * len(names) :]), foreground, tuple(measures))
 
 
@@ -261,14 +267,6 @@ def _check_class(record: Any, where: str) -> None:
     for key in ("counts", "foreground"):
         if not isinstance(record.get(key, True), bool):
             raise InputError(f"{where}.{key} {record[key]!r} must be true or false")
-
-
-def _values(records: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """Return the classes' grey values: their positions if no class has one."""
-    given = [record["value"] for record in records if "value" in record]
-    if given and len(given) < len(records):
-        raise InputError("either all classes have a value, or none has: then their positions are the values")
-    return tuple(given) or tuple(range(len(records)))
 
 
 def _palette(records: Sequence[Mapping[str, Any]], values: Sequence[int]) -> tuple[Color, ...]:
@@ -287,19 +285,6 @@ def _palette(records: Sequence[Mapping[str, Any]], values: Sequence[int]) -> tup
                 "give it a colour that is no grey"
             )
     return palette
-
-
-def _check_roles(names: Sequence[str], foreground: Sequence[int], left_out: Sequence[int], measures: Any) -> None:
-    if len(set(names)) < len(names):
-        raise InputError("two classes have the same name; give each its own")
-    if len(left_out) == len(names):
-        raise InputError("no class counts in the metric; let counts be true for one at least")
-    if not isinstance(measures, list | tuple) or not all(name in MEASURES for name in measures):
-        raise InputError(f"measures {measures!r} must be a list of names out of {', '.join(MEASURES)}")
-    if not foreground and any(name in PER_IMAGE_MEASURES for name in measures):
-        raise InputError(f"measures: {' and '.join(PER_IMAGE_MEASURES)} need a class with foreground true")
-    if len(foreground) == len(names):
-        raise InputError("every class is foreground; let one be background")
 
 
 def find_items(file: FolderFile, split: str) -> list[Item]:

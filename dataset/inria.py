@@ -57,7 +57,7 @@ def find_items(root: Path, split: str, choice: SplitChoice) -> list[Item]:
 
 
 def _tile(id_: str, path: Path) -> int:
-    """The tile's number within its city; InputError for a name that has none."""
+    """Return the tile's number within its city."""
     match = _TILE.fullmatch(id_)
     if match is None:
         raise InputError(

@@ -1,10 +1,12 @@
 """Labels of every kind as class ids: the one reader that training, evaluation and `describe` share."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -57,13 +59,11 @@ class Greys:
             values = np.where((values >= 0) & (values <= MAX_VALUE), values, MAX_VALUE + 1).astype(np.int32)
         return look_up(table, values)
 
-    def refusal(self, path: Path, values: np.ndarray, unknown: np.ndarray, box: Box) -> InputError:
-        """Return what is wrong with the first of the values (C, h, w) of `box` that are `unknown` (h, w)."""
-        row, column = np.unravel_index(unknown.argmax(), unknown.shape)
-        value = values[0, row, column]
-        where = f"at row {row + box.top}, column {column + box.left} ({unknown.sum()} such pixels)"
-        place = f"{f'{value:.6g}' if value.dtype.kind == 'f' else value} {where} is no class"
-        if values.dtype.kind == "f" and value != np.round(value):
+    def refusal(self, path: Path, values: np.ndarray, where: str, count: int) -> InputError:
+        """Return what is wrong with the values (C,) of a pixel at the place `where`, and of as many as `count`."""
+        value, is_float = values[0], values.dtype.kind == "f"
+        place = f"{f'{value:.6g}' if is_float else value} at {where} ({count} such pixels) is no class"
+        if is_float and value != np.round(value):
             return InputError(f"{path}: {place}'s, for it is no whole number; {SMOOTHED}", "smoothed")
         classes = self.classes
         if classes.values == tuple(range(len(classes))) and classes.ignored == (IGNORED,):
@@ -83,50 +83,31 @@ class Colors:
     def ids(self, values: np.ndarray) -> np.ndarray:
         """Return int16 ids of colours (3, h, w), or of palette indices (1, h, w), -1 where a colour is no class's."""
         if self.palette is None:
-            return self._table.ids(values)
+            return self._ids_of(values)
         indices = np.arange(int(np.iinfo(values.dtype).max) + 1, dtype=values.dtype)
-        return look_up(self._table.ids(self.rgb(indices[None, None]))[0], values[0])
+        return look_up(self._ids_of(palette_colors(self.palette, indices[None]))[0], values[0])
 
-    @property
-    def _table(self) -> "ColorTable":
-        void = (one for one in self.classes.ignored if not isinstance(one, int))
-        return ColorTable.of({**dict.fromkeys(void, IGNORED), **{c: k for k, c in enumerate(self.classes.palette)}})
-
-    def rgb(self, values: np.ndarray) -> np.ndarray:
-        """Return (3, h, w) uint8 of what `ids` takes; indices beyond the palette are black."""
-        if self.palette is None:
-            return values
-        return palette_colors(self.palette, values[0])
-
-    def refusal(self, path: Path, values: np.ndarray, unknown: np.ndarray, box: Box) -> InputError:
-        """Return what is wrong with the first of the colours of `box` that are `unknown`."""
-        row, column = np.unravel_index(unknown.argmax(), unknown.shape)
-        color = tuple(self.rgb(values)[:, row, column].tolist())
-        place = f"row {row + box.top}, column {column + box.left} is no class's ({unknown.sum()} such pixels)"
+    def refusal(self, path: Path, values: np.ndarray, where: str, count: int) -> InputError:
+        """Return what is wrong with the colour, or index, of a pixel at the place `where`; see `Greys.refusal`."""
+        if self.palette is not None:
+            values = palette_colors(self.palette, values[None])[:, 0, 0]
         return InputError(
-            f"{path}: colour {color} at {place}; use {', '.join(map(str, self.classes.palette))}, or class ids in a "
-            "grey image"
+            f"{path}: colour {tuple(values.tolist())} at {where} is no class's ({count} such pixels); use "
+            f"{', '.join(map(str, self.classes.palette))}, or class ids in a grey image"
         )
 
+    @cached_property
+    def _table(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Ids by colour, without comparing every pixel with every class.
 
-@dataclass(frozen=True)
-class ColorTable:
-    """Ids by colour, without comparing every pixel with every class.
+        Each channel has few values in all colours together. They are numbered, in each channel by itself, from 1 on;
+        every other value is 0. A pixel's three numbers make a code, by which a small table holds its id.
 
-    Each channel has few values in all colours together. They are numbered, in each channel by itself, from 1 on; every
-    other value is 0. A pixel's three numbers make a code, by which a small table holds its id.
-
-    Attributes:
-        digits: for each channel (256,), the number of each value times the weight of the channel in the code.
-        by_code: (codes,) int16 ids, -1 where a code is no colour's.
-    """
-
-    digits: tuple[np.ndarray, ...]
-    by_code: np.ndarray
-
-    @classmethod
-    def of(cls, ids: Mapping[tuple[int, ...], int]) -> "ColorTable":
-        """Return the table of `ids` by (red, green, blue), 0..255 each."""
+        Returns for each channel (256,), the number of each value times the weight of the channel in the code; and
+        (codes,) int16 ids, -1 where a code is no colour's.
+        """
+        void = (one for one in self.classes.ignored if not isinstance(one, int))
+        ids = {**dict.fromkeys(void, IGNORED), **{color: k for k, color in enumerate(self.classes.palette)}}
         colors = np.array(list(ids), np.uint8)  # (n, 3)
         known = [np.unique(channel) for channel in colors.T]
         weights = np.cumprod([1, *(len(values) + 1 for values in known)])
@@ -138,14 +119,15 @@ class ColorTable:
             digits.append(digit)
         by_code = np.full(max(256, weights[-1]), UNKNOWN, np.int16)
         by_code[sum(digit[channel] for digit, channel in zip(digits, colors.T, strict=True))] = list(ids.values())
-        return cls(tuple(digits), by_code)
+        return digits, by_code
 
-    def ids(self, values: np.ndarray) -> np.ndarray:
+    def _ids_of(self, values: np.ndarray) -> np.ndarray:
         """Return (h, w) int16 ids of colours (3, h, w) uint8."""
-        codes = look_up(self.digits[0], values[0])
-        for digit, channel in zip(self.digits[1:], values[1:], strict=True):
+        digits, by_code = self._table
+        codes = look_up(digits[0], values[0])
+        for digit, channel in zip(digits[1:], values[1:], strict=True):
             codes += look_up(digit, channel)
-        return look_up(self.by_code, codes)
+        return look_up(by_code, codes)
 
 
 def look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -192,51 +174,43 @@ class LabelValues:
     """
 
     def __init__(self, info: FileInfo, planes: Planes) -> None:
-        if info.bands > 4 or (info.bands == 2 and info.decoders == (RASTERIO,)):
-            raise self._refusal(info)
-        if info.bands > 2 and info.dtype not in ("uint8", "uint16"):
-            raise self._refusal(info)
-        self.info, self._planes = info, planes
-        self._bands = (1, 2, 3) if info.bands > 2 else (1,)
-
-    @staticmethod
-    def _refusal(info: FileInfo) -> InputError:
-        return InputError(
+        self._refusal = InputError(
             f"{info.path} has {info.bands} bands of {info.dtype}; a label has one band of class ids, or colours of 8 "
             "bits: save it so",
             "no label",
         )
-
-    @property
-    def size(self) -> Size:
-        return self._planes.size
-
-    @property
-    def palette(self) -> np.ndarray | None:
-        return self._planes.palette
+        if info.bands > 4 or (info.bands == 2 and info.decoders == (RASTERIO,)):
+            raise self._refusal
+        if info.bands > 2 and info.dtype not in ("uint8", "uint16"):
+            raise self._refusal
+        self._planes, self._bands = planes, (1, 2, 3) if info.bands > 2 else (1,)
 
     def read(self, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the values (1 or 3, h, w) of `box`, colours as uint8, and (h, w) bool where it has data, or None."""
         values, valid = self._planes.read(box, self._bands), self._planes.valid(box, self._bands)
         if len(values) == 3 and values.dtype != np.uint8:
             if (values % 257).any():  # not 8 bits, spread over 16
-                raise self._refusal(self.info)
+                raise self._refusal
             values = (values // 257).astype(np.uint8)
         return values, valid
 
     def strips(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Return what `read` gives of the whole label, some rows at a time."""
-        return map(self.read, strips(self.size, STRIP_PIXELS))
+        return map(self.read, strips(self._planes.size, STRIP_PIXELS))
 
-    def count(self) -> Counter[int | float]:
-        """Return how many pixels with data hold each value of the first band; of NaN and infinity none."""
-        found: Counter[int | float] = Counter()
+    def count(self) -> Counter[Any]:
+        """Return how many pixels with data hold each value, or colour as a tuple; of NaN and infinity none."""
+        found: Counter[Any] = Counter()
         for values, valid in self.strips():
-            present = values[0] if valid is None else values[0][valid]
+            plane, colored = values[0], len(values) == 3
+            if colored:
+                plane = values[0].astype(np.uint32) << 16 | values[1].astype(np.uint32) << 8 | values[2]
+            present = plane if valid is None else plane[valid]
             if present.dtype.kind == "f":
                 present = present[np.isfinite(present)]
             unique, counts = np.unique(present, return_counts=True)
-            found.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
+            keys = [(code >> 16, code >> 8 & 255, code & 255) if colored else code for code in unique.tolist()]
+            found.update(dict(zip(keys, counts.tolist(), strict=True)))
         return found
 
 
@@ -255,20 +229,14 @@ class LabelFile:
     """
 
     def __init__(self, info: FileInfo, planes: Planes, classes: Classes) -> None:
-        self.info, self.classes = info, classes
+        self.info, self.classes, self.size, self._palette = info, classes, planes.size, planes.palette
         self._values = LabelValues(info, planes)
-        height, width = planes.size
         self._whole: Tensor | None = None
-        self._small = height * width <= STRIP_PIXELS
         self._spelling = self._decide()
-
-    @property
-    def size(self) -> Size:
-        return self._values.size
 
     def read(self, box: Box) -> Tensor:
         """Return (height, width) uint8 ids of `box`; InputError, naming the file, for what no class has."""
-        if not self._small:
+        if self.info.pixels > STRIP_PIXELS:
             return self._map(box)
         if self._whole is None:
             self._whole = self._map(Box(0, 0, *self.size))
@@ -281,7 +249,9 @@ class LabelFile:
             ids = np.where(valid, ids, np.int16(IGNORED))
         unknown = ids == UNKNOWN
         if unknown.any():
-            raise self._spelling.refusal(self.info.path, values, unknown, box)
+            row, column = np.unravel_index(unknown.argmax(), unknown.shape)
+            where = f"row {row + box.top}, column {column + box.left}"
+            raise self._spelling.refusal(self.info.path, values[:, row, column], where, int(unknown.sum()))
         return to_tensor(ids.astype(np.uint8))
 
     def _decide(self) -> Greys | Colors:
@@ -306,16 +276,15 @@ class LabelFile:
         Tools that compress files turn RGB into a palette in an order of their own, so class colours win. But no class
         has a colour for index 255, so whoever wrote that wrote ids, unless the set's file names its colour as ignored.
         """
-        palette = required(self._values.palette, "palette")
+        palette = required(self._palette, "palette")
         used = np.array(sorted(self._values.count()), np.int32)
         colors = [tuple(color) for color in palette.tolist()]
         shown = {colors[k] if k < len(colors) else None for k in used}
         void = {color for color in self.classes.ignored if not isinstance(color, int)}
         colored = shown <= {*self.classes.palette, *void}
-        greys = Greys(self.classes)
-        ids = greys.ids(used[None])
+        ids = Greys(self.classes).ids(used[None])
         if not (ids == UNKNOWN).any() and not (colored and (IGNORED not in ids or shown & void)):
-            return greys
+            return Greys(self.classes)
         if len(used) and used[-1] >= len(colors):
             # decoders would show it as black; it comes from writing id 255 with a palette too short for it
             raise InputError(
@@ -329,11 +298,10 @@ class LabelFile:
 def open_label(
     path: str | Path, classes: Classes, image: FileInfo | Size | None = None, max_pixels: int = MAX_PIXELS
 ) -> Iterator[LabelFile]:
-    """Open a label: a raster in windows, any other decoded once, up to `max_pixels`.
+    """Open a label, laid on its `image` (see `turn_of`); without, turned as it is displayed.
 
-    It is laid on its `image` (see `turn_of`), or on the size of one that is not turned; without, it is turned as it is
-    displayed. Raises InputError, naming the file, if it cannot be read, has another size than its image, or cannot hold
-    class ids.
+    A raster is read in windows, any other is decoded once, up to `max_pixels`. Raises InputError, naming the file, if
+    it cannot be read, has another size than its image, or cannot hold class ids.
     """
     info = probe(path)
     turn = TURNS[info.orientation] if image is None else turn_of(info, image)

@@ -4,7 +4,7 @@ import atexit
 import functools
 import signal
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
 from utils.errors import InputError
@@ -22,9 +23,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """Yields all indices below `length` as (epoch, index), in an order that depends on seed and epoch only."""
 
     def __init__(self, length: int, seed: int = 0) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
+        self.length, self.seed, self.epoch = length, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, counted from 0, whose order the next iteration follows."""
@@ -51,11 +50,8 @@ class BatchPart(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, sampler: EpochSampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.sampler = sampler
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world = world
-        self.start = 0
+        self.sampler, self.batch_size, self.start = sampler, batch_size, 0
+        self.rank, self.world = rank, world
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch, and the batch in it, both counted from 0, that the next iteration starts with."""
@@ -112,7 +108,7 @@ def _kill_workers_at_exit() -> None:
 
 
 def start_pass(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Start a pass of any loader; its workers end with this process, even if the pass is left in the middle."""
+    """Start a pass; its workers end with this process, even if the pass is left in the middle."""
     iterator: Any = DataLoader.__iter__(loader)
     if loader.num_workers:
         _kill_workers_at_exit()
@@ -127,8 +123,7 @@ class ErrorsAsValues(Dataset[Any]):
     """
 
     def __init__(self, read: Callable[[Any], Any], length: int) -> None:
-        self.read = read
-        self.length = length
+        self.read, self.length = read, length
 
     def __len__(self) -> int:
         return self.length
@@ -138,6 +133,29 @@ class ErrorsAsValues(Dataset[Any]):
             return self.read(key)
         except InputError as error:
             return error
+
+
+def read_each(
+    read: Callable[[Any], Any], indices: Sequence[Any], num_workers: int, bar: str, quiet: bool
+) -> Iterator[Any]:
+    """Yield what `read` returns for each of `indices`, in order, by `num_workers` processes; `bar` names the progress.
+
+    Raises the InputError that `read` raises.
+    """
+    loader = DataLoader(
+        ErrorsAsValues(read, len(indices)),
+        batch_size=None,
+        sampler=indices,
+        num_workers=num_workers,
+        worker_init_fn=prepare_worker,
+        # torch would draw the workers' seeds from the generator that initial weights come from
+        generator=torch.Generator(),
+    )
+    found = start_pass(loader)
+    for value in tqdm(found, total=len(indices), desc=bar, unit="image", dynamic_ncols=True, disable=quiet):
+        if isinstance(value, InputError):
+            raise value
+        yield value
 
 
 class SampleLoader(DataLoader[Any]):
@@ -188,7 +206,7 @@ class SampleLoader(DataLoader[Any]):
 
     def close(self) -> None:
         """End the workers that wait for another pass, if any; the next pass starts new ones."""
-        if self._iterator is not None:
-            iterator: Any = self._iterator
+        iterator: Any = self._iterator
+        if iterator is not None:
             iterator._shutdown_workers()
             self._iterator = None

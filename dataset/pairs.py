@@ -1,12 +1,13 @@
 """Any box of an image and of its label, whether each is one file or a scene of joined parts."""
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
+from statistics import mode
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,46 +16,12 @@ from torch import Tensor
 
 from dataset.label_file import STRIP_PIXELS, LabelFile, fit_of, open_label
 from imaging.failures import too_large
-from imaging.image_file import ImageFile, View, open_image
+from imaging.image_file import View, open_image
 from imaging.planes import MAX_PIXELS
 from imaging.probe import RASTERIO, FileInfo, probe
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
-from utils.tiling import Box, Size
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A seamless grid of parts: heights of its rows and widths of its columns, in pixels."""
-
-    heights: tuple[int, ...]
-    widths: tuple[int, ...]
-
-    @property
-    def size(self) -> Size:
-        """Return (height, width) of all parts together."""
-        return sum(self.heights), sum(self.widths)
-
-    def pieces(self, box: Box) -> Iterator[tuple[int, Box, Box]]:
-        """Yield each part that `box`, which lies within the grid, touches.
-
-        That is the part's number, row by row; what it adds, as a box of the part; and the same within `box`.
-        """
-        for row, top, first_row, height in _overlaps(self.heights, box.top, box.height):
-            for column, left, first_column, width in _overlaps(self.widths, box.left, box.width):
-                number = row * len(self.widths) + column
-                yield number, Box(top, left, height, width), Box(first_row, first_column, height, width)
-
-
-def _overlaps(lengths: Sequence[int], start: int, length: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield, for each part along an axis that `length` pixels from `start` on touch, its number and what they cover.
-
-    That is the first pixel within the part, the first within the range, and how many.
-    """
-    for k, (end, own) in enumerate(zip(accumulate(lengths), lengths, strict=True)):
-        first, last = max(start, end - own), min(start + length, end)
-        if first < last:
-            yield k, first - (end - own), first - start, last - first
+from utils.tiling import Box, Size, around
 
 
 @dataclass(frozen=True)
@@ -72,29 +39,35 @@ class JoinedParts:
         return f"{self.paths[0].parent} ({len(self.paths)} parts)"
 
     @cached_property
-    def layout(self) -> Layout:
-        """Return the grid, from the files' headers.
+    def boxes(self) -> list[Box]:
+        """Return where each part lies in the scene, row by row, from the files' headers.
 
         Raises InputError, naming the file, where a part cannot be read, or has another height than most of its row or
         another width than most of its column.
         """
         sizes = [[probe(path).size for path in row] for row in self.rows]
-        heights = tuple(_most_common(height for height, _ in row) for row in sizes)
-        widths = tuple(_most_common(width for _, width in column) for column in zip(*sizes, strict=True))
-        for r, row in enumerate(sizes):
-            for c, size in enumerate(row):
-                if size != (heights[r], widths[c]):
+        widths = [mode(width for _, width in column) for column in zip(*sizes, strict=True)]
+        lefts = list(accumulate(widths, initial=0))
+        boxes, top = [], 0
+        for paths, row in zip(self.rows, sizes, strict=True):
+            height = mode(height for height, _ in row)
+            for path, size, left, width in zip(paths, row, lefts, widths, strict=False):
+                if size != (height, width):
                     raise InputError(
-                        f"{self.rows[r][c]} is {size[0]} x {size[1]} pixels, but its place in the scene is "
-                        f"{heights[r]} x {widths[c]}: parts in one row have one height, parts in one column one width; "
-                        "copy it again from its source",
+                        f"{path} is {size[0]} x {size[1]} pixels, but its place in the scene is {height} x {width}: "
+                        "parts in one row have one height, parts in one column one width; copy it again from its "
+                        "source",
                         "sizes differ",
                     )
-        return Layout(heights, widths)
+                boxes.append(Box(top, left, height, width))
+            top += height
+        return boxes
 
-
-def _most_common(numbers: Iterable[int]) -> int:
-    return Counter(numbers).most_common(1)[0][0]
+    @property
+    def size(self) -> Size:
+        """Return (height, width) of all parts together; raises InputError as `boxes`."""
+        whole = around(self.boxes)
+        return whole.height, whole.width
 
 
 T = TypeVar("T")
@@ -169,6 +142,12 @@ def _value_bytes(info: FileInfo) -> int:
     return RASTER_BYTES if info.decoder == RASTERIO else info.pixels * info.bands * np.dtype(info.dtype).itemsize
 
 
+def _label_bytes(label: LabelFile) -> int:
+    """Return what an open label holds at most: its values, and ids, of a raster unless it is large."""
+    pixels = label.info.pixels
+    return _value_bytes(label.info) + (min(pixels, STRIP_PIXELS) if label.info.decoder == RASTERIO else pixels)
+
+
 @dataclass(frozen=True)
 class PairReader:
     """Reads images as 8-bit bands and labels as class ids.
@@ -187,17 +166,16 @@ class PairReader:
 
     def size(self, item: Item) -> Size:
         """Return (height, width) of an item as displayed, from headers; InputError where they cannot be read."""
-        return item.image.layout.size if isinstance(item.image, JoinedParts) else probe(item.image).size
+        return item.image.size if isinstance(item.image, JoinedParts) else probe(item.image).size
 
     def whole(self, item: Item) -> Box:
         """Return the box that is all of an item; InputError as for `size`, and where it has too many pixels."""
-        box = Box(0, 0, *self.size(item))
-        self._refuse_large(item.image, box)
-        return box
+        return self._allowed(item.image, Box(0, 0, *self.size(item)))
 
-    def _refuse_large(self, path: Path | JoinedParts, box: Box) -> None:
+    def _allowed(self, path: Path | JoinedParts, box: Box) -> Box:
         if box.height * box.width > self.max_pixels:
             raise too_large(path, box.height * box.width, self.max_pixels)
+        return box
 
     def read(self, item: Item, box: Box | None = None) -> tuple[Tensor, Tensor | None]:
         """Read an image and its label within `box`, by default all, as displayed.
@@ -211,43 +189,31 @@ class PairReader:
         box = box or self.whole(item)
         pixels = torch.empty((self.view.n_bands, box.height, box.width), dtype=torch.uint8)
         ids = None if item.label is None else torch.empty((box.height, box.width), dtype=torch.uint8)
-        for number, within, target in item.image.layout.pieces(box):
-            own_pixels, own_ids = self.read_files(pairs[number], within)
-            target.of(pixels).copy_(own_pixels)
+        for pair, part in zip(pairs, item.image.boxes, strict=True):
+            if (shared := box.overlap(part)) is None:
+                continue
+            own_pixels, own_ids = self.read_files(pair, shared.within(part))
+            shared.within(box).of(pixels).copy_(own_pixels)
             if ids is not None and own_ids is not None:
-                target.of(ids).copy_(own_ids)
+                shared.within(box).of(ids).copy_(own_ids)
         return pixels, ids
 
     def read_files(self, pair: FilePair, box: Box | None = None) -> tuple[Tensor, Tensor | None]:
         """Read a pair of files as `read` does an item."""
-        with self._open_image(pair.image) as image:
-            info, box = image.info, box or Box(0, 0, *image.size)
-            self._refuse_large(pair.image, box)
+        start_image = partial(open_image, pair.image, self.view, self.max_pixels)
+        with self.files.use((pair.image, self.view), start_image, lambda image: _value_bytes(image.info)) as image:
+            info, box = image.info, self._allowed(pair.image, box or Box(0, 0, *image.size))
             pixels, valid = image.read(box).contiguous(), image.valid(box)
         if self.files.most:
             pixels = pixels.clone()  # a view of what stays in memory would be sent between processes as a whole
         if pair.label is None:
             return pixels, None
-        with self._open_label(pair.label, info) as label:
+        start_label = partial(open_label, pair.label, self.classes, info, self.max_pixels)
+        with self.files.use(pair.label, start_label, _label_bytes) as label:
             ids = label.read(box)
         if self.files.most:
             ids = ids.clone()
         return pixels, ids if valid is None else ids.masked_fill(~valid, IGNORED)
-
-    def _open_image(self, path: Path) -> AbstractContextManager[ImageFile]:
-        return self.files.use(
-            (path, self.view),
-            lambda: open_image(path, self.view, self.max_pixels),
-            lambda image: _value_bytes(image.info),
-        )
-
-    def _open_label(self, path: Path, image: FileInfo) -> AbstractContextManager[LabelFile]:
-        def held(label: LabelFile) -> int:
-            """Return what an open label holds at most: its values, and ids, of a raster unless it is large."""
-            pixels = label.info.pixels
-            return _value_bytes(label.info) + (min(pixels, STRIP_PIXELS) if label.info.decoder == RASTERIO else pixels)
-
-        return self.files.use(path, lambda: open_label(path, self.classes, image, self.max_pixels), held)
 
     def notes(self, item: Item) -> list[str]:
         """Return what is done to an image before it is used, beyond decoding: a turn for display, a stretch."""

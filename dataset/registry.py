@@ -1,15 +1,15 @@
 """The data sets by name: what each is, and how to open one that lies on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dataset import deep_globe, dubai, folder, inria, isic
 from dataset.base import Item, SegmentationDataset
 from dataset.folder import FolderFile
-from dataset.layout import TEST, TRAIN, VAL, SplitChoice
+from dataset.layout import SPLITS, TEST, TRAIN, VAL, SplitChoice
 from utils.classes import Classes
 from utils.errors import InputError
 from utils.stretch import spell_bands
@@ -30,12 +30,12 @@ class Description:
     name: str
     title: str
     classes: Classes
-    splits: tuple[str, ...]
-    validation: str
-    unlabelled: tuple[str, ...]
-    size_p: int
-    batch_size: int
     find: Callable[[str], list[Item]]
+    splits: tuple[str, ...] = SPLITS
+    validation: str = VAL
+    unlabelled: tuple[str, ...] = ()
+    size_p: int = 508
+    batch_size: int = 6
     bands: str | None = None
     stretch: str | None = None
 
@@ -72,30 +72,6 @@ class Description:
         return Classes.generic(n_class)
 
 
-class _Published(NamedTuple):
-    """A published data set: see `Description`; `module` has its `SPLITS` and `find_items`."""
-
-    title: str
-    classes: Classes
-    module: Any
-    validation: str = VAL
-    unlabelled: tuple[str, ...] = ()
-    size_p: int = 508
-    batch_size: int = 6
-
-
-_PUBLISHED: Mapping[str, _Published] = {
-    "deep_globe": _Published(
-        "DeepGlobe", deep_globe.DEEP_GLOBE, deep_globe, validation="crossvali", unlabelled=(deep_globe.UNLABELLED,)
-    ),
-    "inria": _Published(
-        "Inria Aerial Image Labeling", inria.INRIA, inria, unlabelled=(TEST,), size_p=536, batch_size=4
-    ),
-    "isic": _Published("ISIC lesion segmentation", isic.ISIC, isic),
-    "dubai": _Published("Dubai aerial imagery", dubai.DUBAI, dubai, batch_size=2),
-}
-
-
 def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Description:
     """The data set `name` at `root`; of `folder`, `root` is its JSON file or the folder that holds it.
 
@@ -109,36 +85,39 @@ def describe(name: str, root: Path, choice: SplitChoice | None = None) -> Descri
         raise InputError(f"--split_lists goes with inria, isic and dubai; {name} {instead}")
     if choice.hold_out is not None and (name != "dubai" or choice.lists is not None):
         raise InputError("--hold_out goes with dubai, where no lists are given; other sets have enough images to split")
-    if name == "folder":
-        return _folder(root)
-    published = _PUBLISHED[name]
-    return Description(
-        name=name,
-        title=published.title,
-        classes=published.classes,
-        splits=published.module.SPLITS if choice.hold_out is None else (TRAIN, VAL),
-        validation=published.validation,
-        unlabelled=() if choice.lists else published.unlabelled,
-        size_p=published.size_p,
-        batch_size=published.batch_size,
-        find=partial(published.module.find_items, root, choice=choice),
-    )
-
-
-def _folder(root: Path) -> Description:
+    match name:
+        case "deep_globe":
+            return Description(
+                name,
+                "DeepGlobe",
+                deep_globe.DEEP_GLOBE,
+                partial(deep_globe.find_items, root),
+                splits=deep_globe.SPLITS,
+                validation="crossvali",
+                unlabelled=(deep_globe.UNLABELLED,),
+            )
+        case "inria":
+            find = partial(inria.find_items, root, choice=choice)
+            unlabelled = () if choice.lists else (TEST,)
+            title = "Inria Aerial Image Labeling"
+            return Description(name, title, inria.INRIA, find, unlabelled=unlabelled, size_p=536, batch_size=4)
+        case "isic":
+            find = partial(isic.find_items, root, choice=choice)
+            return Description(name, "ISIC lesion segmentation", isic.ISIC, find)
+        case "dubai":
+            find = partial(dubai.find_items, root, choice=choice)
+            parts = SPLITS if choice.hold_out is None else (TRAIN, VAL)
+            return Description(name, "Dubai aerial imagery", dubai.DUBAI, find, parts, batch_size=2)
     file = FolderFile.read(root)
     splits = file.splits.names()
     return Description(
-        name="folder",
-        title=str(root),
-        classes=file.classes,
-        splits=splits,
+        name,
+        str(root),
+        file.classes,
+        partial(folder.find_items, file),
+        splits,
         # without images held back there is nothing else to validate on
         validation=VAL if VAL in splits else TRAIN,
-        unlabelled=(),
-        size_p=508,
-        batch_size=6,
-        find=partial(folder.find_items, file),
         bands=None if file.bands is None else spell_bands(file.bands),
         stretch=None if file.stretch is None else str(file.stretch),
     )

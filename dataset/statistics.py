@@ -5,11 +5,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from dataset.base import SegmentationDataset
-from dataset.loader import ErrorsAsValues, prepare_worker, start_pass
+from dataset.loader import read_each
 from imaging.image_file import STRIP_PIXELS, open_image
 from utils.errors import InputError
 from utils.settings import Statistics
@@ -39,19 +37,8 @@ def count_values(
     Pixels without data are left out. Returns (bands, 256) int64; counts of parts of the images add up. Raises
     InputError if an image cannot be read, or has fewer bands.
     """
-    loader = DataLoader(
-        ErrorsAsValues(partial(_count, data), len(data.items)),
-        batch_size=None,
-        sampler=indices,
-        num_workers=num_workers,
-        worker_init_fn=prepare_worker,
-        # torch would draw the workers' seeds from the generator that initial weights come from
-        generator=torch.Generator(),
-    )
     total = torch.zeros((data.view.n_bands, 256), dtype=torch.int64)
-    for counts in tqdm(start_pass(loader), total=len(indices), desc="statistics", unit="image", disable=quiet):
-        if isinstance(counts, InputError):
-            raise counts
+    for counts in read_each(partial(_count, data), indices, num_workers, "statistics", quiet):
         total += counts
     return total
 

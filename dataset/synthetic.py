@@ -236,11 +236,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 2 after one line that says what is wrong."""
-    options = parse(arguments)
+    given = parse(arguments)
     return exit_code(
-        lambda: generate(
-            options.output, options.images, options.size, options.seed, options.prepared, options.overwrite
-        )
+        lambda: generate(given.output, given.images, given.size, given.seed, given.prepared, given.overwrite)
     )
 
 

@@ -39,15 +39,12 @@ _TYPE_IN_CUSTOM = re.compile(r"structure\s*\{[^}]*?\btype\s*:\s*([^;}]+)")
 
 @dataclass(frozen=True)
 class Zone:
-    """A marked part of a page.
-
-    Attributes:
-        labels: what it is called, the most special first; the last is its element's name, such as `TextBlock`.
-        outline: corners of its polygon (n, 2) as x, y, in the file's unit; n is 3 or more.
-    """
+    """A marked part of a page."""
 
     labels: tuple[str, ...]
+    """What it is called, the most special first; the last is its element's name, such as `TextBlock`."""
     outline: np.ndarray
+    """Corners of its polygon (n, 2) as x, y, in the file's unit; n is 3 or more."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,6 @@ class ZoneFile:
     """What a file says of its page.
 
     Attributes:
-        path: the file.
         picture: the name, or path, of the picture; "" where there is none.
         size: (height, width) of the page in the unit of the outlines; None where they are pixels of the picture.
         zones: in the file's order.
@@ -77,19 +73,29 @@ def read_zones(path: Path) -> ZoneFile | None:
     """
     with reading(path):
         root = ElementTree.parse(path).getroot()
-    kind = _name(root)
-    if kind not in ("alto", "PcGts"):
+    read = {"alto": _read_alto, "PcGts": _read_page}.get(_name(root))
+    if read is None:
         return None
     pages = root.findall(".//{*}Page")
     if len(pages) != 1:
         raise InputError(f"{path} holds {len(pages)} pages; save each page as a file of its own")
     try:
-        return _read_alto(path, root, pages[0]) if kind == "alto" else _read_page(path, pages[0])
+        picture, size, found = read(root, pages[0])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    zones = tuple(
+        Zone(tuple(dict.fromkeys(filter(None, names))), outline)
+        for names, outline in found
+        if outline is not None and len(outline) > 2
+    )
+    return ZoneFile(path, picture.strip().replace("\\", "/"), size, zones, len(found) - len(zones))
 
 
-def _read_alto(path: Path, root: Element, page: Element) -> ZoneFile:
+_Page = tuple[str, tuple[float, float] | None, list[tuple[list[str], np.ndarray | None]]]
+"""A page's picture and (height, width), and of each zone its names, the most special first, and its corners."""
+
+
+def _read_alto(root: Element, page: Element) -> _Page:
     tags = {tag.get("ID", ""): tag.get("LABEL", "") for tag in root.findall(".//{*}Tags/*")}
     found = []
     for block in page.iter():
@@ -98,12 +104,12 @@ def _read_alto(path: Path, root: Element, page: Element) -> ZoneFile:
         names = [tags.get(reference) or reference for reference in block.get("TAGREFS", "").split()]
         names += [block.get("TYPE", "")]
         if any(names) or _name(block) != "ComposedBlock":  # which only groups others
-            found.append((_labels(block, names), _alto_outline(block)))
+            found.append(([*names, _name(block)], _alto_outline(block)))
     unit = root.findtext(".//{*}MeasurementUnit", "").strip() or "pixel"
     size = _size(page, "HEIGHT", "WIDTH")
     if size is None and unit != "pixel":
         raise InputError(f"places are in {unit}, but Page has no WIDTH and HEIGHT; export it in pixels")
-    return _zone_file(path, root.findtext(".//{*}fileName", ""), size, found)
+    return root.findtext(".//{*}fileName", ""), size, found
 
 
 def _alto_outline(block: Element) -> np.ndarray | None:
@@ -120,35 +126,19 @@ def _alto_outline(block: Element) -> np.ndarray | None:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
-def _read_page(path: Path, page: Element) -> ZoneFile:
+def _read_page(root: Element, page: Element) -> _Page:
     found = []
     for region in page.iter():
         if not _name(region).endswith("Region"):
             continue
         custom = _TYPE_IN_CUSTOM.search(region.get("custom", ""))
-        names = [custom[1].strip() if custom else "", region.get("type", "")]
-        found.append((_labels(region, names), _page_outline(region)))
-    return _zone_file(path, page.get("imageFilename", ""), _size(page, "imageHeight", "imageWidth"), found)
-
-
-def _page_outline(region: Element) -> np.ndarray | None:
-    """Return the corners of a region; None where it has none."""
-    coords = region.find("{*}Coords")
-    if coords is None:
-        return None
-    points = [f"{point.get('x', '')} {point.get('y', '')}" for point in coords]  # as in 2010
-    return _corners(region, coords.get("points") or " ".join(points))
-
-
-def _zone_file(
-    path: Path, picture: str, size: tuple[float, float] | None, found: list[tuple[tuple[str, ...], np.ndarray | None]]
-) -> ZoneFile:
-    zones = tuple(Zone(labels, outline) for labels, outline in found if outline is not None and len(outline) > 2)
-    return ZoneFile(path, picture.strip().replace("\\", "/"), size, zones, len(found) - len(zones))
-
-
-def _labels(element: Element, names: list[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(None, [*names, _name(element)])))
+        names = [custom[1].strip() if custom else "", region.get("type", ""), _name(region)]
+        outline = None
+        if (coords := region.find("{*}Coords")) is not None:
+            points = [f"{point.get('x', '')} {point.get('y', '')}" for point in coords]  # as in 2010
+            outline = _corners(region, coords.get("points") or " ".join(points))
+        found.append((names, outline))
+    return page.get("imageFilename", ""), _size(page, "imageHeight", "imageWidth"), found
 
 
 def _corners(element: Element, text: str) -> np.ndarray:
@@ -184,12 +174,10 @@ def _number(element: Element, key: str) -> float:
 
 
 def _called(element: Element) -> str:
-    """Return what messages call an element."""
     return f"{_name(element)} {element.get('ID') or element.get('id') or ''}".strip()
 
 
 def _name(element: Element) -> str:
-    """Return an element's name without its namespace."""
     return element.tag.rpartition("}")[2]
 
 

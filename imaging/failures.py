@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -16,22 +16,20 @@ class _Quiet:
     """A context without warnings. Threads may be in it at once: Python's own would restore filters in a wrong order."""
 
     def __init__(self) -> None:
-        self._lock, self._inside = Lock(), 0
-        self._filters = warnings.catch_warnings()
+        self._lock, self._inside, self._filters = Lock(), 0, ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
+            if not self._inside:
+                self._filters.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore")
+            self._inside += 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._filters.__exit__(None, None, None)
+                self._filters.close()
 
 
 _quiet = _Quiet()
@@ -76,13 +74,12 @@ def not_written(path: Path, reason: str, kind: str = "") -> InputError:
     It concerns its image alone, and has no kind if nothing can be written to the folder any more. `kind` is of the
     fault, if it is none of the disk.
     """
-    result = final_path(path)
-    if not kind and (fault := write_fault(path.parent)):
-        return InputError(f"{result} cannot be written: {fault}")
-    return InputError(
-        f"{result} cannot be written: {reason}" + ("" if kind else f"; {space_left(path.parent)}"),
-        kind or "not written",
-    )
+    text = f"{final_path(path)} cannot be written"
+    if kind:
+        return InputError(f"{text}: {reason}", kind)
+    if fault := write_fault(path.parent):
+        return InputError(f"{text}: {fault}")
+    return InputError(f"{text}: {reason}; {space_left(path.parent)}", "not written")
 
 
 def damaged(path: Path, reason: str) -> InputError:

@@ -65,16 +65,17 @@ def read_georeference(info: FileInfo) -> Georeference:
         points, points_crs = file.gcps
         crs, rpcs = file.crs, file.rpcs
         plain = file.transform.is_identity and crs is None
-        transform = file.transform * _to_stored(turn, info.stored)
-        points = _turned_points(points, turn, info.stored)
+        to_stored = _to_stored(turn, info.stored)
+        transform = file.transform * to_stored
+        for point in points:
+            point.col, point.row = ~to_stored * (point.col, point.row)
     if points and points_crs:
         return Georeference({"gcps": points, "crs": points_crs})
     if not plain:
         return Georeference({"crs": crs, "transform": transform})
-    if rpcs is not None and turn == Turn():
-        return Georeference({"rpcs": rpcs})
     if rpcs is not None:
-        return Georeference({}, "its rational polynomials are those of the picture before it is turned for display")
+        lost = "its rational polynomials are those of the picture before it is turned for display"
+        return Georeference({"rpcs": rpcs}) if turn == Turn() else Georeference({}, lost)
     return Georeference({}, "its control points name no reference system" if points else "GDAL finds none in it")
 
 
@@ -97,19 +98,15 @@ def check_proj() -> None:
 def same_place(reference: Georeference, file: Any, size: Size) -> bool:
     """Return whether an open dataset of rasterio's has the reference that it was written with, as far as that shows."""
     asked = reference.keywords
-    if "rpcs" in asked:
-        return file.rpcs is not None
     if "gcps" in asked:
         points, crs = file.gcps
         if len(points) != len(asked["gcps"]):
             return False
+        found = Georeference({"gcps": points})
     elif "transform" in asked:
-        crs = file.crs
+        crs, found = file.crs, Georeference({"transform": file.transform})
     else:
-        return True
-    found = Georeference(
-        {**asked, "crs": crs, **({"gcps": points} if "gcps" in asked else {"transform": file.transform})}
-    )
+        return "rpcs" not in asked or file.rpcs is not None
     rows, columns = (np.array([0, 0, 0.5, 1, 1]) * size[0], np.array([0, 1, 0.5, 0, 1]) * size[1])
     before, after = (np.stack(to_map(one, rows, columns)) for one in (reference, found))
     pixel = np.hypot(*(before[:, :1] - before[:, 4:])) / math.hypot(*size)
@@ -139,9 +136,8 @@ def to_degrees(crs: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
     except Exception:  # of one point or of all: PROJ raises many kinds
         if len(x) == 1 or crs.to_wkt().startswith(("LOCAL_CS", "ENGCRS")):
             return np.full(len(x), np.nan), np.full(len(x), np.nan)
-        half = len(x) // 2
-        parts = [to_degrees(crs, x[part], y[part]) for part in (slice(half), slice(half, None))]
-        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+        halves = (to_degrees(crs, *half) for half in zip(np.array_split(x, 2), np.array_split(y, 2), strict=True))
+        longitude, latitude = map(np.concatenate, zip(*halves, strict=True))
     valid = np.isfinite(longitude) & np.isfinite(latitude)
     return np.where(valid, longitude, np.nan), np.where(valid, latitude, np.nan)
 
@@ -154,17 +150,6 @@ def _to_stored(turn: Turn, stored: Size) -> Any:
     a, d = right.left - origin.left, right.top - origin.top
     b, e = below.left - origin.left, below.top - origin.top
     return Affine(a, b, origin.left + 0.5 - (a + b) / 2, d, e, origin.top + 0.5 - (d + e) / 2)
-
-
-def _turned_points(points: list[Any], turn: Turn, stored: Size) -> list[Any]:
-    from rasterio.control import GroundControlPoint
-
-    to_displayed = ~_to_stored(turn, stored)
-    found = []
-    for point in points:
-        column, row = to_displayed * (point.col, point.row)
-        found.append(GroundControlPoint(row, column, point.x, point.y, point.z, point.id, point.info))
-    return found
 
 
 class GroundAreas:

@@ -12,7 +12,7 @@ from imaging.planes import MAX_PIXELS, Planes, open_planes, palette_colors, to_t
 from imaging.probe import RASTERIO, FileInfo, probe
 from utils.errors import InputError, required
 from utils.stretch import RGB, Bands, Limits, Stretch, parse_bands, spell_bands
-from utils.tiling import Box, Size, strips
+from utils.tiling import Box, strips
 
 SAMPLE_SIDE = 1024
 """Percentiles are those of at most so many rows and columns, spread evenly."""
@@ -69,27 +69,16 @@ class View:
 class ImageFile:
     """An open image as a `imaging.sources.Source`. Pixels without data are read as 0.
 
-    A pixel has no data where the file says so, and where a band that is read is not a finite number.
+    A pixel has no data where the file says so, and where a band that is read is not a finite number. `limits` are the
+    values that become 0 and 255 in each band that is read; none where values are not stretched.
     """
 
     def __init__(self, info: FileInfo, planes: Planes, view: View) -> None:
         self.info, self._planes, self._stretch = info, planes, view.stretch
         self._shown = view.choose(info)
         self._bands = (1,) if info.palette else tuple(dict.fromkeys(self._shown))
-        self._limits = self._find_limits() if info.needs_stretch else None
-
-    @property
-    def size(self) -> Size:
-        return self._planes.size
-
-    @property
-    def n_bands(self) -> int:
-        return len(self._shown)
-
-    @property
-    def limits(self) -> Limits:
-        """The values that become 0 and 255 in each band that is read; none where values are not stretched."""
-        return self._limits or []
+        self.size, self.n_bands = planes.size, len(self._shown)
+        self.limits: Limits = self._find_limits() if info.needs_stretch else []
 
     def read(self, box: Box) -> Tensor:
         """Return (bands, height, width) uint8 of `box`; raises InputError, naming the file, where it cannot."""
@@ -106,18 +95,13 @@ class ImageFile:
 
     def valid(self, box: Box) -> Tensor | None:
         """Return (height, width) bool: which pixels of `box` have data; None where no pixel of the file can lack it."""
-        values = self._planes.read(box, self._bands) if self._is_float else None
-        found = self._valid(box, values)
+        found = self._valid(box)
         return None if found is None else to_tensor(found)
-
-    @property
-    def _is_float(self) -> bool:
-        return self.info.dtype.startswith("float")
 
     def _to_bytes(self, values: np.ndarray) -> np.ndarray:
         """Return `values` (bands, h, w) as uint8, 0..255, or the colours of a palette's indices."""
-        if self._limits is not None:
-            return self._stretch.apply(values, self._limits)
+        if self.info.needs_stretch:
+            return self._stretch.apply(values, self.limits)
         if self.info.palette:
             colors = palette_colors(required(self._planes.palette, "palette"), values[0])
             return colors[[band - 1 for band in self._shown]]
@@ -125,12 +109,13 @@ class ImageFile:
             return np.round(values * np.float32(255 / self.info.top)).astype(np.uint8)
         return values
 
-    def _valid(self, box: Box, values: np.ndarray | None) -> np.ndarray | None:
-        """Return where `box`, whose bands hold `values`, has data; only floats need the values."""
+    def _valid(self, box: Box, values: np.ndarray | None = None) -> np.ndarray | None:
+        """Return where `box` has data; floats are read for that, unless its `values` are given."""
         valid = self._planes.valid(box, self._bands)
-        if not self._is_float:
+        if not self.info.dtype.startswith("float"):
             return valid
-        finite: np.ndarray = np.isfinite(required(values, "values")).all(0)
+        values = self._planes.read(box, self._bands) if values is None else values
+        finite: np.ndarray = np.isfinite(values).all(0)
         return finite if valid is None else finite & valid
 
     def _find_limits(self) -> Limits:

@@ -74,9 +74,10 @@ def shrink(source: Source, size: Size, most: int = MEMORY_PIXELS) -> Tensor:
     """
     height, width = source.size
     pixels = height * width if fits_memory(source, most) else _STRIP_PIXELS * RGB // source.n_bands
-    parts = []
-    for box in strips(source.size, pixels):
-        parts.append(_resize(source.read(box), size if box.height == height else (box.height, size[1])))
+    parts = [
+        _resize(source.read(box), size if box.height == height else (box.height, size[1]))
+        for box in strips(source.size, pixels)
+    ]
     return _resize(torch.cat(parts, 1), size)
 
 
@@ -89,6 +90,5 @@ def _resize(image: Tensor, size: Size) -> Tensor:
     resized = torch.empty((len(image), *size), dtype=torch.uint8)
     for target, band in zip(resized, image, strict=True):
         picture = Image.fromarray(band.contiguous().cpu().numpy())
-        small = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        target.numpy()[:] = np.asarray(small)
+        target.numpy()[:] = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return resized

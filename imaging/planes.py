@@ -101,13 +101,10 @@ class RasterPlanes:
             self.palette = raster.color_table(self._file) if self._file.count == 1 else None
         self.dtype = self._file.dtypes[0]
         self.count: int = self._file.count
+        self.size = turn.size((self._file.height, self._file.width))
 
     def close(self) -> None:
         self._file.close()
-
-    @property
-    def size(self) -> Size:
-        return self._turn.size((self._file.height, self._file.width))
 
     def read(self, box: Box, bands: tuple[int, ...]) -> np.ndarray:
         with self._lock, reading(self._info.path):

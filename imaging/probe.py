@@ -230,16 +230,14 @@ def _probe_jp2(path: Path, file: BinaryIO) -> FileInfo | None:
         georeference="boxes" if any(sign in head for sign in _GEO_BOXES) else "",
         why=f"JPEG 2000 of {count} bands of {bits} bits",
     )
-    if depths != {7} or count not in (1, 3):
-        return found
-    with suppress(Exception):  # it has no colour interpretation that Pillow knows
-        file.seek(0)
-        with strict_pillow(), Image.open(file) as image:
-            palette = image.mode == "P"
-            if (image.height, image.width) != found.stored:  # its two headers differ
-                return found
-            # Pillow takes some intact files for broken
-            return replace(found, decoders=(PILLOW,) if palette else (RASTERIO, PILLOW), palette=palette)
+    if depths == {7} and count in (1, 3):
+        with suppress(Exception):  # it has no colour interpretation that Pillow knows
+            file.seek(0)
+            with strict_pillow(), Image.open(file) as image:
+                palette = image.mode == "P"
+                if (image.height, image.width) == found.stored:  # its two headers may differ
+                    # Pillow takes some intact files for broken
+                    return replace(found, decoders=(PILLOW,) if palette else (RASTERIO, PILLOW), palette=palette)
     return found
 
 
@@ -269,11 +267,16 @@ def _probe_picture(path: Path, file: BinaryIO) -> FileInfo | None:
         top = (1 << depth) - 1 if colour in (0, 3) or depth == 16 else 255
         if depth == 16:
             dtype, bands, decoder = "uint16", {0: 1, 2: 3, 4: 2, 6: 4}[colour], OPENCV
-    elif format_ == "PPM":
-        dtype, top, decoder = _pnm(head, mode)
-        bands = 3 if mode == "RGB" else 1
     elif mode == "1":
         top = 1
+    elif format_ == "PPM":  # Pillow scales values to 8 bits, or to 16
+        bands, numbers = 3 if mode == "RGB" else 1, re.findall(rb"\d+", re.sub(rb"#[^\n]*", b"", head[2:]))
+        if mode == "F":
+            decoder = OPENCV
+        elif (most := int(numbers[2])) > 255:
+            dtype, top, decoder = "uint16", most, OPENCV
+        else:
+            dtype, top = "uint8", 255 if mode == "RGB" else most
     elif dtype != "uint8":
         bands, top = 1, np.iinfo(dtype).max if dtype != "float32" else 255
     elif "16" in raw and "BGR;16" not in raw:  # Pillow keeps the high bytes alone
@@ -312,23 +315,10 @@ def _png_may_be_turned(file: BinaryIO) -> bool:
 
 def read_orientation(image: Image.Image) -> int:
     """Return EXIF's orientation, 1..8; 1 where there is none that can be read: the rest of EXIF is not needed."""
+    found = 1
     with suppress(Exception):
         found = int(image.getexif().get(0x0112, 1))
-        return found if 1 <= found <= 8 else 1
-    return 1
-
-
-def _pnm(head: bytes, mode: str) -> tuple[str, int, str]:
-    """Return type, largest value and decoder of a portable any-map: Pillow scales values to 8 bits, or to 16."""
-    if mode == "1":
-        return "uint8", 1, PILLOW
-    if mode == "F":
-        return "float32", 255, OPENCV
-    numbers = re.findall(rb"\d+", re.sub(rb"#[^\n]*", b"", head[2:]))
-    top = int(numbers[2])
-    if top > 255:
-        return "uint16", top, OPENCV
-    return "uint8", 255 if mode == "RGB" else top, PILLOW
+    return found if 1 <= found <= 8 else 1
 
 
 def _probe_raster(path: Path) -> FileInfo:

@@ -3,7 +3,6 @@
 A source has a `size` and a method `read` for any box, so that an image need not be in memory as a whole.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -40,19 +39,11 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class MemorySource:
     """An image in memory, (bands, H, W) uint8, without pixels that lack data; `read` returns views of it."""
 
-    image: Tensor
-
-    @property
-    def size(self) -> Size:
-        return map_size(self.image)
-
-    @property
-    def n_bands(self) -> int:
-        return len(self.image)
+    def __init__(self, image: Tensor) -> None:
+        self.image, self.size, self.n_bands = image, map_size(image), len(image)
 
     def read(self, box: Box) -> Tensor:
         return box.of(self.image)
@@ -61,20 +52,11 @@ class MemorySource:
         return None
 
 
-@dataclass(frozen=True)
-class CropSource:
-    """The part of another source that `box` covers."""
+class _SourceView:
+    """Another source, of which the box `_origin(box)` is read."""
 
-    source: Source
-    box: Box
-
-    @property
-    def size(self) -> Size:
-        return self.box.height, self.box.width
-
-    @property
-    def n_bands(self) -> int:
-        return self.source.n_bands
+    def __init__(self, source: Source) -> None:
+        self.source, self.size, self.n_bands = source, source.size, source.n_bands
 
     def read(self, box: Box) -> Tensor:
         return self.source.read(self._origin(box))
@@ -83,28 +65,28 @@ class CropSource:
         return self.source.valid(self._origin(box))
 
     def _origin(self, box: Box) -> Box:
+        return box
+
+
+class CropSource(_SourceView):
+    """The part of another source that `box` covers."""
+
+    def __init__(self, source: Source, box: Box) -> None:
+        super().__init__(source)
+        self.box, self.size = box, (box.height, box.width)
+
+    def _origin(self, box: Box) -> Box:
         return box._replace(top=box.top + self.box.top, left=box.left + self.box.left)
 
 
-@dataclass(frozen=True)
-class CheckedSource:
+class CheckedSource(_SourceView):
     """Another source, which raises InputError if it gives anything but the pixels that were asked for."""
 
-    source: Source
-
-    @property
-    def size(self) -> Size:
-        return self.source.size
-
-    @property
-    def n_bands(self) -> int:
-        return self.source.n_bands
-
     def read(self, box: Box) -> Tensor:
-        return self._checked("read", self.source.read(box), (self.n_bands, box.height, box.width), torch.uint8)
+        return self._checked("read", super().read(box), (self.n_bands, box.height, box.width), torch.uint8)
 
     def valid(self, box: Box) -> Tensor | None:
-        found = self.source.valid(box)
+        found = super().valid(box)
         return None if found is None else self._checked("valid", found, (box.height, box.width), torch.bool)
 
     def _checked(self, method: str, found: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -117,27 +99,22 @@ class CheckedSource:
         )
 
 
-@dataclass(frozen=True)
-class TurnedSource:
+class TurnedSource(_SourceView):
     """Another source, mirrored or rotated."""
 
-    source: Source
-    turn: Turn
-
-    @property
-    def size(self) -> Size:
-        return self.turn.size(self.source.size)
-
-    @property
-    def n_bands(self) -> int:
-        return self.source.n_bands
+    def __init__(self, source: Source, turn: Turn) -> None:
+        super().__init__(source)
+        self.turn, self.size = turn, turn.size(source.size)
 
     def read(self, box: Box) -> Tensor:
-        return self.turn.apply(self.source.read(self.turn.origin(box, self.source.size)))
+        return self.turn.apply(super().read(box))
 
     def valid(self, box: Box) -> Tensor | None:
-        found = self.source.valid(self.turn.origin(box, self.source.size))
+        found = super().valid(box)
         return None if found is None else self.turn.apply(found)
+
+    def _origin(self, box: Box) -> Box:
+        return self.turn.origin(box, self.source.size)
 
 
 MEMORY_PIXELS = 64_000_000

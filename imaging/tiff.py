@@ -1,8 +1,7 @@
 """What a TIFF's tags say of its pixels, read without decoding any."""
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,40 +25,36 @@ _KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint", 5: "complex", 6: "complex"
 """By sample format; 4 is undefined data, which every reader takes for unsigned."""
 
 
-@dataclass(frozen=True)
 class TiffTags:
     """The first page of a TIFF, and what the others are to it.
 
     `size` is as stored. `bits` and `kind` (uint, int, float, complex) are those of every sample, None where samples
-    differ. `alpha`: whether an extra sample is transparency. `sparse`: whether tiles or strips are left out. `masked`:
-    whether a later page masks this one. `pages`: whether a later page is neither mask nor smaller copy of this one, but
-    has pixels of its own. `end`: the file must be so many bytes long.
+    differ. `together`: whether samples of a pixel lie side by side. `alpha`: whether an extra sample is transparency.
+    `sparse`: whether tiles or strips are left out. `masked`: whether a later page masks this one. `pages`: whether a
+    later page is neither mask nor smaller copy of this one, but has pixels of its own. `end`: the file must be so many
+    bytes long. `inverted`: whether 0 is white.
     """
 
-    size: Size
-    samples: int
-    bits: int | None
-    kind: str | None
-    photometric: int
-    compression: int
-    together: bool
-    orientation: int
-    alpha: bool
-    sparse: bool
-    masked: bool
-    pages: bool
-    nodata: str | None
-    georeferenced: bool
-    end: int
-
-    @property
-    def palette(self) -> bool:
-        return self.photometric == 3
-
-    @property
-    def inverted(self) -> bool:
-        """Whether 0 is white."""
-        return self.photometric == 0 and self.samples == 1
+    def __init__(self, page: ImageFileDirectory_v2, others: Sequence[ImageFileDirectory_v2]) -> None:
+        offsets, lengths = _parts(page)
+        nodata = _one(page, _GDAL_NODATA, "")
+        self.size = _size(page)
+        self.samples = int(_one(page, _SAMPLES, 1))
+        self.bits = _common(page.get(_BITS, (1,)))
+        self.kind = _KINDS.get(_common(page.get(_SAMPLE_FORMAT, (1,))) or 0)
+        self.photometric = int(_one(page, _PHOTOMETRIC, 1))
+        self.compression = int(_one(page, _COMPRESSION, 1))
+        self.together = int(_one(page, _PLANAR, 1)) == 1
+        self.orientation = int(_one(page, _ORIENTATION, 1))
+        self.alpha = any(kind in (1, 2) for kind in page.get(_EXTRA_SAMPLES, ()))
+        self.sparse = bool(len(lengths)) and bool((lengths == 0).any() or (offsets == 0).any())
+        self.masked = any(_is_mask(other) for other in others)
+        self.pages = any(not (_is_mask(other) or _is_copy(other, page)) for other in others)
+        self.nodata = (nodata.decode("ascii", "replace") if isinstance(nodata, bytes) else str(nodata)).strip("\0 \n")
+        self.georeferenced = any(tag in page for tag in _GEOREFERENCE)
+        self.end = int((offsets + lengths).max()) if len(lengths) and len(lengths) == len(offsets) else 0
+        self.palette = self.photometric == 3
+        self.inverted = self.photometric == 0 and self.samples == 1
 
     @property
     def dtype(self) -> str:
@@ -79,27 +74,7 @@ def read_tags(file: BinaryIO) -> TiffTags:
     page = ImageFileDirectory_v2(head)
     file.seek(page.next)
     page.load(file)
-    offsets, lengths = _parts(page)
-    others = list(_other_pages(file, head, page))
-    samples = int(_one(page, _SAMPLES, 1))
-    extra = tuple(page.get(_EXTRA_SAMPLES, ()))
-    return TiffTags(
-        size=_size(page),
-        samples=samples,
-        bits=_common(page.get(_BITS, (1,))),
-        kind=_KINDS.get(_common(page.get(_SAMPLE_FORMAT, (1,))) or 0),
-        photometric=int(_one(page, _PHOTOMETRIC, 1)),
-        compression=int(_one(page, _COMPRESSION, 1)),
-        together=int(_one(page, _PLANAR, 1)) == 1,
-        orientation=int(_one(page, _ORIENTATION, 1)),
-        alpha=any(kind in (1, 2) for kind in extra),
-        sparse=bool(len(lengths)) and bool((lengths == 0).any() or (offsets == 0).any()),
-        masked=any(_is_mask(other) for other in others),
-        pages=any(not (_is_mask(other) or _is_copy(other, page)) for other in others),
-        nodata=_text(page.get(_GDAL_NODATA)),
-        georeferenced=any(tag in page for tag in _GEOREFERENCE),
-        end=int((offsets + lengths).max()) if len(lengths) and len(lengths) == len(offsets) else 0,
-    )
+    return TiffTags(page, list(_other_pages(file, head, page)))
 
 
 def as_stored(content: bytes) -> bytes:
@@ -132,13 +107,6 @@ def _common(values: Any) -> int | None:
     """Return the value that all of `values` are, None where they differ."""
     values = values if isinstance(values, tuple) else (values,)
     return int(values[0]) if len(set(values)) == 1 else None
-
-
-def _text(value: Any) -> str | None:
-    if value is None:
-        return None
-    value = value[0] if isinstance(value, tuple) else value
-    return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip("\0 \n")
 
 
 def _parts(page: ImageFileDirectory_v2) -> tuple[np.ndarray, np.ndarray]:
