@@ -135,13 +135,27 @@ def evaluate_images(
         ranks: the processes that evaluate together.
         should_stop: is called after each image; if it returns True, this process stops.
     """
-    own = _Part()
+    settings, own = predictor.settings, _Part()
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
-        found = _evaluate_sample(predictor, sample, metrics, own)
+        start = time.perf_counter()
+        source = MemorySource(required(sample.image, "image"))
+        found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
+        check = FiniteScores()
+        own.coverage += predictor.segment(
+            source, found, global_image=sample.global_image, shared=sample.shared, check=check
+        )
+        if sample.label is not None:
+            metrics.update(settings.to_device(sample.label), found)
+        if settings.device.type == "cuda":
+            torch.cuda.synchronize(settings.device)
+        own.seconds += time.perf_counter() - start
+        own.images += 1
         bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
-        if on_image is not None and found is not None:
-            on_image(sample, found)
+        if not check.ok():
+            own.not_finite.append(sample.id)
+        elif on_image is not None:
+            on_image(sample, {name: sink.ids for name, sink in found.items()})
         own.stopped = should_stop()
         if own.stopped:
             break
@@ -159,45 +173,12 @@ def evaluate_images(
     )
 
 
-def _evaluate_sample(
-    predictor: SegmentsImages, sample: Sample, metrics: StageMetrics, part: _Part
-) -> dict[str, Tensor] | None:
-    """Segment an image, count it in `metrics` and `part`; return `evaluate_images`' predictions if they are finite."""
-    settings = predictor.settings
-    start = time.perf_counter()
-    source = MemorySource(required(sample.image, "image"))
-    found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
-    check = FiniteScores()
-    part.coverage += predictor.segment(
-        source, found, global_image=sample.global_image, shared=sample.shared, check=check
-    )
-    if sample.label is not None:
-        metrics.update(settings.to_device(sample.label), found)
-    if settings.device.type == "cuda":
-        torch.cuda.synchronize(settings.device)
-    part.seconds += time.perf_counter() - start
-    part.images += 1
-    if not check.ok():
-        part.not_finite.append(sample.id)
-        return None
-    return {name: sink.ids for name, sink in found.items()}
-
-
 def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
     """Raise InputError if predictions, which have the labels' names, would overwrite the data set's own files."""
     pairs = (pair for item in data.items for pair in item.pairs())
     own = {path.parent.resolve() for pair in pairs for path in pair if path is not None}
     if folder.resolve() in own:
         raise InputError(f"--save_predictions {folder} would overwrite the labels there; name another folder")
-
-
-def _check_outputs(plan: EvaluationPlan, ranks: Ranks) -> None:
-    """Raise InputError if a folder of results cannot be written, or is the data set's."""
-    check_writable(plan.log_path)
-    if plan.save_predictions:
-        refuse_data_folder(plan.save_predictions, plan.data)
-    if plan.report and ranks.main:
-        check_writable(plan.report)
 
 
 def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
@@ -220,7 +201,11 @@ def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
     seen = None if header.trained_on is None else header.trained_on.count(data.hashes())
     if seen:
         logging.warning(f"{seen} of {len(data)} images were trained on: their scores say nothing of other images")
-    _check_outputs(plan, ranks)
+    check_writable(plan.log_path)
+    if plan.save_predictions:
+        refuse_data_folder(plan.save_predictions, data)
+    if plan.report and ranks.main:
+        check_writable(plan.report)
     own = range(ranks.rank, len(data), ranks.world)
     loader = SampleLoader(data, sampler=own, num_workers=plan.num_workers, pin=settings.device.type == "cuda")
     metrics = StageMetrics(stage, header.classes)
@@ -232,24 +217,8 @@ def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
         )
     if images is not None:
         images.gather(ranks)
-    if ranks.main:
-        _write_results(plan, ranks, result, images, seen, started)
-
-
-def _write_results(
-    plan: EvaluationPlan,
-    ranks: Ranks,
-    result: Evaluation,
-    images: ReportImages | None,
-    seen: int | None,
-    started: str,
-) -> None:
-    """Print the scores, write them as JSON, and the report if there are `images` of it.
-
-    `seen` is the number of images that were trained on, None if unknown.
-    """
-    metrics, stage = result.metrics, plan.predictor.stage
-    split = plan.record["split"]
+    if not ranks.main:
+        return
     scored = plan.labelled and metrics.has_labels()
     if plan.labelled and not scored:
         logging.warning(f"no pixel of split {split} has a class: there are no scores, and none are written")
@@ -266,7 +235,7 @@ def _write_results(
             title=plan.record["task_name"],
             data=f"{plan.record['dataset']}, split {split}",
             stage=stage,
-            classes=plan.header.classes,
+            classes=header.classes,
             record=record,
             counts=metrics.matrices[stage.headline].counts.cpu().numpy() if scored else None,
             images=images,
@@ -277,18 +246,17 @@ def _write_results(
 
 def result_record(plan: EvaluationPlan, result: Evaluation, seen: int | None) -> dict[str, Any]:
     """Return the JSON of an evaluation; `seen` is the number of its images that were trained on, None if unknown."""
-    predictor, header = plan.predictor, plan.header
+    predictor, header, record = plan.predictor, plan.header, plan.record
+    geometry = ("size_g", "size_p", "min_overlap", "normalize", "context", "scale")
     return {
-        "dataset": plan.record["dataset"],
-        "split": plan.record["split"],
-        "checkpoint": plan.record[predictor.stage.reads],
+        "dataset": record["dataset"],
+        "split": record["split"],
+        "checkpoint": record[predictor.stage.reads],
         "device": predictor.settings.device.type,
-        **{
-            name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize", "context", "scale")
-        },
+        **{name: getattr(header, name) for name in geometry},
         "images_trained_on": seen,
         "shared_maps": header.share,
-        **{name: plan.record[name] for name in ("precision", "tta", "refine_share", "blend", "upsample")},
+        **{name: record[name] for name in ("precision", "tta", "refine_share", "blend", "upsample")},
         **result.record(predictor, header.classes, covered=predictor.selects_patches),
     }
 
@@ -298,6 +266,7 @@ def run_table(plan: EvaluationPlan, ranks: Ranks, started: str) -> Mapping[str, 
     record, others = plan.record, ("stage", "classes")
     run = run_record(record, plan.predictor.settings.device, ranks.world, started, [])
     network = {name: value for name, value in vars(plan.header).items() if name not in others and value is not None}
+    shown = ("started", "device", "processes", "system", "git_commit", "command", "options", "versions")
     return {
         "checkpoint": str(Path(record["model_path"]) / record[plan.predictor.stage.reads]),
         "network": ", ".join(f"{name} {value}" for name, value in network.items()),
@@ -305,7 +274,5 @@ def run_table(plan: EvaluationPlan, ranks: Ranks, started: str) -> Mapping[str, 
         "test-time augmentation": record["tta"],
         "blend": record["blend"],
         "upsample": record["upsample"],
-        **{name: run[name] for name in ("started", "device", "processes", "system", "git_commit", "command")},
-        "options": run["options"],
-        "versions": run["versions"],
+        **{name: run[name] for name in shown},
     }
