@@ -17,9 +17,9 @@ TINT = 0.4
 
 
 class OverlayWriter:
-    """The overlay of an image as a PNG, at most 4096 pixels a side without the legend.
+    """The overlay of an image as a PNG, at most 4096 pixels a side without the legend, which is to its right.
 
-    Only the ids that it shows are kept; `close` draws it when all rows are there.
+    Only the ids that it shows are kept; `close` draws it when all rows are there. Pixels of no class stay as they are.
     """
 
     def __init__(self, path: Path, source: Source, classes: Classes) -> None:
@@ -38,10 +38,23 @@ class OverlayWriter:
         self._top += len(ids)
 
     def close(self) -> None:
-        if self._top == self._source.size[0]:
-            height, width = self._ids.shape
-            picture = draw_overlay(as_rgb(shrink(self._source, (height, width))), self._ids, self._classes)
-            picture.save(self._path, format="PNG")
+        if self._top < self._source.size[0]:
+            return
+        height, width = self._ids.shape
+        ids, names, palette = self._ids, self._classes.names, self._classes.palette
+        image = as_rgb(shrink(self._source, (height, width)))
+        colors = colorize(ids, palette)
+        tinted = (image * (1 - TINT) + colors * TINT).astype(np.uint8)
+        edge = _outlines(ids, 1 + max(ids.shape) // 1500)
+        tinted[edge] = colors[edge]
+        unknown = ids >= len(names)
+        tinted[unknown] = image[unknown]
+        key = legend(names, palette, height=min(48, max(16, max(ids.shape) // 40)))
+        margin = 8
+        canvas = Image.new("RGB", (width + 2 * margin + key.shape[1], max(height, len(key))), "white")
+        canvas.paste(Image.fromarray(tinted), (0, 0))
+        canvas.paste(Image.fromarray(key), (width + margin, 0))
+        canvas.save(self._path, format="PNG")
 
 
 def _outlines(ids: np.ndarray, width: int) -> np.ndarray:
@@ -51,19 +64,3 @@ def _outlines(ids: np.ndarray, width: int) -> np.ndarray:
     """
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (2 * width + 1, 2 * width + 1))
     return cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, cross) > 0
-
-
-def draw_overlay(image: np.ndarray, ids: np.ndarray, classes: Classes) -> Image.Image:
-    """Return an image (H, W, 3) uint8 RGB in class colours with a legend to its right; ids that are no class stay."""
-    colors = colorize(ids, classes.palette)
-    tinted = (image * (1 - TINT) + colors * TINT).astype(np.uint8)
-    edge = _outlines(ids, 1 + max(ids.shape) // 1500)
-    tinted[edge] = colors[edge]
-    unknown = ids >= len(classes)
-    tinted[unknown] = image[unknown]
-    key = legend(classes.names, classes.palette, height=min(48, max(16, max(ids.shape) // 40)))
-    margin = 8
-    canvas = Image.new("RGB", (tinted.shape[1] + 2 * margin + key.shape[1], max(len(tinted), len(key))), "white")
-    canvas.paste(Image.fromarray(tinted), (0, 0))
-    canvas.paste(Image.fromarray(key), (tinted.shape[1] + margin, 0))
-    return canvas

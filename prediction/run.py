@@ -28,7 +28,7 @@ from prediction.scenes import patch_count, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
 from prediction.stability import shifted_cuts
 from utils.distributed import ALONE, Ranks
-from utils.errors import InputError, required, shortened
+from utils.errors import InputError, shortened
 from utils.files import check_writable
 from utils.tiling import Box
 
@@ -55,11 +55,6 @@ class ImageTask:
     def missing(self) -> dict[str, Path]:
         """The paths of results that are still to be made."""
         return {kind: path for kind, path in self.paths.items() if kind not in self.kept}
-
-    @property
-    def known_areas(self) -> Areas:
-        """What the records of all results of an earlier run say."""
-        return self.with_kept(replace(required(self.kept["mask"].areas, "areas"), image=str(self.image)))
 
     def with_kept(self, areas: Areas) -> Areas:
         """Return `areas` with what the records of other results of an earlier run say."""
@@ -176,7 +171,9 @@ class PredictionRun:
             self.records.check_summary()
         tasks = self._plan(images, {name: value for name, value in about.items() if name != "checkpoint"})
         self.ranks.barrier()  # nothing is written before everyone knows what exists
-        self.done = [task.known_areas for task in tasks if not task.missing]
+        for task in tasks:
+            if not task.missing and (areas := task.kept["mask"].areas):
+                self.done.append(task.with_kept(replace(areas, image=str(task.image))))
         self._segment_all([task for task in tasks if task.missing])
         self._conclude(tasks, about)
 
