@@ -40,7 +40,7 @@ NORMALIZATIONS = tuple(STATISTICS)
 
 
 def evaluate(
-    options: argparse.Namespace, mode: int, normalize: str, described: registry.Description, split: str
+    options: argparse.Namespace, mode: int, normalize: str, described: registry.Description, split: str, precision: str
 ) -> dict[str, dict[str, Any]]:
     """Return the scores of each prediction of `mode` under a normalisation, as in an evaluation's JSON.
 
@@ -52,9 +52,7 @@ def evaluate(
     given = {name: getattr(options, name) for name in ("backbone", "size_g", "size_p", "min_overlap")}
     header = header_for(file, mode, {**given, "normalize": normalize}, released=DEEP_GLOBE)
     data, device = described.open(split, header.size_g, header.classes), pick_device(options.device)
-    settings = header.settings(
-        sub_batch_size=options.sub_batch_size, device=device, precision=resolve_precision(options.precision, device)
-    )
+    settings = header.settings(sub_batch_size=options.sub_batch_size, device=device, precision=precision)
     predictor = Predictor.prepare(restore(file, header, context), stage, settings, header.size_g)
     count = min(len(data), options.limit or len(data))
     result = evaluate_images(
@@ -88,12 +86,13 @@ def run(options: argparse.Namespace) -> None:
     if count < images:
         print("Scores of a part of a split are not comparable with published ones.")
     print(f"mode  {'':9}{''.join(f'{name:>9}' for name in NORMALIZATIONS)}   published")
+    precision = resolve_precision(options.precision, pick_device(options.device))
     found: dict[str, dict[str, Any]] = {}
     for mode, stage in STAGES.items():
         if mode in lacking:
             print(f"{mode:4}  not evaluated: {', '.join(lacking[mode])} missing", flush=True)
             continue
-        found[str(mode)] = {name: evaluate(options, mode, name, described, split) for name in NORMALIZATIONS}
+        found[str(mode)] = {name: evaluate(options, mode, name, described, split, precision) for name in NORMALIZATIONS}
         values = [f"{100 * one[stage.headline]['mIoU']:9.2f}" for one in found[str(mode)].values()]
         published = ", ".join(
             f"{one.score} ({one.split}, {'a user' if one.source == USER else 'paper'})" for one in released_scores(mode)
