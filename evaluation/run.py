@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,17 +83,6 @@ class EvaluationPlan:
     record: Mapping[str, Any]
 
 
-@dataclass
-class _Part:
-    """What one process has evaluated so far; `seconds` is a sum, for the others see `Evaluation`."""
-
-    images: int = 0
-    seconds: float = 0.0
-    coverage: Coverage = field(default_factory=Coverage)
-    stopped: bool = False
-    not_finite: list[str] = field(default_factory=list)
-
-
 class SegmentsImages(Protocol):
     """What an evaluation needs of a network; see `Predictor`, which has it."""
 
@@ -135,41 +125,44 @@ def evaluate_images(
         ranks: the processes that evaluate together.
         should_stop: is called after each image; if it returns True, this process stops.
     """
-    settings, own = predictor.settings, _Part()
+    settings = predictor.settings
+    images, seconds, coverage, stopped = 0, 0.0, Coverage(), False  # of this process
+    not_finite: list[str] = []
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
         start = time.perf_counter()
         source = MemorySource(required(sample.image, "image"))
         found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
         check = FiniteScores()
-        own.coverage += predictor.segment(
+        coverage += predictor.segment(
             source, found, global_image=sample.global_image, shared=sample.shared, check=check
         )
         if sample.label is not None:
             metrics.update(settings.to_device(sample.label), found)
         if settings.device.type == "cuda":
             torch.cuda.synchronize(settings.device)
-        own.seconds += time.perf_counter() - start
-        own.images += 1
+        seconds += time.perf_counter() - start
+        images += 1
         bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
         if not check.ok():
-            own.not_finite.append(sample.id)
+            not_finite.append(sample.id)
         elif on_image is not None:
             on_image(sample, {name: sink.ids for name, sink in found.items()})
-        own.stopped = should_stop()
-        if own.stopped:
+        stopped = should_stop()
+        if stopped:
             break
-    parts = ranks.gather(own)
-    for counts in metrics.sums():
-        ranks.sum_([counts])
-    images = sum(part.images for part in parts)
+    counts, times, coverages, stops, ids = zip(
+        *ranks.gather((images, seconds, coverage, stopped, not_finite)), strict=True
+    )
+    for sums in metrics.sums():
+        ranks.sum_([sums])
     return Evaluation(
         metrics,
-        images=images,
-        seconds_per_image=sum(part.seconds for part in parts) / max(images, 1),
-        coverage=sum((part.coverage for part in parts), Coverage()),
-        complete=not any(part.stopped for part in parts),
-        not_finite=tuple(id_ for part in parts for id_ in part.not_finite),
+        images=sum(counts),
+        seconds_per_image=sum(times) / max(sum(counts), 1),
+        coverage=sum(coverages, Coverage()),
+        complete=not any(stops),
+        not_finite=tuple(chain(*ids)),
     )
 
 
