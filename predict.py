@@ -29,6 +29,13 @@ from utils.tiling import Box
 
 __all__ = ["Box", "Cancelled", "Rows", "Segmenter", "Source", "main"]
 
+RESULTS = ("overwrite", "overlay", "probabilities", "colors", "cog", "uncertainty", "stability")
+"""Options that `OutputOptions` takes as they are."""
+
+NETWORK = ("path_g", "mode", "precision", "tta", "sub_batch_size", "scene_size", "view_pixels")
+SMOOTHING = ("refine_share", "blend", "upsample")
+"""Options that `Segmenter.from_checkpoint` takes as they are, as it does those of `RECORDED`."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code.
@@ -65,36 +72,18 @@ def complain(message: object, code: int) -> int:
 
 def run(options: argparse.Namespace) -> list[str]:
     """Segment the images that the options name; return a message for each that could not be segmented."""
+    given = vars(options)
     results = OutputOptions(
         folder=options.output,
-        overwrite=options.overwrite,
-        overlay=options.overlay,
-        probabilities=options.probabilities,
-        colors=options.colors,
         polygons=PolygonOptions(options.polygons, options.min_area),
-        cog=options.cog,
-        uncertainty=options.uncertainty,
-        stability=options.stability,
+        **{name: given[name] for name in RESULTS},
     )
     images = find_images(options.input)
     ranks = distributed.start(options.device)
     with ThreadPoolExecutor(1) as beside:
         digest = beside.submit(sha256, options.checkpoint)
-        segmenter = Segmenter.from_checkpoint(
-            options.checkpoint,
-            device=ranks.device,
-            path_g=options.path_g,
-            mode=options.mode,
-            precision=options.precision,
-            tta=options.tta,
-            sub_batch_size=options.sub_batch_size,
-            scene_size=options.scene_size,
-            view_pixels=options.view_pixels,
-            refine_share=options.refine_share,
-            blend=options.blend,
-            upsample=options.upsample,
-            **{name: value for name, value in vars(options).items() if name in RECORDED},
-        )
+        network = {name: given[name] for name in (*NETWORK, *SMOOTHING, *RECORDED) if name in given}
+        segmenter = Segmenter.from_checkpoint(options.checkpoint, device=ranks.device, **network)
     context = segmenter.predictor.context
     if context is not None and ranks.main:
         logging.info(f"{options.checkpoint}: {context}")
@@ -111,9 +100,7 @@ def run(options: argparse.Namespace) -> list[str]:
         "scene_size": segmenter.scene_size,
         **{name: getattr(segmenter.header, name) for name in RECORDED},
         "coarse_to_fine": segmenter.header.coarse_to_fine and segmenter.header.stage > 1,
-        "refine_share": options.refine_share,
-        "blend": options.blend,
-        "upsample": options.upsample,
+        **{name: given[name] for name in SMOOTHING},
     }
     if isinstance(context, ViewScale):
         about["view_pixels"] = context.most

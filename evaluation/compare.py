@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.published import PUBLISHED, Published, PublishedSet
+from evaluation.published import PUBLISHED, PublishedSet
 from utils.errors import InputError, exit_code
 from utils.files import read_json
 from utils.stages import STAGES
@@ -42,28 +42,22 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 def comparison(record: Mapping[str, Any], published: PublishedSet) -> str:
     """Return the table of a run beside published results, as Markdown: GLNet in the run's mode first."""
     stage = STAGES[record["mode"]]
-    score, memory, split = 100 * record[stage.headline]["mIoU"], record["peak_memory_mb"], record.get("split")
+    score, memory_mb, split = 100 * record[stage.headline]["mIoU"], record["peak_memory_mb"], record.get("split")
     order = sorted(published.results, key=lambda one: (one.mode != stage.number, one.mode is None))
     counter = COUNTERS.get(record.get("device", ""), "by a counter that the file does not name")
-    head = [
-        f"This run: mode {stage.number}, {stage.headline}, {record['images']} images of split {split or 'unknown'}: "
-        f"mIoU {score:.2f} %, {memory:.0f} MB.",
-        f"Score: {published.measure}, per cent. Memory, MB: published by {published.memory}; this run: {counter}. "
-        "The two counters are not the same quantity.",
-        "",
-    ]
     titles = ["published", "split", "score", "MB", "this run, points", "source"]
-    table = as_markdown(titles, (_cells(one, score, split) for one in order))
-    note = "(points): of another split than this run's, or of an unknown one, and so no measure of it."
-    return "\n".join([*head, table, note])
-
-
-def _cells(one: Published, score: float, split: str | None) -> list[str]:
-    """Return a row of the table; a difference is in parentheses if the splits are not known to be the same."""
-    points = f"{score - one.score:+.2f}"
-    same = one.split is not None and one.split == split
-    memory = "-" if one.memory_mb is None else str(one.memory_mb)
-    return [one.name, one.split or "-", f"{one.score:.1f}", memory, points if same else f"({points})", one.source]
+    rows = []
+    for one in order:
+        points, memory = f"{score - one.score:+.2f}", "-" if one.memory_mb is None else str(one.memory_mb)
+        shown = points if one.split is not None and one.split == split else f"({points})"
+        rows.append([one.name, one.split or "-", f"{one.score:.1f}", memory, shown, one.source])
+    return (
+        f"This run: mode {stage.number}, {stage.headline}, {record['images']} images of split {split or 'unknown'}: "
+        f"mIoU {score:.2f} %, {memory_mb:.0f} MB.\n"
+        f"Score: {published.measure}, per cent. Memory, MB: published by {published.memory}; this run: {counter}. "
+        f"The two counters are not the same quantity.\n\n{as_markdown(titles, rows)}\n"
+        "(points): of another split than this run's, or of an unknown one, and so no measure of it."
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ whose scores come close.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from utils.files import check_writable, write_json
 from utils.metrics import StageMetrics
 from utils.precision import resolve_precision
 from utils.settings import STATISTICS
-from utils.stages import STAGES, Stage
+from utils.stages import STAGES
 
 FILES = {1: "fpn_deepglobe_global.pth", 2: "fpn_deepglobe_global2local.pth", 3: "fpn_deepglobe_local2global.pth"}
 """The released files by mode. Mode 3 needs mode 1's too."""
@@ -49,32 +49,19 @@ def evaluate(
     stage = STAGES[mode]
     file = checkpoint.read(options.folder / FILES[mode])
     context = checkpoint.read_context(file, mode, options.folder / FILES[1])
-    names = ("backbone", "size_g", "size_p", "min_overlap")
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in ("backbone", "size_g", "size_p", "min_overlap")}
     header = header_for(file, mode, {**given, "normalize": normalize}, released=DEEP_GLOBE)
-    data = described.open(split, header.size_g, header.classes)
-    settings = header.settings(
-        sub_batch_size=options.sub_batch_size, device=pick_device(options.device), precision=precision
-    )
+    data, device = described.open(split, header.size_g, header.classes), pick_device(options.device)
+    settings = header.settings(sub_batch_size=options.sub_batch_size, device=device, precision=precision)
     predictor = Predictor.prepare(restore(file, header, context), stage, settings, header.size_g)
     count = min(len(data), options.limit or len(data))
     result = evaluate_images(
         predictor,
-        SampleLoader(data, sampler=range(count), num_workers=options.num_workers, pin=settings.device.type == "cuda"),
+        SampleLoader(data, sampler=range(count), num_workers=options.num_workers, pin=device.type == "cuda"),
         StageMetrics(stage, header.classes),
         title=f"mode {mode}, {normalize}",
     )
     return scores(header.classes, result.metrics.matrices)
-
-
-def row(stage: Stage, found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a mode's line of the table, from what `evaluate` returned, by normalisation."""
-    values = [f"{100 * found[name][stage.headline]['mIoU']:9.2f}" for name in NORMALIZATIONS]
-    published = ", ".join(
-        f"{one.score} ({one.split}, {'a user' if one.source == USER else 'paper'})"
-        for one in released_scores(stage.number)
-    )
-    return f"{stage.number:4}  {stage.headline:9}{''.join(values)}   {published}"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -106,7 +93,11 @@ def run(options: argparse.Namespace) -> None:
             print(f"{mode:4}  not evaluated: {', '.join(lacking[mode])} missing", flush=True)
             continue
         found[str(mode)] = {name: evaluate(options, mode, name, described, split, precision) for name in NORMALIZATIONS}
-        print(row(stage, found[str(mode)]), flush=True)
+        values = [f"{100 * one[stage.headline]['mIoU']:9.2f}" for one in found[str(mode)].values()]
+        published = ", ".join(
+            f"{one.score} ({one.split}, {'a user' if one.source == USER else 'paper'})" for one in released_scores(mode)
+        )
+        print(f"{mode:4}  {stage.headline:9}{''.join(values)}   {published}", flush=True)
     if options.json:
         write_json(options.json, {"split": split, "images": count, "modes": found})
 

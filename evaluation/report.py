@@ -86,23 +86,17 @@ def evaluation_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def evaluation_table(record: Mapping[str, Any]) -> str:
     """Return the record of `evaluation_record` as lines of text with columns of fixed width, without a last newline."""
-    lines = aligned(list(evaluation_rows(record)))
+    lines, n = aligned(list(evaluation_rows(record))), len(record["classes"])
     rule = "-" * len(lines[0])
-    n = len(record["classes"])
-    coarse_to_fine = "not_looked_at" in record
-    return "\n".join(
-        [
-            f"Mode {record['mode']}, {record['images']} images. Share of labelled pixels and IoU in per cent; "
-            "-: neither labelled nor predicted, counts 0.",
-            lines[0],
-            rule,
-            *lines[1 : n + 1],
-            rule,
-            *lines[n + 1 :],
-            rule,
-            f"seconds per image  {record['seconds_per_image']:.3f}",
-            f"peak memory        {record['peak_memory_mb']:.0f} MB",
-            *([f"not looked at      {per_cent(record['not_looked_at'])} % of pixels"] if coarse_to_fine else []),
-            *([f"not computed       {per_cent(record['not_computed'])} % of patches"] if coarse_to_fine else []),
-        ]
+    head = (
+        f"Mode {record['mode']}, {record['images']} images. Share of labelled pixels and IoU in per cent; "
+        "-: neither labelled nor predicted, counts 0."
     )
+    costs = [
+        f"seconds per image  {record['seconds_per_image']:.3f}",
+        f"peak memory        {record['peak_memory_mb']:.0f} MB",
+    ]
+    if "not_looked_at" in record:
+        costs.append(f"not looked at      {per_cent(record['not_looked_at'])} % of pixels")
+        costs.append(f"not computed       {per_cent(record['not_computed'])} % of patches")
+    return "\n".join([head, lines[0], rule, *lines[1 : n + 1], rule, *lines[n + 1 :], rule, *costs])

@@ -128,30 +128,23 @@ def encode_pictures(sample: Sample, found: Mapping[str, Tensor], headline: str, 
 
     `found` are the predictions by name, (H, W) uint8 ids on any device; the map of errors is of the `headline`.
     """
+    whole, colors = as_rgb(required(sample.image, "image")), dict(enumerate(classes.palette))
     longest = LONGEST_SIDE
     while True:
-        pictures = _encode(sample, found, headline, classes, longest)
+        image = shrink_for_display(whole, longest, smooth=True)
+        height, width = image.shape[:2]
+        ids = {name: shrink_label(one, (height, width)).cpu().numpy() for name, one in found.items()}
+        pictures = {"image": _encoded(Image.fromarray(image), "JPEG", quality=80)}
+        if sample.label is not None:
+            label = shrink_label(sample.label, (height, width)).numpy()
+            pictures["label"] = _png(label, colors)
+        pictures |= {name: _png(one, colors) for name, one in ids.items()}
+        if sample.label is not None:
+            errors = np.where(label < len(classes), label != ids[headline], IGNORED).astype(np.uint8)
+            pictures["errors"] = _png(errors, {0: RIGHT, 1: WRONG})
         if sum(map(len, pictures.values())) <= MOST_BYTES or longest <= 64:
             return pictures
         longest = longest * 4 // 5
-
-
-def _encode(
-    sample: Sample, found: Mapping[str, Tensor], headline: str, classes: Classes, longest: int
-) -> dict[str, bytes]:
-    image = shrink_for_display(as_rgb(required(sample.image, "image")), longest, smooth=True)
-    height, width = image.shape[:2]
-    ids = {name: shrink_label(one, (height, width)).cpu().numpy() for name, one in found.items()}
-    colors = dict(enumerate(classes.palette))
-    pictures = {"image": _encoded(Image.fromarray(image), "JPEG", quality=80)}
-    if sample.label is not None:
-        label = shrink_label(sample.label, (height, width)).numpy()
-        pictures["label"] = _png(label, colors)
-    pictures |= {name: _png(one, colors) for name, one in ids.items()}
-    if sample.label is not None:
-        errors = np.where(label < len(classes), label != ids[headline], IGNORED).astype(np.uint8)
-        pictures["errors"] = _png(errors, {0: RIGHT, 1: WRONG})
-    return pictures
 
 
 def _png(ids: np.ndarray, colors: Mapping[int, Color]) -> bytes:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,17 +83,6 @@ class EvaluationPlan:
     record: Mapping[str, Any]
 
 
-@dataclass
-class _Part:
-    """What one process has evaluated so far; `seconds` is a sum, for the others see `Evaluation`."""
-
-    images: int = 0
-    seconds: float = 0.0
-    coverage: Coverage = field(default_factory=Coverage)
-    stopped: bool = False
-    not_finite: list[str] = field(default_factory=list)
-
-
 class SegmentsImages(Protocol):
     """What an evaluation needs of a network; see `Predictor`, which has it."""
 
@@ -135,52 +125,45 @@ def evaluate_images(
         ranks: the processes that evaluate together.
         should_stop: is called after each image; if it returns True, this process stops.
     """
-    own = _Part()
+    settings = predictor.settings
+    images, seconds, coverage, stopped = 0, 0.0, Coverage(), False  # of this process
+    not_finite: list[str] = []
     bar = tqdm(loader, desc=title, unit="image", dynamic_ncols=True, disable=not ranks.main)
     for sample in (sample for batch in bar for sample in batch):
-        found = _evaluate_sample(predictor, sample, metrics, own)
+        start = time.perf_counter()
+        source = MemorySource(required(sample.image, "image"))
+        found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
+        check = FiniteScores()
+        coverage += predictor.segment(
+            source, found, global_image=sample.global_image, shared=sample.shared, check=check
+        )
+        if sample.label is not None:
+            metrics.update(settings.to_device(sample.label), found)
+        if settings.device.type == "cuda":
+            torch.cuda.synchronize(settings.device)
+        seconds += time.perf_counter() - start
+        images += 1
         bar.set_postfix(mIoU=f"{100 * metrics.mean_iou():.1f}")
-        if on_image is not None and found is not None:
-            on_image(sample, found)
-        own.stopped = should_stop()
-        if own.stopped:
+        if not check.ok():
+            not_finite.append(sample.id)
+        elif on_image is not None:
+            on_image(sample, {name: sink.ids for name, sink in found.items()})
+        stopped = should_stop()
+        if stopped:
             break
-    parts = ranks.gather(own)
-    for counts in metrics.sums():
-        ranks.sum_([counts])
-    images = sum(part.images for part in parts)
+    counts, times, coverages, stops, ids = zip(
+        *ranks.gather((images, seconds, coverage, stopped, not_finite)), strict=True
+    )
+    for sums in metrics.sums():
+        ranks.sum_([sums])
     return Evaluation(
         metrics,
-        images=images,
-        seconds_per_image=sum(part.seconds for part in parts) / max(images, 1),
-        coverage=sum((part.coverage for part in parts), Coverage()),
-        complete=not any(part.stopped for part in parts),
-        not_finite=tuple(id_ for part in parts for id_ in part.not_finite),
+        images=sum(counts),
+        seconds_per_image=sum(times) / max(sum(counts), 1),
+        coverage=sum(coverages, Coverage()),
+        complete=not any(stops),
+        not_finite=tuple(chain(*ids)),
     )
-
-
-def _evaluate_sample(
-    predictor: SegmentsImages, sample: Sample, metrics: StageMetrics, part: _Part
-) -> dict[str, Tensor] | None:
-    """Segment an image, count it in `metrics` and `part`; return `evaluate_images`' predictions if they are finite."""
-    settings = predictor.settings
-    start = time.perf_counter()
-    source = MemorySource(required(sample.image, "image"))
-    found = {name: ArgmaxSink(source.size, settings.device) for name in predictor.stage.predictions}
-    check = FiniteScores()
-    part.coverage += predictor.segment(
-        source, found, global_image=sample.global_image, shared=sample.shared, check=check
-    )
-    if sample.label is not None:
-        metrics.update(settings.to_device(sample.label), found)
-    if settings.device.type == "cuda":
-        torch.cuda.synchronize(settings.device)
-    part.seconds += time.perf_counter() - start
-    part.images += 1
-    if not check.ok():
-        part.not_finite.append(sample.id)
-        return None
-    return {name: sink.ids for name, sink in found.items()}
 
 
 def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
@@ -189,15 +172,6 @@ def refuse_data_folder(folder: Path, data: SegmentationDataset) -> None:
     own = {path.parent.resolve() for pair in pairs for path in pair if path is not None}
     if folder.resolve() in own:
         raise InputError(f"--save_predictions {folder} would overwrite the labels there; name another folder")
-
-
-def _check_outputs(plan: EvaluationPlan, ranks: Ranks) -> None:
-    """Raise InputError if a folder of results cannot be written, or is the data set's."""
-    check_writable(plan.log_path)
-    if plan.save_predictions:
-        refuse_data_folder(plan.save_predictions, plan.data)
-    if plan.report and ranks.main:
-        check_writable(plan.report)
 
 
 def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
@@ -220,7 +194,11 @@ def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
     seen = None if header.trained_on is None else header.trained_on.count(data.hashes())
     if seen:
         logging.warning(f"{seen} of {len(data)} images were trained on: their scores say nothing of other images")
-    _check_outputs(plan, ranks)
+    check_writable(plan.log_path)
+    if plan.save_predictions:
+        refuse_data_folder(plan.save_predictions, data)
+    if plan.report and ranks.main:
+        check_writable(plan.report)
     own = range(ranks.rank, len(data), ranks.world)
     loader = SampleLoader(data, sampler=own, num_workers=plan.num_workers, pin=settings.device.type == "cuda")
     metrics = StageMetrics(stage, header.classes)
@@ -232,24 +210,8 @@ def run_evaluation(plan: EvaluationPlan, ranks: Ranks) -> None:
         )
     if images is not None:
         images.gather(ranks)
-    if ranks.main:
-        _write_results(plan, ranks, result, images, seen, started)
-
-
-def _write_results(
-    plan: EvaluationPlan,
-    ranks: Ranks,
-    result: Evaluation,
-    images: ReportImages | None,
-    seen: int | None,
-    started: str,
-) -> None:
-    """Print the scores, write them as JSON, and the report if there are `images` of it.
-
-    `seen` is the number of images that were trained on, None if unknown.
-    """
-    metrics, stage = result.metrics, plan.predictor.stage
-    split = plan.record["split"]
+    if not ranks.main:
+        return
     scored = plan.labelled and metrics.has_labels()
     if plan.labelled and not scored:
         logging.warning(f"no pixel of split {split} has a class: there are no scores, and none are written")
@@ -266,7 +228,7 @@ def _write_results(
             title=plan.record["task_name"],
             data=f"{plan.record['dataset']}, split {split}",
             stage=stage,
-            classes=plan.header.classes,
+            classes=header.classes,
             record=record,
             counts=metrics.matrices[stage.headline].counts.cpu().numpy() if scored else None,
             images=images,
@@ -277,18 +239,17 @@ def _write_results(
 
 def result_record(plan: EvaluationPlan, result: Evaluation, seen: int | None) -> dict[str, Any]:
     """Return the JSON of an evaluation; `seen` is the number of its images that were trained on, None if unknown."""
-    predictor, header = plan.predictor, plan.header
+    predictor, header, record = plan.predictor, plan.header, plan.record
+    geometry = ("size_g", "size_p", "min_overlap", "normalize", "context", "scale")
     return {
-        "dataset": plan.record["dataset"],
-        "split": plan.record["split"],
-        "checkpoint": plan.record[predictor.stage.reads],
+        "dataset": record["dataset"],
+        "split": record["split"],
+        "checkpoint": record[predictor.stage.reads],
         "device": predictor.settings.device.type,
-        **{
-            name: getattr(header, name) for name in ("size_g", "size_p", "min_overlap", "normalize", "context", "scale")
-        },
+        **{name: getattr(header, name) for name in geometry},
         "images_trained_on": seen,
         "shared_maps": header.share,
-        **{name: plan.record[name] for name in ("precision", "tta", "refine_share", "blend", "upsample")},
+        **{name: record[name] for name in ("precision", "tta", "refine_share", "blend", "upsample")},
         **result.record(predictor, header.classes, covered=predictor.selects_patches),
     }
 
@@ -298,6 +259,7 @@ def run_table(plan: EvaluationPlan, ranks: Ranks, started: str) -> Mapping[str, 
     record, others = plan.record, ("stage", "classes")
     run = run_record(record, plan.predictor.settings.device, ranks.world, started, [])
     network = {name: value for name, value in vars(plan.header).items() if name not in others and value is not None}
+    shown = ("started", "device", "processes", "system", "git_commit", "command", "options", "versions")
     return {
         "checkpoint": str(Path(record["model_path"]) / record[plan.predictor.stage.reads]),
         "network": ", ".join(f"{name} {value}" for name, value in network.items()),
@@ -305,7 +267,5 @@ def run_table(plan: EvaluationPlan, ranks: Ranks, started: str) -> Mapping[str, 
         "test-time augmentation": record["tta"],
         "blend": record["blend"],
         "upsample": record["upsample"],
-        **{name: run[name] for name in ("started", "device", "processes", "system", "git_commit", "command")},
-        "options": run["options"],
-        "versions": run["versions"],
+        **{name: run[name] for name in shown},
     }

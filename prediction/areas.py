@@ -71,13 +71,13 @@ def summary_table(record: Mapping[str, Any]) -> str:
     """The totals of `record`, made by `summary_record`, as lines of text; no newline at the end."""
     total, names = record["total"], record["classes"]
     metres = total["square_metres"]
-    rows = [("class", "pixels", "per cent", *(["square metres"] if metres else []))]
+    rows = [("class", "pixels", "per cent", "square metres")]
     for k, name in enumerate(names):
-        row = (name, str(total["pixels"][k]), f"{total['per_cent'][k]:.2f}")
-        rows.append((*row, f"{metres[k]:.0f}") if metres else row)
+        ground = f"{metres[k]:.0f}" if metres else ""
+        rows.append((name, str(total["pixels"][k]), f"{total['per_cent'][k]:.2f}", ground))
     if total["left_out"]:
-        rows.append(("no data", str(total["left_out"]), "", *([""] if metres else [])))
-    lines = aligned(rows)
+        rows.append(("no data", str(total["left_out"]), "", ""))
+    lines = aligned(rows if metres else [row[:-1] for row in rows])
     count = len(record["images"])
     title = f"{count} image{'' if count == 1 else 's'}"
     if total["features"] is not None:

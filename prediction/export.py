@@ -170,21 +170,15 @@ def describe(parts: Iterable[Part], header: Header, kind: str) -> dict[str, Any]
     statistics = header.normalization() or STATISTICS["none"]
     # a single value is that of all bands
     mean, std = (values * (header.n_bands // len(values)) for values in (statistics.mean, statistics.std))
+    same = ("backbone", "size_g", "context", "scale", "size_p", "min_overlap", "bands", "stretch")
     return {
         "mode": header.stage,
-        "backbone": header.backbone,
-        "size_g": header.size_g,
-        "context": header.context,
-        "scale": header.scale,
+        **{name: getattr(header, name) for name in same},
         "side_multiple": side_multiple(header.backbone),
         "largest_side": MOST_SHRUNK,
         "least_side": LEAST_SHRUNK,
-        "size_p": header.size_p,
-        "min_overlap": header.min_overlap,
         "mean": mean,
         "std": std,
-        "bands": header.bands,
-        "stretch": header.stretch,
         "coarse_to_fine": header.coarse_to_fine and header.stage > 1,
         "classes": header.classes.names,
         "palette": header.classes.palette,

@@ -1,7 +1,7 @@
 """Polygons as GeoJSON: written feature by feature, in WGS 84 where a reference system is known (RFC 7946)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,34 +68,24 @@ def _parted(polygon: Any, path: Path) -> Any:
     """Return a polygon whose longitudes may jump by 360, or lie beyond 180, as one or more within -180..180."""
     import shapely
 
-    rings = [_unwrapped(shapely.get_coordinates(ring), path) for ring in (polygon.exterior, *polygon.interiors)]
-    middle = rings[0][:, 0].mean()
-    for hole in rings[1:]:
-        hole[:, 0] += 360 * np.round((middle - hole[:, 0].mean()) / 360)
+    rings: list[np.ndarray] = []
+    for ring in (polygon.exterior, *polygon.interiors):
+        longitude, latitude = shapely.get_coordinates(ring).T
+        longitude = np.unwrap(longitude, period=360)
+        if abs(longitude[-1] - longitude[0]) > 180:
+            raise InputError(
+                f"{path} cannot be written: a region surrounds a pole, which GeoJSON cannot hold; give --polygons gpkg",
+                "reference system",
+            )
+        if rings:  # a hole, which may lie a turn away from the outer ring
+            longitude += 360 * np.round((rings[0][:, 0].mean() - longitude.mean()) / 360)
+        rings.append(np.stack([longitude, latitude], axis=1))
     whole = shapely.Polygon(rings[0], rings[1:])
-    parts = list(_turns(whole))
-    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
-
-
-def _unwrapped(ring: np.ndarray, path: Path) -> np.ndarray:
-    """Return the coordinates (n, 2) of a closed ring without jumps of 360 degrees."""
-    longitude = np.unwrap(ring[:, 0], period=360)
-    if abs(longitude[-1] - longitude[0]) > 180:
-        raise InputError(
-            f"{path} cannot be written: a region surrounds a pole, which GeoJSON cannot hold; give --polygons gpkg",
-            "reference system",
-        )
-    return np.stack([longitude, ring[:, 1]], axis=1)
-
-
-def _turns(whole: Any) -> Iterator[Any]:
-    """Yield the polygons of each turn around the Earth that one lies in."""
-    import shapely
-
     west, south, east, north = whole.bounds
-    for turn in range(int((west + 180) // 360), int(-((-east - 180) // 360))):
+    parts = []
+    for turn in range(int((west + 180) // 360), int(-((-east - 180) // 360))):  # around the Earth
         left = 360 * turn - 180
         part = whole if left <= west and east <= left + 360 else whole & shapely.box(left, south, left + 360, north)
-        for one in shapely.get_parts(part):
-            if one.area:
-                yield shapely.transform(one, lambda xy, left=left: xy - (left + 180, 0))
+        shifted = shapely.transform(shapely.get_parts(part), lambda xy, left=left: xy - (left + 180, 0))
+        parts += [one for one in shifted if one.area]
+    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)

@@ -1,6 +1,5 @@
 """The command line of `predict.py`: each option with its type, bounds, default and help."""
 
-import argparse
 from pathlib import Path
 
 from models.backbone import BACKBONES
@@ -19,16 +18,7 @@ from utils.arguments import (
     add_view,
     whole,
 )
-from utils.errors import InputError
 from utils.turns import TURNS
-
-
-def area(text: str) -> Quantity:
-    """Return the value of `--min_area`, as argparse takes it."""
-    try:
-        return Quantity.parse(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def build_parser() -> Parser:
@@ -70,7 +60,7 @@ def build_parser() -> Parser:
     )
     add(
         "--min_area",
-        type=area,
+        type=Quantity.parse,
         metavar="AREA",
         help="leave out smaller regions, of so many pixels or square metres: 50px, 50m2 (default: none)",
     )

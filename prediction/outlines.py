@@ -63,12 +63,18 @@ def outline_polygons(corners: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """
     import shapely
 
-    y, x = corners[:, 0].astype(np.int64), corners[:, 1].astype(np.int64) // 8
-    following = _successors(x, y, corners[:, 1] % 8)
+    y, x, kind = corners[:, 0].astype(np.int64), corners[:, 1].astype(np.int64) // 8, corners[:, 1] % 8
+    height, width = y.max(initial=0) + 1, x.max(initial=0) + 1
+    across = _partners((2 * y + _BELOW[kind]) * width + x, _STARTS_X[kind])
+    down = _partners((2 * x + _RIGHT[kind]) * height + y, _STARTS_Y[kind])
+    following = np.where(_LEAVES_X[kind], across, down)  # of each corner, the next one along its outline
     order, ring = _follow(following)
-    one, other = _touching(x[order], y[order], ring)
-    if len(one):  # there a ring is parted: its two corners at the vertex change their successors
-        following[order[one]], following[order[other]] = following[order[other]], following[order[one]]
+    places = (ring * height + y[order]) * width + x[order]
+    by_place = np.argsort(places)
+    twice = np.flatnonzero(np.diff(places[by_place]) == 0)
+    if len(twice):  # there a ring meets itself and is parted: its two corners at the vertex change their successors
+        one, other = order[by_place[twice]], order[by_place[twice + 1]]
+        following[one], following[other] = following[other], following[one]
         order, ring = _follow(following)
     _, starts = np.unique(ring, return_index=True)
     after = following[order]
@@ -77,22 +83,6 @@ def outline_polygons(corners: np.ndarray, owners: np.ndarray) -> np.ndarray:
     outer_first = np.lexsort((doubled > 0, owners[order[starts]]))  # an outer ring runs against the clock
     polygons: np.ndarray = shapely.polygons(rings[outer_first], indices=owners[order[starts]][outer_first])
     return polygons
-
-
-def _successors(x: np.ndarray, y: np.ndarray, kind: np.ndarray) -> np.ndarray:
-    """Return the index of the corner that follows each one along its outline."""
-    following = _partners((2 * y + _BELOW[kind]) * (x.max(initial=0) + 1) + x, _STARTS_X[kind])
-    down = _partners((2 * x + _RIGHT[kind]) * (y.max(initial=0) + 1) + y, _STARTS_Y[kind])
-    np.copyto(following, down, where=~_LEAVES_X[kind])
-    return following
-
-
-def _touching(x: np.ndarray, y: np.ndarray, ring: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of each two vertices of one ring that lie at the same place."""
-    places = (ring * (y.max(initial=0) + 1) + y) * (x.max(initial=0) + 1) + x
-    order = np.argsort(places)
-    at = np.flatnonzero(np.diff(places[order]) == 0)
-    return order[at], order[at + 1]
 
 
 def _partners(places: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What `--polygons` and its options mean, and what they need: packages, and images that lie somewhere."""
 
 import re
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +30,10 @@ class Quantity:
 
     @classmethod
     def parse(cls, text: str) -> "Quantity":
-        """Read `50px`. Raises InputError, without the option's name, if it is not a number with its unit."""
+        """Read `50px`, the value of an option. Raises ArgumentTypeError if it is not a number with its unit."""
         match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(px|m2)", text.strip())
         if not match:
-            raise InputError(f"{text} must be a number with its unit, as in 50px or 50m2")
+            raise ArgumentTypeError(f"{text} must be a number with its unit, as in 50px or 50m2")
         return cls(float(match[1]), match[2])
 
 

@@ -56,8 +56,10 @@ class PolygonWriter:
         self.path, self.size, self.classes, self.options = path, size, classes, options
         self.features = 0
         self._ground, self._probabilities, self._name = ground, probabilities, name
-        self._place = _placement(reference)
-        self._crs = reference.keywords["crs"] if reference.keywords.get("crs") is not None else None
+        self._place: Callable[[np.ndarray], np.ndarray] = lambda corners: corners  # (n, 2), column and row
+        if reference.keywords.keys() & {"transform", "gcps"}:
+            self._place = lambda corners: np.stack(to_map(reference, corners[:, 1], corners[:, 0]), axis=1)
+        self._crs = reference.keywords.get("crs")
         as_text = options.kind == "geojson"
         self._edge = longest_edge(self._place, size, self._crs if as_text else None)
         self._text = GeoJsonFile(path, name, self._crs) if as_text else None
@@ -69,7 +71,7 @@ class PolygonWriter:
         self._pending: list[Regions] = []
         self._pending_vertices = 0
         if self._text is None:
-            self._write([])
+            self._flush()
 
     def write(
         self,
@@ -94,7 +96,8 @@ class PolygonWriter:
         try:
             if self._rows == self.size[0]:
                 self._take(self._tracer.finish())
-                self._flush()
+                if self._pending:
+                    self._flush()
                 if self._text is None:
                     self._read_back()
                     self._package.replace(self.path)
@@ -116,12 +119,8 @@ class PolygonWriter:
             self._flush()
 
     def _flush(self) -> None:
+        """Add the features of the regions that are pending, be there none."""
         regions, self._pending, self._pending_vertices = self._pending, [], 0
-        if regions:
-            self._write(regions)
-
-    def _write(self, regions: list[Regions]) -> None:
-        """Add the features of `regions`."""
         polygons = np.concatenate([np.empty(0, object), *(self._geometry(one) for one in regions)])
         ids = np.concatenate([np.empty(0, np.uint8), *(one.ids for one in regions)])
         pixels = np.concatenate([np.empty(0, np.int64), *(one.pixels for one in regions)])
@@ -198,13 +197,6 @@ def check_closed(path: Path) -> None:
                 "there, or remove that file",
                 "in use",
             )
-
-
-def _placement(reference: Georeference) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from pixel corners (n, 2), column and row, to coordinates of the mask's reference."""
-    if not reference.keywords.keys() & {"transform", "gcps"}:
-        return lambda corners: corners
-    return lambda corners: np.stack(to_map(reference, corners[:, 1], corners[:, 0]), axis=1)
 
 
 def longest_edge(place: Callable[[np.ndarray], np.ndarray], size: Size, crs: Any) -> float:

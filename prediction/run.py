@@ -6,8 +6,8 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,13 +55,6 @@ class ImageTask:
     def missing(self) -> dict[str, Path]:
         """The paths of results that are still to be made."""
         return {kind: path for kind, path in self.paths.items() if kind not in self.kept}
-
-    @property
-    def known_areas(self) -> Areas | None:
-        """What the mask of an earlier run holds; None if there is none."""
-        if "mask" not in self.kept or (areas := self.kept["mask"].areas) is None:
-            return None
-        return replace(self.with_kept(areas), image=str(self.image))
 
     def with_kept(self, areas: Areas) -> Areas:
         """Return `areas` with what the records of other results of an earlier run say."""
@@ -139,15 +132,13 @@ def plan_notes(tasks: Sequence[ImageTask], view: View) -> list[str]:
         lines.append(f"{stretched} images of more than 8 bits are stretched: --stretch {view.stretch}")
     if turned := sum(task.info.orientation > 1 for task in tasks):
         lines.append(f"{turned} images are turned as they are displayed, and so are their masks")
-    notes: dict[str, list[str]] = {}  # the names of images that each concerns
+    notes: dict[tuple[str, str], list[str]] = {}  # the names of images that each concerns
     for task in tasks:
         if task.reference.lost:
-            notes.setdefault(f"the georeference of {{}} is not kept: {task.reference.lost}", []).append(task.image.name)
-    for task in tasks:
+            notes.setdefault(("georeference", f"is not kept: {task.reference.lost}"), []).append(task.image.name)
         if "polygons" in task.paths and (lack := lacks_place(task.reference)):
-            notes.setdefault(f"the polygons of {{}} {lack}", []).append(task.image.name)
-    lines += [note.replace("{}", shortened(names), 1) for note, names in notes.items()]
-    return lines
+            notes.setdefault(("polygons", lack), []).append(task.image.name)
+    return lines + [f"the {what} of {shortened(names)} {lack}" for (what, lack), names in notes.items()]
 
 
 class PredictionRun:
@@ -180,7 +171,9 @@ class PredictionRun:
             self.records.check_summary()
         tasks = self._plan(images, {name: value for name, value in about.items() if name != "checkpoint"})
         self.ranks.barrier()  # nothing is written before everyone knows what exists
-        self.done = [areas for task in tasks if not task.missing and (areas := task.known_areas)]
+        for task in tasks:
+            if not task.missing and (areas := task.kept["mask"].areas):
+                self.done.append(task.with_kept(replace(areas, image=str(task.image))))
         self._segment_all([task for task in tasks if task.missing])
         self._conclude(tasks, about)
 
@@ -189,12 +182,8 @@ class PredictionRun:
         tasks = []
         others: dict[str, list[str]] = {}  # files that lie under the names of results, by what made them
         for image, name in zip(images, output_names(images), strict=True):
-            try:
+            with self._skipping(self.ranks):
                 tasks.append(self._task(image, name, settings, others))
-            except InputError as error:
-                if not error.kind:  # the fault is not the image's
-                    raise
-                self._fail(error, self.ranks.main)
         if others:
             found = "; ".join(f"{shortened(names)} ({reason})" for reason, names in list(others.items())[:3])
             raise InputError(
@@ -243,10 +232,17 @@ class PredictionRun:
                 kept[kind] = record
         return ImageTask(image, info, reference, paths, made_by, kept)
 
-    def _fail(self, error: InputError, counts: bool = True) -> None:
-        if counts:
-            self.failures.append(str(error))
-            tqdm.write(f"skipped: {error}")
+    @contextmanager
+    def _skipping(self, ranks: Ranks) -> Iterator[None]:
+        """Leave out an image that an InputError blames; the main process of `ranks` reports it."""
+        try:
+            yield
+        except InputError as error:
+            if not error.kind:  # the fault is not the image's, such as results that cannot be written
+                raise
+            if ranks.main:
+                self.failures.append(str(error))
+                tqdm.write(f"skipped: {error}")
 
     def _segment_all(self, tasks: list[ImageTask]) -> None:
         shared: list[ImageTask] = []
@@ -255,18 +251,12 @@ class PredictionRun:
             scenes = scene_grid(task.info.size, self.segmenter.scene_size, self.segmenter.predictor.context)
             (shared if len(scenes) > 1 else single).append(task)
         own = single[self.ranks.rank :: self.ranks.world]
-        bar = tqdm(total=len(shared) + len(own), desc="images", unit="image", disable=not self.ranks.main)
-        with bar:
-            for task, ranks in [*((task, self.ranks) for task in shared), *((task, ALONE) for task in own)]:
-                try:
-                    areas = self._segment(task, ranks)
-                    if areas is not None:
-                        self.done.append(areas)
-                except InputError as error:
-                    if not error.kind:  # the fault is not the image's: results cannot be written
-                        raise
-                    self._fail(error, ranks.main)
-                bar.update()
+        shares = [*((task, self.ranks) for task in shared), *((task, ALONE) for task in own)]
+        for task, ranks in tqdm(shares, desc="images", unit="image", disable=not self.ranks.main):
+            with self._skipping(ranks):
+                areas = self._segment(task, ranks)
+                if areas is not None:
+                    self.done.append(areas)
 
     def _segment(self, task: ImageTask, ranks: Ranks) -> Areas | None:
         """Segment one image; the main process of `ranks` writes the results and returns the areas."""
@@ -276,7 +266,7 @@ class PredictionRun:
         if "stability" in task.missing:
             cuts = shifted_cuts(task.info.size, predictor.settings.size_p, self.results.stability)
         sizes = [task.info.size, *((cut.height, cut.width) for cut in cuts)]
-        counts = [patch_count(predictor, size, scene_size) for size in sizes] if self.ranks.main else [0]
+        counts = [patch_count(predictor, size, scene_size) for size in sizes] if self.ranks.main else []
         patches = None if None in counts else sum(count or 0 for count in counts)
         try:
             with (
@@ -284,39 +274,34 @@ class PredictionRun:
                 tqdm(total=patches, desc=task.image.name, unit="patch", leave=False, disable=patches == 0) as bar,
             ):
                 source = ranks.together(lambda: stack.enter_context(open_image(task.info, self.segmenter.view)))
-                outputs = None
-                if ranks.main:
-                    classes, mode = self.segmenter.classes, predictor.stage.number
-                    outputs = Outputs(source, task.missing, classes, self.results, task.reference, mode, cuts)
-                with ExitStack() as written:
-                    ranks.together(lambda: written.enter_context(outputs or nullcontext()))  # its files are started
-                    segment = partial(
-                        segment_scenes,
-                        predictor,
-                        scene_size=scene_size,
-                        on_patches=bar.update,
-                        ranks=ranks,
-                        folder=scenes,
-                        name=task.image,
-                    )
-                    coverage = segment(
-                        source,
-                        outputs.emit if outputs else lambda top, rows: None,
-                        probabilities=outputs is not None and outputs.needs_probabilities,
-                        uncertainty=self.results.uncertainty,
-                    )
-                    for cut in cuts:
-                        segment(
-                            CropSource(source, cut),
-                            partial(outputs.compare, cut) if outputs else lambda top, rows: None,
-                        )
-                    if outputs is None:
-                        return None
-                    parts = outputs.finish()
-                    left = coverage.pixels_not_covered if predictor.selects_patches else None
-                    areas = replace(outputs.areas(task.image, task.paths["mask"]), not_looked_at=left)
-                    self._record(task, parts, areas)
-                return task.with_kept(areas)
+                classes, mode = self.segmenter.classes, predictor.stage.number
+                outputs = Outputs(source, task.missing, classes, self.results, task.reference, mode, cuts)
+                # all know whether its files could be started
+                ranks.together(lambda: stack.enter_context(outputs if ranks.main else nullcontext()))
+                segment = partial(
+                    segment_scenes,
+                    predictor,
+                    scene_size=scene_size,
+                    on_patches=bar.update,
+                    ranks=ranks,
+                    folder=scenes,
+                    name=task.image,
+                )
+                coverage = segment(
+                    source,
+                    outputs.emit,
+                    probabilities=outputs.needs_probabilities,
+                    uncertainty=self.results.uncertainty,
+                )
+                for cut in cuts:
+                    segment(CropSource(source, cut), partial(outputs.compare, cut))
+                if not ranks.main:
+                    return None
+                parts = outputs.finish()
+                left = coverage.pixels_not_covered if predictor.selects_patches else None
+                areas = replace(outputs.areas(task.image, task.paths["mask"]), not_looked_at=left)
+                self._record(task, parts, areas)
+            return task.with_kept(areas)
         finally:
             if ranks.main:
                 shutil.rmtree(scenes, ignore_errors=True)

@@ -4,12 +4,12 @@ An image that `--context scale` shrinks to few enough pixels is one scene. Scene
 change linearly from those of one scene to those of the next.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +39,7 @@ OVERLAPS_PER_VIEW = 4
 """The same of scenes with `--context scale`."""
 
 
-@dataclass
-class Rows:
+class Rows(NamedTuple):
     """The result in some rows of an image, on the host.
 
     Attributes:
@@ -64,12 +63,11 @@ class Rows:
 
     def tensors(self) -> list[Tensor]:
         """Return those of these tensors that are requested, (..., rows, W) each."""
-        return [x for x in (self.ids, self.probabilities, self.uncertainty) if x is not None]
+        return [x for x in self if x is not None]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Rows":
         """Return rows whose tensors are `change` of these."""
-        p, u = self.probabilities, self.uncertainty
-        return Rows(change(self.ids), None if p is None else change(p), None if u is None else change(u))
+        return Rows(change(self.ids), *(None if x is None else change(x) for x in self[1:]))
 
 
 Emit = Callable[[int, Rows], None]
@@ -158,8 +156,7 @@ class SceneCanvas:
         if shared:
             scores[:, :, :shared] += required(self.edge, "edge")[:, top : top + scores.shape[1]]
         self._add_rows(top, scores, slice(left, left + own))
-        last = self.column + 1 == len(self.grid.columns.starts)
-        if last and top + scores.shape[1] == self.grid.patch[0]:
+        if self.column + 1 == len(self.grid.columns.starts) and top + scores.shape[1] == self.grid.patch[0]:
             self._emit_page(required(self.page, "page"), self.grid.rows.starts[self.row])
             self.page = None
 
@@ -175,7 +172,11 @@ class SceneCanvas:
             scores[:, :joined] += required(self.strip, "strip")[:, top : top + joined, columns]
         final = max(0, min(own - top, scores.shape[1]))
         if final:
-            self._put(top, self.reduce(scores[:, :final]), own, columns)
+            rows = self.reduce(scores[:, :final])
+            if self.page is None:
+                self.page = rows.map(lambda x: x.new_empty(*x.shape[:-2], own, self.grid.image[1]))
+            for target, source in zip(self.page.tensors(), rows.tensors(), strict=True):
+                target[..., top : top + final, columns] = source
         if final < scores.shape[1]:
             if self.strip is None:
                 longest = self.grid.patch[0] - min(b - a for a, b in pairwise(self.grid.rows.starts))
@@ -188,15 +189,6 @@ class SceneCanvas:
         for top in range(0, len(page.ids), RESULT_ROWS):
             count = min(RESULT_ROWS, len(page.ids) - top)
             self.emit(first + top, page.map(partial(torch.narrow, dim=-2, start=top, length=count)))
-
-    def _put(self, top: int, rows: Rows, height: int, columns: slice) -> None:
-        """Keep results of this row of scenes, which has `height` rows that no scene below shares."""
-        width = self.grid.image[1]
-        if self.page is None:
-            self.page = rows.map(lambda x: x.new_empty(*x.shape[:-2], height, width))
-        page = self.page
-        for target, source in zip(page.tensors(), rows.tensors(), strict=True):
-            target[..., top : top + len(rows.ids), columns] = source
 
 
 def reduce_scores(scores: Tensor, probabilities: bool, uncertainty: int = 0) -> Rows:
@@ -255,9 +247,7 @@ def segment_scenes(
     """
 
     measures = len(bands_of_mode(predictor.stage.number)) if uncertainty else 0
-
-    def reduce(scores: Tensor) -> Rows:
-        return reduce_scores(scores, probabilities, measures)
+    reduce = partial(reduce_scores, probabilities=probabilities, uncertainty=measures)
 
     def segment(scene: Source, sink: Sink, means: bool) -> Coverage:
         """Send the headline's scores of one scene to a sink."""
@@ -275,14 +265,12 @@ def segment_scenes(
     grid = scene_grid(source.size, scene_size, predictor.context)
     if len(grid) == 1:
 
-        def pass_on(top: int, scores: Tensor) -> None:
-            emit(top, reduce(scores))
-
         def segment_whole() -> Coverage:
             """Segment the image in the main process: it is as few as one scene, such as a cut of an image of two."""
             if not ranks.main:
                 return Coverage()
-            return segment(load_in_memory(source), pass_on, means=probabilities or uncertainty)
+            means = probabilities or uncertainty
+            return segment(load_in_memory(source), lambda top, scores: emit(top, reduce(scores)), means)
 
         return sum(ranks.gather(ranks.together(segment_whole)), Coverage())
     canvas = SceneCanvas(grid, reduce, emit)
@@ -317,8 +305,9 @@ def _share_scenes(
             if ranks.main:
                 canvas.begin(index)
                 return segment(next(scenes), canvas)
-            with keep_scores(score_file(index)) as scores:
-                return segment(next(scenes), scores)
+            score_file(index).parent.mkdir(parents=True, exist_ok=True)
+            with score_file(index).open("wb") as file:  # arrays one after the other
+                return segment(next(scenes), lambda top, scores: np.save(file, scores.float().cpu().numpy()))
         except OSError as error:
             raise InputError(f"scores cannot be kept in {folder}: {error.strerror or error}") from error
 
@@ -337,14 +326,6 @@ def patch_count(predictor: Predictor, size: Size, scene_size: int) -> int | None
     scenes = scene_grid(size, scene_size, predictor.context)
     count = predictor.patch_count(scenes.patch)
     return None if count is None else len(scenes) * count
-
-
-@contextmanager
-def keep_scores(path: Path) -> Iterator[Sink]:
-    """Yield a sink that keeps the scores of a scene in a file, for another process to replay."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        yield lambda top, scores: np.save(file, scores.float().cpu().numpy())  # arrays one after the other
 
 
 def replay_scores(path: Path, sink: Sink) -> None:

@@ -1,10 +1,9 @@
 """How far a mask depends on where one cuts: its image is cut anew, segmented again, and the masks are compared."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
 
 import numpy as np
 
@@ -35,9 +34,9 @@ def shifted_cuts(size: Size, size_p: int, count: int) -> list[Box]:
 
 
 class StabilityMap:
-    """A context that compares the mask of an image with those of its cuts, with files of 2 bytes per pixel.
+    """A context that compares the mask of an image with those of its cuts, with a file of 2 bytes per pixel.
 
-    All methods raise InputError if the files cannot be written.
+    All methods raise InputError if the file cannot be written.
 
     Attributes:
         cuts: parts of the image that are segmented again.
@@ -46,20 +45,18 @@ class StabilityMap:
     """
 
     def __init__(self, folder: Path, size: Size, cuts: Sequence[Box]) -> None:
-        """Compare nothing yet; the files, which have no names, are written into `folder`."""
+        """Compare nothing yet; the file, which has no name, is written into `folder`."""
         self.folder, self.size, self.cuts = folder, size, cuts
         self.compared = self.changed = 0
-        self._stack = ExitStack()
 
     def __enter__(self) -> "StabilityMap":
         with writing(self.folder):
-            self._ids = self._stack.enter_context(TemporaryFile(dir=self.folder))
-            self._changes = self._stack.enter_context(TemporaryFile(dir=self.folder))
+            self._file = TemporaryFile(dir=self.folder)  # rows (2, W): ids, and in how many cuts they are others
         return self
 
     def __exit__(self, *error: object) -> None:
         with suppress(OSError):  # of what is still to be written
-            self._stack.close()
+            self._file.close()
 
     @property
     def share(self) -> float:
@@ -68,21 +65,20 @@ class StabilityMap:
 
     def keep(self, rows: Rows) -> None:
         """Take the next rows of the mask itself, from the first to the last."""
+        ids = rows.ids.numpy()
         with writing(self.folder):
-            self._ids.write(rows.ids.numpy().tobytes())
-            self._changes.write(bytes(rows.ids.numel()))
+            self._file.write(np.stack([ids, np.zeros_like(ids)], axis=1).tobytes())
 
     def compare(self, cut: Box, top: int, rows: Rows) -> None:
         """Take rows of the mask of a cut, from its row `top` on."""
-        first, columns = cut.top + top, slice(cut.left, cut.left + cut.width)
         with writing(self.folder):
-            ids = self._read(self._ids, first, len(rows.ids))[:, columns]
+            kept = self._read(cut.top + top, len(rows.ids))
+            ids, changes = np.moveaxis(kept[..., cut.left : cut.left + cut.width], 1, 0)
             known = ids != IGNORED
             differs = known & (ids != rows.ids.numpy())
-            changes = self._read(self._changes, first, len(rows.ids))
-            changes[:, columns] += differs
-            self._changes.seek(first * self.size[1])
-            self._changes.write(changes.tobytes())
+            changes += differs
+            self._file.seek((cut.top + top) * 2 * self.size[1])
+            self._file.write(kept.tobytes())
         self.compared += int(known.sum())
         self.changed += int(differs.sum())
 
@@ -92,14 +88,14 @@ class StabilityMap:
         255 is all, 0 none.
         """
         for top in range(0, self.size[0], RESULT_ROWS):
-            changes = self._read(self._changes, top, min(RESULT_ROWS, self.size[0] - top))
+            changes = self._read(top, min(RESULT_ROWS, self.size[0] - top))[:, 1]
             cuts = np.zeros(changes.shape, np.uint8)
             for cut in self.cuts:
                 inside = slice(max(0, cut.top - top), max(0, cut.top + cut.height - top))
                 cuts[inside, cut.left : cut.left + cut.width] += 1
             yield np.rint(255 * (changes[None] / np.maximum(1, cuts))).astype(np.uint8)
 
-    def _read(self, file: IO[bytes], top: int, count: int) -> np.ndarray:
-        """Return rows of a file, (count, W) uint8, to be changed."""
-        file.seek(top * self.size[1])
-        return np.frombuffer(bytearray(file.read(count * self.size[1])), np.uint8).reshape(count, self.size[1])
+    def _read(self, top: int, count: int) -> np.ndarray:
+        """Return rows of the file, (count, 2, W) uint8, to be changed."""
+        self._file.seek(top * 2 * self.size[1])
+        return np.frombuffer(bytearray(self._file.read(count * 2 * self.size[1])), np.uint8).reshape(count, 2, -1)

@@ -21,19 +21,19 @@ class PngWriter:
     def __init__(self, path: Path, size: Size, palette: list[Color] | None = None) -> None:
         """Start without rows; `palette` holds 256 colours of the ids, None for rows of RGB."""
         self._path, self._palette = path, palette
-        self._picture = np.empty(size if palette else (*size, 3), np.uint8)
+        self._picture = np.zeros((*size, 1 if palette else 3), np.uint8)
         self._top = 0
 
     def write(self, rows: np.ndarray) -> None:
-        """Add the next n rows, (channels, n, W)."""
+        """Add the next n rows, (channels, n, W); channels that they lack are 0."""
         count = rows.shape[1]
-        self._picture[self._top : self._top + count] = rows[0] if self._palette else rows.transpose(1, 2, 0)
+        self._picture[self._top : self._top + count, :, : len(rows)] = rows.transpose(1, 2, 0)
         self._top += count
 
     def close(self) -> None:
         if self._top < len(self._picture):
             return
-        picture = Image.fromarray(self._picture)
+        picture = Image.fromarray(self._picture[..., 0] if self._palette else self._picture)
         if self._palette:
             picture.putpalette([value for color in self._palette for value in color])
         picture.save(self._path, format="PNG")
