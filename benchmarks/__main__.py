@@ -23,17 +23,8 @@ from utils.results import command_of
 from utils.run_record import device_name, git_commit, now
 from utils.tables import as_markdown
 
-BENCHMARKS = {
-    "speed": "time evaluation and training steps beside the released implementation",
-    "memory": "count live tensors of inference and of training steps beside the released implementation",
-    "peers": "time and count GLNet beside U-Net, DeepLabV3+, FPN and DeepLabV3",
-    "cost": "compute the operations and the hours of a training, and what encoders cost",
-    "data": "time the reading of images: each step of a sample, and what a worker delivers",
-    "large_images": "time predict.py on images of 0.01 to 1 gigapixel",
-    "first_image": "time predict.py on one picture, by part",
-    "cuts": "measure how much a result depends on the cut of the image: GLNet with both contexts, and U-Net",
-}
-"""By name, which is that of its module too, what a benchmark does.
+BENCHMARKS = ("speed", "memory", "peers", "cost", "data", "large_images", "first_image", "cuts")
+"""Names of all benchmarks, which are those of their modules.
 
 A module has `COLUMNS`, titles of the table's columns by their keys in the rows; `add_options`, which adds the options
 beside `--device`, `--threads` and `--json`; and `rows`, which yields the rows as they are measured.
@@ -74,9 +65,9 @@ def build_parser() -> Parser:
     """Return the command line, with a subcommand for each benchmark."""
     parser = Parser(prog="python -m benchmarks", description=__doc__ or "")
     commands = parser.add_subparsers(dest="benchmark", required=True)
-    for name, what in BENCHMARKS.items():
+    for name in BENCHMARKS:
         module: Any = importlib.import_module(f"benchmarks.{name}")
-        command = commands.add_parser(name, help=what, description=module.__doc__)
+        command = commands.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
         add = command.group("common options")
         add("--device", help="that times are taken on (default: cuda where there is one, else cpu)")
         add("--threads", type=whole(1), metavar="N", help="of torch (default: all cores)")

@@ -10,15 +10,13 @@ in float32, as the benchmark `memory` counts them.
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.fake_accelerator import fake_inference, fake_training
-from benchmarks.memory import BATCH, count_inference, count_training
-from benchmarks.workload import add_sizes
+from benchmarks.memory import BATCH, count_inference, count_training, fake_inference, fake_training
+from benchmarks.speed import add_sizes
 from models.backbone import build_backbone, check_backbone
 from utils.arguments import AddOption, number, whole
 from utils.settings import Settings, TrainingSettings
@@ -27,22 +25,12 @@ from utils.stages import STAGES
 TERA = 1e12
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Images of side x side pixels, shrunk to `size_g` and cut into patches of `size_p`."""
-
-    side: int
-    size_g: int
-    size_p: int
-    backbone: str
-
-
-def count_operations(mode: int, geometry: Geometry, *, training: bool) -> int:
+def count_operations(mode: int, *, training: bool, side: int, size_g: int, size_p: int, backbone: str) -> int:
     """Return the operations of a training step with one image, or of segmenting it: all predictions of the mode."""
     fake: Any = fake_training if training else fake_inference
-    settings = (TrainingSettings if training else Settings)(size_p=geometry.size_p)
-    sizes = {"size_g": geometry.size_g, "backbone": geometry.backbone}
-    with fake(mode, settings, geometry.side, **sizes) as (_, work, images), FlopCounterMode(display=False) as counter:
+    settings = (TrainingSettings if training else Settings)(size_p=size_p)
+    tensors = fake(mode, settings, side, size_g=size_g, backbone=backbone)
+    with tensors as (_, work, images), FlopCounterMode(display=False) as counter:
         work(images)
     return int(counter.get_total_flops())
 
@@ -81,7 +69,7 @@ def add_options(add: AddOption) -> None:
     add("--images", type=whole(1), default=454, help="training images (default: %(default)s, DeepGlobe)")
     add("--validation", type=whole(0), default=207, help="validation images (default: %(default)s, DeepGlobe)")
     add("--num_epochs", type=whole(1), help="of every stage (default: 120, 50 and 120)")
-    add_sizes(add, several=True)
+    add_sizes(add, nargs="+", default=["resnet50"])
     add("--size_g", type=whole(32), default=508, help="of the shrunk image (default: %(default)s)")
     add("--memory", action="store_true", help="also count the memory, with size_g and size_p 508")
 
@@ -91,10 +79,10 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in options.backbone:
         check_backbone(name, options.size_g, options.size_p)
     for name in options.backbone:
-        geometry = Geometry(options.side, options.size_g, options.size_p, name)
+        sizes = {"side": options.side, "size_g": options.size_g, "size_p": options.size_p, "backbone": name}
         total = 0.0
         for mode, stage in STAGES.items():
-            training, inference = (count_operations(mode, geometry, training=which) for which in (True, False))
+            training, inference = (count_operations(mode, training=which, **sizes) for which in (True, False))
             epochs = options.num_epochs or stage.epochs
             hours = stage_hours(training, inference, options.images, options.validation, epochs, options.tflops)
             total += hours

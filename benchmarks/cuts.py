@@ -27,12 +27,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.large_images import write_scene
-from benchmarks.workload import MODES
-from engine.predictor import Predictor
+from benchmarks.speed import MODES
 from experiments.baselines import PatchPredictor, build_network
-from imaging.image_file import View, open_image
+from imaging.image_file import open_image
 from imaging.sources import CropSource, Source
-from prediction.scenes import SCENE_SIZE, Rows, scene_grid, segment_scenes
+from prediction.scenes import SCENE_SIZE, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
 from prediction.stability import shifted_cuts
 from utils.arguments import AddOption, add_smoothing, whole
@@ -83,12 +82,10 @@ def cuts_of(scene: Size, length: int) -> dict[str, Box]:
 
 def common_part(boxes: dict[str, Box]) -> Box:
     """Return the part of a scene that all its cuts hold."""
-    common: Box | None = boxes["square"]
-    for box in boxes.values():
-        common = None if common is None else common.overlap(box)
-    if common is None:
-        raise RuntimeError("cuts around one middle overlap")
-    return common
+    top, left = (max(box[axis] for box in boxes.values()) for axis in (0, 1))
+    bottom = min(box.top + box.height for box in boxes.values())
+    right = min(box.left + box.width for box in boxes.values())
+    return Box(top, left, bottom - top, right - left)
 
 
 def scene_lines(grid: PatchGrid) -> tuple[list[int], list[int]]:
@@ -127,11 +124,7 @@ def border_shares(ids: np.ndarray, lines: tuple[list[int], list[int]], near: int
 def class_ids(predictor: Any, scene_size: int, source: Source) -> Tensor:
     """Return the class ids of an image, (H, W) uint8."""
     parts: list[Tensor] = []
-
-    def emit(top: int, rows: Rows) -> None:
-        parts.append(rows.ids.clone())
-
-    segment_scenes(predictor, source, emit, scene_size=scene_size)
+    segment_scenes(predictor, source, lambda _, rows: parts.append(rows.ids.clone()), scene_size=scene_size)
     return torch.cat(parts)
 
 
@@ -139,39 +132,26 @@ Segment = Callable[[Source], Tensor]
 """Returns the class ids of an image."""
 
 
-def networks(options: argparse.Namespace) -> Iterator[tuple[str, View, int, Segment]]:
-    """Yield the name of each network, how it reads files, the side of its patches, and what segments an image."""
+def networks(options: argparse.Namespace) -> Iterator[tuple[str, Segmenter, Segment]]:
+    """Yield the name of each network, whose view and size of patches it has, and what segments an image."""
+    own = {name: getattr(options, name) for name in ("device", "mode", "precision", "blend", "upsample")}
     for context in CONTEXTS:
-        segmenter = Segmenter.from_checkpoint(
-            options.checkpoint,
-            device=options.device,
-            mode=options.mode,
-            context=context,
-            precision=options.precision,
-            blend=options.blend,
-            upsample=options.upsample,
-        )
-        predictor: Predictor = segmenter.predictor
-        yield (
-            f"GLNet, context {context}",
-            segmenter.view,
-            segmenter.header.size_p,
-            partial(class_ids, predictor, options.scene_size),
-        )
+        segmenter = Segmenter.from_checkpoint(options.checkpoint, context=context, **own)
+        yield f"GLNet, context {context}", segmenter, partial(class_ids, segmenter.predictor, options.scene_size)
     if options.unet:
         header = segmenter.header
         network = build_network("unet", header.backbone, len(header.classes)).to(options.device)
         network.load_state_dict(load_torch(options.unet))
-        patchwise = PatchPredictor(network.eval(), predictor.settings)
-        yield "U-Net", segmenter.view, header.size_p, partial(class_ids, patchwise, sys.maxsize)
+        patchwise = PatchPredictor(network.eval(), segmenter.predictor.settings)
+        yield "U-Net", segmenter, partial(class_ids, patchwise, sys.maxsize)
 
 
-def measure(source: Source, size_p: int, segment: Segment, options: argparse.Namespace) -> dict[str, float | None]:
+def measure(source: Source, size_p: int, segment: Segment, options: argparse.Namespace) -> dict[str, float]:
     """Return the figures of one network on one scene, by the keys of `COLUMNS`."""
     boxes = cuts_of(source.size, options.length)
     common = common_part(boxes)
     found = {name: common.within(box).of(segment(CropSource(source, box))) for name, box in boxes.items()}
-    row: dict[str, float | None] = {}
+    row = {}
     for names in (*combinations(found, 2), tuple(found)):
         first, *others = (found[name] for name in names)
         equal = torch.stack([first == other for other in others]).all(0).double().mean()
@@ -199,7 +179,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             write_scene(images[0], options.length)
         loaded = list(networks(options))
         for image in images:
-            for name, view, size_p, segment in loaded:
-                with open_image(image, view) as source:
-                    figures = measure(source, size_p, segment, options)
+            for name, segmenter, segment in loaded:
+                with open_image(image, segmenter.view) as source:
+                    figures = measure(source, segmenter.header.size_p, segment, options)
                 yield {"image": image.stem, "network": name, **figures}

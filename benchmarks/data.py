@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.speed import seconds
-from benchmarks.workload import N_CLASS, TrainingStep, random_sample
+from benchmarks.speed import N_CLASS, TrainingStep, random_sample, seconds
 from dataset.augmentation import Draw
 from dataset.base import Item, SegmentationDataset
 from dataset.deep_globe import DEEP_GLOBE
@@ -97,17 +97,14 @@ def steps(item: Item, classes: Classes) -> dict[str, float]:
         found[name] = time.process_time() - start
         return result
 
-    def decode_image() -> torch.Tensor:
-        with open_image(path) as file:
-            return file.read(Box(0, 0, *file.size))
-
-    def decode_label() -> torch.Tensor:
-        with open_label(label_path, classes) as file:
+    def decoded(opened: AbstractContextManager[Any]) -> torch.Tensor:
+        with opened as file:
             return file.read(Box(0, 0, *file.size))
 
     path, label_path = item.pairs()[0][0], required(item.pairs()[0].label, "label")
     timed("headers", lambda: (probe(path), probe(label_path)))
-    image, label = timed("decode image", decode_image), timed("decode label", decode_label)
+    image = timed("decode image", lambda: decoded(open_image(path)))
+    label = timed("decode label", lambda: decoded(open_label(label_path, classes)))
     draws = [Draw.of([0, epoch]) for epoch in range(8)]
     timed("augment", lambda: [draw.apply(image, label, map_size(image)) for draw in draws])
     found["augment"] /= len(draws)
@@ -144,19 +141,17 @@ def measure(kind: Kind, folder: Path, count: int) -> Iterator[dict[str, Any]]:
     runs = [steps(item, kind.classes) for item in items for _ in range(2)][1::2]  # the first of an image warms up
     for name in runs[0]:
         yield {"images": kind.name, "work": name, "cpu_ms": 1000 * sum(run[name] for run in runs) / count}
-    kinds = (("stage 1", False, True), ("stages 2, 3", True, True), ("validation", True, False))
-    for name, read_whole, training in kinds:
+    for name, read_whole, training in (
+        ("stage 1", False, True),
+        ("stages 2, 3", True, True),
+        ("validation", True, False),
+    ):
         data = SegmentationDataset(items, kind.classes, SIZE_G, augment=training)
         data.whole, data.keep_shrunk = read_whole, not training
         yield {"images": kind.name, "work": name, **delivered(data)}
 
 
-COLUMNS = {
-    "images": "images",
-    "work": "work",
-    "cpu_ms": "CPU ms per image",
-    "images_per_second": "images per second",
-}
+COLUMNS = {"images": "images", "work": "work", "cpu_ms": "CPU ms per image", "images_per_second": "images per second"}
 
 
 def add_options(add: AddOption) -> None:

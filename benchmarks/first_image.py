@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.workload import MODES, save_random
+from benchmarks.speed import MODES, save_random
 from dataset.synthetic import smooth_noise
 from models.backbone import backbone_name
 from utils.arguments import AddOption, whole

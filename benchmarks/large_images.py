@@ -13,11 +13,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.workload import MODES, save_random
+from benchmarks.speed import MODES, save_random
 from dataset.synthetic import smooth_noise
 from models.backbone import backbone_name
 from models.fpn import WIDTH
@@ -70,11 +69,7 @@ def add_options(add: AddOption) -> None:
     add("--size_g", type=whole(32), default=508, help="of the shrunk image (default: %(default)s)")
     add("--size_p", type=whole(51), default=508, help="of a patch (default: %(default)s)")
     add("--scene_size", type=whole(64), help="as of predict.py")
-    add(
-        "--folder",
-        type=Path,
-        help="where images lie meanwhile (default: a temporary one)",
-    )
+    add("--folder", type=Path, help="where images lie meanwhile (default: a temporary one)")
     add("--results", type=Path, metavar="DIR", help="keep what predict.py writes in DIR")
     add("more", nargs="*", help="after --: passed on to predict.py")
 
@@ -89,23 +84,22 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, float | None]]:
             save_random(weights, options.mode, options.backbone, **sizes)
         scenes = [] if options.scene_size is None else ["--scene_size", options.scene_size]
         segmenter = Segmenter.from_checkpoint(weights, device="cpu", scene_size=options.scene_size)
-        predictor, scene_size = segmenter.predictor, segmenter.scene_size
 
         def segment(side: int) -> Usage:
             image, output = folder / f"{side}.tif", (options.results or folder) / f"out{side}"
             write_scene(image, side)
-            command: list[Any] = [sys.executable, ROOT / "predict.py", "--checkpoint", weights, "--input", image]
-            command += ["--output", output, "--overwrite", *scenes, *options.more]
-            code, found = run_measured([str(part) for part in command], subprocess.DEVNULL, GDAL_CACHEMAX="96")
+            where = ["--checkpoint", weights, "--input", image, "--output", output, "--overwrite"]
+            command = [str(part) for part in (sys.executable, ROOT / "predict.py", *where, *scenes, *options.more)]
+            code, found = run_measured(command, subprocess.DEVNULL, GDAL_CACHEMAX="96")
             if code:
-                raise RuntimeError(f"{' '.join(map(str, command))} failed")
+                raise RuntimeError(f"{' '.join(command)} failed")
             image.unlink()
             return found
 
         start = segment(1)
         for gigapixels in options.gigapixels:
             side = round((gigapixels * 1e9) ** 0.5)
-            patches = patch_count(predictor, (side, side), scene_size)
+            patches = patch_count(segmenter.predictor, (side, side), segmenter.scene_size)
             used = segment(side)
             seconds, cpu = used.seconds - start.seconds, used.cpu_seconds - start.cpu_seconds
             yield {

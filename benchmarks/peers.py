@@ -7,33 +7,29 @@ memory. In bf16 the weights of all networks are bfloat16.
 
 GMAC are 1e9 multiply-adds of convolutions and matrix products for the image, counted on fake tensors. Seconds are the
 smallest of several rounds, after an image of one patch that warms up. Memory is the peak of live tensors in MB of 2^20
-bytes, weights included: counted on a fake accelerator (see fake_accelerator.py), or with `--device cuda` what CUDA's
+bytes, weights included: counted on a fake accelerator (see memory.py), or with `--device cuda` what CUDA's
 allocator reports.
 """
 
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import segmentation
 
-from benchmarks.fake_accelerator import MB, allocate, fake_accelerator, host_tensors, megabytes, put_on_device
-from benchmarks.memory import COUNTED_PRECISIONS
-from benchmarks.speed import elapsed
-from benchmarks.workload import MODES, N_CLASS, Inference, add_sizes, random_sample
+from benchmarks.memory import COUNTED_PRECISIONS, MB, allocate, fake_accelerator
+from benchmarks.speed import MODES, N_CLASS, Inference, add_sizes, elapsed, prepared, random_sample
 from dataset.base import Sample
 from experiments.baselines import PatchPredictor, build_network
-from imaging.sources import MemorySource
 from models.fpn import WIDTH
 from models.glnet import GLNet
 from utils.arguments import AddOption, whole
-from utils.canvas import ArgmaxSink
-from utils.errors import required
 from utils.precision import PRECISIONS
 from utils.settings import Settings
 
@@ -46,25 +42,6 @@ PEERS = (*GLNET, *TITLES, DEEPLAB_V3)
 REFERENCE = "U-Net"
 """Whose seconds the others are divided by."""
 
-Work = Callable[[Sample], object]
-"""Segments an image."""
-
-
-class DeepLabV3(nn.Module):
-    """The network of torchvision, with one output."""
-
-    def __init__(self, backbone: str) -> None:
-        """Build the network. `backbone` is resnet50 or resnet101."""
-        from torchvision.models import segmentation
-
-        super().__init__()
-        build = getattr(segmentation, f"deeplabv3_{backbone}")
-        self.network = build(weights=None, weights_backbone=None, num_classes=N_CLASS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, n_class, H, W) of `x` (N, 3, H, W)."""
-        return self.network(x)["out"]
-
 
 class Cast(nn.Module):
     """A network in another type, with inputs and outputs in float32."""
@@ -76,7 +53,8 @@ class Cast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, n_class, H, W) float32 of `x` (N, 3, H, W)."""
-        return self.network(x.to(self.dtype)).float()
+        found = self.network(x.to(self.dtype))
+        return (found["out"] if isinstance(found, dict) else found).float()  # torchvision's networks return a dict
 
 
 def titles(networks: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -90,54 +68,46 @@ def build(title: str, backbone: str, precision: str) -> nn.Module:
     name, _, width = title.partition(", width ")
     if name in GLNET:
         return GLNet(N_CLASS, backbone, pyramid_width=int(width or WIDTH)).eval()
-    network = build_network(TITLES[name], backbone, N_CLASS) if name in TITLES else DeepLabV3(backbone)
+    if name in TITLES:
+        network = build_network(TITLES[name], backbone, N_CLASS)
+    else:
+        build_deeplab = getattr(segmentation, f"deeplabv3_{backbone}")  # of resnet50 and resnet101
+        network = build_deeplab(weights=None, weights_backbone=None, num_classes=N_CLASS)
     return Cast(network, PRECISIONS[precision]).eval()
 
 
-def prepare(title: str, network: nn.Module, settings: Settings) -> Work:
+def prepare(title: str, network: nn.Module, settings: Settings) -> Inference:
     """Return what segments an image with the network of a row."""
     if isinstance(network, GLNet):
-        return Inference(network, GLNET[title.partition(", width ")[0]], settings)
-    predictor = PatchPredictor(network, settings)
-
-    def segment(sample: Sample) -> ArgmaxSink:
-        source = MemorySource(required(sample.image, "image"))
-        sink = ArgmaxSink(source.size, settings.device)
-        predictor.segment(source, {"global": sink})
-        return sink
-
-    return segment
+        return Inference(prepared(network, GLNET[title.partition(", width ")[0]], settings))
+    return Inference(PatchPredictor(network, settings))
 
 
-def count(name: str, options: argparse.Namespace, precision: str) -> tuple[float, float]:
+def count(name: str, options: argparse.Namespace, settings: Settings) -> tuple[float, float]:
     """Return the GMAC and the peak MB of segmenting an image, counted on fake tensors."""
     with torch.device("meta"):
-        network = build(name, options.backbone, precision)
-    settings = Settings(size_p=options.size_p, sub_batch_size=options.sub_batch_size, precision=precision)
+        network = build(name, options.backbone, settings.precision)
     with fake_accelerator() as memory:
-        with host_tensors(memory):
+        with memory.placing("host"):
             allocate(network)
             sample = random_sample(options.side, options.size_p)
         if not isinstance(network, GLNet):  # GLNet is copied to the device when it is prepared
-            put_on_device(memory, [network])
+            memory.put_on_device([network])
         work = prepare(name, network, settings)
         del network
         with FlopCounterMode(display=False) as operations:
             work(sample)
         gc.collect()
-        memory.peak = dict(memory.live)
+        memory.restart()
         work(sample)  # apart, because the counter of operations keeps tensors alive
-    return operations.get_total_flops() / 2e9, megabytes(memory)["device"]
+    return operations.get_total_flops() / 2e9, memory.megabytes()["device"]
 
 
-def measure(name: str, options: argparse.Namespace, precision: str, sample: Sample) -> tuple[float, float]:
+def measure(name: str, options: argparse.Namespace, settings: Settings, sample: Sample) -> tuple[float, float]:
     """Return the seconds of one image, and the peak MB of CUDA's allocator, 0 on a CPU."""
-    device = options.device
-    settings = Settings(
-        size_p=options.size_p, sub_batch_size=options.sub_batch_size, precision=precision, device=device
-    )
+    device = settings.device
     torch.manual_seed(0)
-    network = build(name, options.backbone, precision)
+    network = build(name, options.backbone, settings.precision)
     if not isinstance(network, GLNet):
         network.to(device)
         network.to(memory_format=torch.channels_last)
@@ -177,14 +147,16 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     `seconds` is the smallest of the rounds, `ratio` that over the reference's in the same precision.
     """
+    sizes = {"size_p": options.size_p, "sub_batch_size": options.sub_batch_size}
     keys = list(product(titles(options.networks, options.widths), options.precisions))
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for name, precision in keys:
-        gmac, megabyte = count(name, options, precision)
+        gmac, megabyte = count(name, options, Settings(precision=precision, **sizes))
         found[name, precision] = {"network": name, "precision": precision, "gmac": gmac, "mb": megabyte}
     sample = random_sample(options.side, options.size_p)
     for turn, (name, precision) in product(range(options.rounds), keys):
-        taken, megabyte = measure(name, options, precision, sample)
+        settings = Settings(precision=precision, device=options.device, **sizes)
+        taken, megabyte = measure(name, options, settings, sample)
         row = found[name, precision]
         row["seconds"] = min(taken, row.get("seconds", taken))
         if megabyte:

@@ -11,12 +11,12 @@ Trials go beside: `--only unet --folds 0 --trial rate2 --rate unet=2e-3` trains 
 """
 
 import argparse
+import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,20 +39,18 @@ class Experiment:
     """All runs of one data set, their files and their results.
 
     Attributes:
-        data: a key of `RECIPES`.
+        options: of the command line.
         recipe: with the budgets of the command line.
+        rates: by family of runs, those of the command line, too.
         folder: for data, checkpoints and logs.
-        runs: of one fold, by name.
-        chosen: names of the runs that are asked for; what they start from is trained, too.
+        chosen: names of the runs that are asked for.
+        runs: these and what they start from, of one fold, by name.
         folds: numbers of the folds, which are also their seeds.
-        threads: of each process.
-        trial: marks the names of the chosen runs; empty for the experiment itself.
-        more: further arguments of the chosen runs' training.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Plan the runs that the options ask for. Raises InputError for names that do not exist."""
-        self.data: str = options.data
+        self.options = options
         given = {name: getattr(options, name) for name in ("epochs", "images", "patches")}
         self.recipe = replace(RECIPES[options.data], **{name: value for name, value in given.items() if value})
         self.rates = {**RATES, **dict(options.rate)}
@@ -62,21 +60,23 @@ class Experiment:
             raise InputError(f"--only {min(unknown)}: there is no such run; there are {', '.join(every)}")
         if options.trial and not options.only:
             raise InputError(f"--trial {options.trial} needs --only: the runs that it tries")
-        self.chosen = set(options.only) or set(every)
-        needed = set().union(*(chain(every, name) for name in self.chosen))
+        self.chosen = set(options.only or every)
+        needed = set(self.chosen)
+        for run in reversed(every.values()):  # each after all that start from it
+            if run.name in needed:
+                needed |= {other for _, other in run.starts}
         self.runs = {name: run for name, run in every.items() if name in needed}
         self.folds: list[int] = list(range(self.recipe.folds)) if options.folds is None else options.folds
         if max(self.folds) >= self.recipe.folds:
-            raise InputError(f"--folds {max(self.folds)}: {self.data} has the folds 0 to {self.recipe.folds - 1}")
-        self.threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
-        self.weights: str = options.backbone_weights
-        self.trial: str = options.trial
-        self.more: list[str] = options.more
+            raise InputError(f"--folds {max(self.folds)}: {options.data} has the folds 0 to {self.recipe.folds - 1}")
+
+    def trial(self, run: Run) -> str:
+        """Return the name of the trial that a run is of; empty for the experiment itself."""
+        return self.options.trial if run.name in self.chosen else ""
 
     def name(self, run: Run, fold: int) -> str:
         """Return the name of a run's files."""
-        trial = f".{self.trial}" if self.trial and run.name in self.chosen else ""
-        return f"{run.name}{trial}_{fold}"
+        return f"{run.name}{'.' if self.trial(run) else ''}{self.trial(run)}_{fold}"
 
     def result(self, run: Run, fold: int) -> Path:
         """Return the JSON file that a run leaves; it is written after training and after each evaluation."""
@@ -111,7 +111,7 @@ class Experiment:
             f"--batch_size={read.images}",
             f"--lr={self.rates[run.family]}",
             *(recipe.on_patches if run.phase == 1 else ()),
-            *(self.more if run.name in self.chosen else []),
+            *(self.options.more if run.name in self.chosen else ()),
         ]
 
     def training(self, run: Run, fold: int) -> list[str]:
@@ -128,7 +128,7 @@ class Experiment:
             *(["--resume=auto"] if run.mode else []),
             *self.starts(run, fold),
             *self.places(fold, SHRUNK if run.mode == 1 else TRAINING),
-            f"--backbone_weights={self.weights}",
+            f"--backbone_weights={self.options.backbone_weights}",
             *COMMON,
             *self.changed(run),
             f"--seed={fold}",
@@ -165,9 +165,9 @@ class Experiment:
         """
         log = self.folder / "logs" / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        threads = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive"}
+        threads = self.options.threads or max(1, (os.cpu_count() or 1) // self.options.jobs)
         with log.open("a") as output:
-            code, usage = run_measured(command, output, output, **threads)
+            code, usage = run_measured(command, output, output, OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive")
         if code:
             raise InputError(f"{name} failed with exit code {code}; see {log}")
         return usage.cpu_seconds, usage.memory_mb
@@ -186,7 +186,7 @@ class Experiment:
             record = {
                 "run": run.name,
                 "fold": fold,
-                "trial": self.trial if run.name in self.chosen else "",
+                "trial": self.trial(run),
                 "arguments": self.changed(run),
                 "training_seconds": None if interrupted else seconds,
                 "training_peak_mb": peak_mb,
@@ -199,93 +199,58 @@ class Experiment:
             record["evaluations"][evaluation] = read_json(found)
             write_json(path, record)
 
-    def write(self, output: Path) -> None:
+    def run(self) -> None:
+        """Execute all runs that are not finished, each after those that it starts from, until the hours are spent.
+
+        Tables are written after every run. After an error no further run is started, and the first one is raised.
+        """
+        deadline = math.inf if self.options.hours is None else time.monotonic() + 3600 * self.options.hours
+        every = sorted(((run, fold) for fold in self.folds for run in self.runs.values()), key=lambda one: one[0].extra)
+        waiting = [(run, fold) for run, fold in every if not self.finished(run, fold)]
+        unfinished = {(run.name, fold) for run, fold in waiting}
+        running: dict[Future[None], tuple[Run, int]] = {}
+        failed: BaseException | None = None
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            while True:
+                ready = [
+                    (run, fold)
+                    for run, fold in waiting
+                    if not any((other, fold) in unfinished for _, other in run.starts)
+                ]
+                if failed is None and time.monotonic() <= deadline:
+                    for run, fold in ready[: self.options.jobs - len(running)]:
+                        print(f"{time.strftime('%H:%M')} {self.name(run, fold)}", flush=True)
+                        waiting.remove((run, fold))
+                        running[pool.submit(self.work, run, fold)] = run, fold
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    run, fold = running.pop(future)
+                    if (error := future.exception()) is None:
+                        unfinished.remove((run.name, fold))
+                    failed = failed or error
+                self.write()
+        if failed is not None:
+            raise failed
+        if waiting:
+            print(f"The hours are spent; {len(waiting)} runs are left. The same command goes on.")
+
+    def write(self) -> None:
         """Write the tables of all results, of trials too."""
         found = [read_json(path) for path in sorted((self.folder / "results").glob("*.json"))]
-        ablation_tables.write(output, self.data, RECIPES[self.data], found)
-
-
-def chain(runs: dict[str, Run], name: str) -> set[str]:
-    """Return the names of a run and of all runs that it starts from."""
-    return {name}.union(*(chain(runs, other) for _, other in runs[name].starts))
-
-
-class Schedule:
-    """Hands out runs to threads, each after those that it starts from.
-
-    Attributes:
-        waiting: runs and folds that nobody has taken, in order.
-        done: names and folds of finished runs.
-        failed: the first error; nothing more is handed out after it.
-    """
-
-    def __init__(self, experiment: Experiment, deadline: float | None) -> None:
-        every = [(run, fold) for fold in experiment.folds for run in experiment.runs.values()]
-        every.sort(key=lambda item: item[0].extra)
-        self.deadline = deadline
-        self.waiting = [(run, fold) for run, fold in every if not experiment.finished(run, fold)]
-        self.done = {(run.name, fold) for run, fold in every if (run, fold) not in self.waiting}
-        self.failed: BaseException | None = None
-        self.changed = threading.Condition()
-
-    def take(self) -> tuple[Run, int] | None:
-        """Wait for the next run whose starts are done and return it; None if there is none, or the hours are spent."""
-        with self.changed:
-            while self.waiting and self.failed is None:
-                if self.deadline is not None and time.monotonic() > self.deadline:
-                    return None
-                for item in self.waiting:
-                    run, fold = item
-                    if all((other, fold) in self.done for _, other in run.starts):
-                        self.waiting.remove(item)
-                        return item
-                self.changed.wait()
-            return None
-
-    def finish(self, run: Run, fold: int, error: BaseException | None) -> None:
-        """Count a run as done, or as failed."""
-        with self.changed:
-            if error is None:
-                self.done.add((run.name, fold))
-            else:
-                self.failed = self.failed or error
-            self.changed.notify_all()
+        ablation_tables.write(self.options.output, self.options.data, RECIPES[self.options.data], found)
 
 
 def work(options: argparse.Namespace) -> None:
-    """Execute all runs that are not finished, fold by fold, until the budget of hours is spent."""
+    """Write the data, execute the runs and write their tables, or the tables alone."""
     experiment = Experiment(options)
     if options.table:
-        experiment.write(options.output)
+        experiment.write()
         return
-    recipe = experiment.recipe
     ablation_data.prepare(
-        options.data, options.data_path, experiment.folder / "data", recipe.folds, recipe.group, options.shrunk
+        options.data, experiment.recipe, options.data_path, experiment.folder / "data", options.shrunk
     )
-    deadline = None if options.hours is None else time.monotonic() + 3600 * options.hours
-    schedule = Schedule(experiment, deadline)
-    writing = threading.Lock()
-
-    def worker() -> None:
-        while (item := schedule.take()) is not None:
-            run, fold = item
-            print(f"{time.strftime('%H:%M')} {experiment.name(run, fold)}", flush=True)
-            error: BaseException | None = None
-            try:
-                experiment.work(run, fold)
-            except Exception as caught:
-                error = caught
-            schedule.finish(run, fold, error)
-            with writing:
-                experiment.write(options.output)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for future in [pool.submit(worker) for _ in range(options.jobs)]:
-            future.result()
-    if schedule.failed is not None:
-        raise schedule.failed
-    if schedule.waiting:
-        print(f"The hours are spent; {len(schedule.waiting)} runs are left. The same command goes on.")
+    experiment.run()
 
 
 def rate(text: str) -> tuple[str, float]:
@@ -310,21 +275,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", choices=tuple(RECIPES), default="synthetic", help="default: %(default)s")
     add("--data_path", type=Path, metavar="DIR", help="pages: what dataset.alto wrote; dubai: the published set")
     add("--shrunk", type=Path, metavar="DIR", help="pages: the same set, less high, which stage 1 reads faster")
-    add(
-        "--folder",
-        type=Path,
-        default=Path("ablation"),
-        metavar="DIR",
-        help="for data, checkpoints and logs (default: %(default)s)",
-    )
+    where = "for data, checkpoints and logs (default: %(default)s)"
+    add("--folder", type=Path, default=Path("ablation"), metavar="DIR", help=where)
     add("--output", type=Path, default=RESULTS, metavar="DIR", help="of the tables (default: experiments/results)")
     add("--table", action="store_true", help="train nothing; write the tables of what is finished")
-    add(
-        "--backbone_weights",
-        default="imagenet",
-        metavar="SOURCE",
-        help="of all encoders: imagenet, none, or a file (default: %(default)s)",
-    )
+    source = "of all encoders: imagenet, none, or a file (default: %(default)s)"
+    add("--backbone_weights", default="imagenet", metavar="SOURCE", help=source)
     add("--only", nargs="+", default=[], metavar="RUN", help="these runs and what they start from (default: all)")
     add("--folds", type=whole(0), nargs="+", metavar="N", help="which folds; their numbers are the seeds, too")
     add("--hours", type=float, help="start no run after so many hours; the same command goes on later")

@@ -2,10 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from dataset import deep_globe, dubai, synthetic
 from dataset.folder import NAME, FolderFile, Splits
 from dataset.layout import TRAIN, VAL, SplitChoice, read_list
 from dataset.pairs import PairReader
+from experiments.ablation_plan import Recipe
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError, required
 from utils.files import write_json
@@ -33,44 +33,28 @@ COUNTS = {TRAIN: 48, VAL: 16}
 SEED = 12
 """Of the made-up scenes; the demo's have another."""
 
-
 Lists = dict[str, list[str]]
 """Ids of images by split."""
 
-
-class Picture(NamedTuple):
-    """An image (H, W, 3) uint8 and its class ids (H, W) uint8."""
-
-    split: str
-    id: str
-    image: np.ndarray
-    label: np.ndarray
-
+Picture = tuple[str, str, np.ndarray, np.ndarray]
+"""Split, id, image (H, W, 3) uint8, and its class ids (H, W) uint8."""
 
 TRAINING, SHRUNK = "training.json", "shrunk.json"
 """The files of a fold's data set that training reads: they validate one image, as runs are evaluated by themselves. The
 second names the same images at a smaller size, for stage 1, which reads shrunk images alone."""
 
 
-def prepare(
-    data: str,
-    source: Path | None,
-    folder: Path,
-    folds: int,
-    group: Callable[[str], str],
-    shrunk: Path | None = None,
-) -> None:
+def prepare(data: str, recipe: Recipe, source: Path | None, folder: Path, shrunk: Path | None = None) -> None:
     """Write the data sets of an experiment, unless they are there: one folder for each fold, named by its number.
 
-    Folds of pages are of groups, such as the book of a page: each validates every `folds`-th of them and trains on all
-    others. Other data sets have one split, and folds that differ by their seeds.
+    Folds of pages are of books: each validates some of them and trains on all others. Other data sets have one split,
+    and folds that differ by their seeds.
 
     Args:
-        data: `pages`, `dubai` or `synthetic`.
+        data: a key of `RECIPES`.
+        recipe: says how many folds there are, and what an image belongs to.
         source: of pages, the data set that `dataset.alto` wrote; of Dubai, the published set.
         folder: of the data sets, which `--dataset folder` reads.
-        folds: how many.
-        group: gives the group of an id.
         shrunk: of pages, the same set at a smaller height; by default `source`.
 
     Raises:
@@ -82,15 +66,20 @@ def prepare(
     shutil.rmtree(beside, ignore_errors=True)
     if data == "synthetic":
         described, ids = _write(beside / "scenes", deep_globe.DEEP_GLOBE, _made_up())
-        lists = [ids] * folds
+        lists = [ids] * recipe.folds
     elif source is None:
         raise InputError(f"--data {data} needs --data_path: the folder of the data set")
     elif data == "dubai":
         described, ids = _write(beside / "scenes", dubai.DUBAI, _scenes(source))
-        lists = [ids] * folds
+        lists = [ids] * recipe.folds
     else:
         described = FolderFile.read(source)
-        lists = deal(_listed(described), folds, group)
+        if not described.splits.lists:
+            raise InputError(
+                f"{described.folder / NAME} names no lists of images; make the set by python -m dataset.alto"
+            )
+        listed = {id_ for path in described.splits.lists.values() for id_ in read_list(described.folder / path)}
+        lists = deal(sorted(listed), recipe)
     small = described if shrunk is None else FolderFile.read(shrunk)
     for number, of_fold in enumerate(lists):
         _write_lists(beside / str(number), of_fold, {NAME: described})
@@ -99,26 +88,21 @@ def prepare(
     beside.rename(folder)
 
 
-def deal(ids: Sequence[str], folds: int, group: Callable[[str], str]) -> list[Lists]:
+def deal(ids: Sequence[str], recipe: Recipe) -> list[Lists]:
     """Return the lists of each fold: the k-th validates the images of groups k, k + folds, ... in order of names.
 
     Raises InputError if there are fewer groups than folds.
     """
-    groups = sorted({group(id_) for id_ in ids})
-    if len(groups) < folds:
-        raise InputError(f"{folds} folds need as many books, and there are {len(groups)}: {', '.join(groups)}")
-    held = [set(groups[number::folds]) for number in range(folds)]
+    groups = sorted({recipe.group(id_) for id_ in ids})
+    if len(groups) < recipe.folds:
+        raise InputError(f"{recipe.folds} folds need as many books, and there are {len(groups)}: {', '.join(groups)}")
     return [
-        {TRAIN: [id_ for id_ in ids if group(id_) not in out], VAL: [id_ for id_ in ids if group(id_) in out]}
-        for out in held
+        {
+            TRAIN: [id_ for id_ in ids if recipe.group(id_) not in held_back],
+            VAL: [id_ for id_ in ids if recipe.group(id_) in held_back],
+        }
+        for held_back in (groups[number :: recipe.folds] for number in range(recipe.folds))
     ]
-
-
-def _listed(file: FolderFile) -> list[str]:
-    """Return the ids of all images of a data set that names lists. Raises InputError if it names none."""
-    if not file.splits.lists:
-        raise InputError(f"{file.folder / NAME} names no lists of images; make the set by python -m dataset.alto")
-    return sorted({id_ for path in file.splits.lists.values() for id_ in read_list(file.folder / path)})
 
 
 def _write_lists(folder: Path, ids: Lists, files: Mapping[str, FolderFile]) -> None:
@@ -135,11 +119,11 @@ def _write_lists(folder: Path, ids: Lists, files: Mapping[str, FolderFile]) -> N
 def _write(folder: Path, classes: Classes, pictures: Iterable[Picture]) -> tuple[FolderFile, Lists]:
     """Write images and ids as TIFF files, which windows are read from; return their description, and their ids."""
     ids: Lists = {}
-    for picture in tqdm(pictures, desc=f"images to {folder}", unit="image"):
-        for kind, pixels in (("images", picture.image), ("labels", picture.label)):
+    for split, id_, *arrays in tqdm(pictures, desc=f"images to {folder}", unit="image"):
+        for kind, pixels in zip(("images", "labels"), arrays, strict=True):
             (folder / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / kind / f"{picture.id}.tif")
-        ids.setdefault(picture.split, []).append(picture.id)
+            Image.fromarray(pixels).save(folder / kind / f"{id_}.tif")
+        ids.setdefault(split, []).append(id_)
     numbered = replace(classes, values=(), ignored=(IGNORED,))  # labels hold ids
     return FolderFile(folder, ".", "images/{id}.tif", "labels/{id}.tif", numbered, Splits()), ids
 
@@ -154,9 +138,10 @@ def _scenes(source: Path) -> Iterator[Picture]:
             height, width = (side // SHRINK for side in ids.shape)
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
             small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-            yield Picture(split, item.id, small, shrink_label(ids, (height, width)).numpy())
+            yield split, item.id, small, shrink_label(ids, (height, width)).numpy()
 
 
 def _made_up() -> Iterator[Picture]:
-    for index, split in enumerate(split for split, count in COUNTS.items() for _ in range(count)):
-        yield Picture(split, f"scene{index:02d}", *synthetic.draw_scene(SEED, index, SIDE))
+    for index in range(sum(COUNTS.values())):
+        split = TRAIN if index < COUNTS[TRAIN] else VAL
+        yield split, f"scene{index:02d}", *synthetic.draw_scene(SEED, index, SIDE)

@@ -123,7 +123,7 @@ class Run:
         family: key of `RATES`.
         options: further arguments of training; of mode 0 also of evaluation.
         starts: by option, the name of the run whose checkpoint it reads.
-        side: of its patches; None is `Recipe.patch`.
+        side: of its patches; 0 is `Recipe.patch`.
         evaluations: by name, further arguments.
         released: whether it goes without `NETWORK`.
         extra: whether it is trained after the others, of all folds.
@@ -135,7 +135,7 @@ class Run:
     family: str
     options: tuple[str, ...] = ()
     starts: tuple[tuple[str, str], ...] = ()
-    side: int | None = None
+    side: int = 0
     evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"own": ()})
     released: bool = False
     extra: bool = False
@@ -234,9 +234,6 @@ def variants(recipe: Recipe) -> list[Variant]:
     ]
 
 
-OTHERS = (
-    *("local", "fused", "global", "unet", "deeplab", "unet_long", "unet_scores"),
-    *("g2l_other", "g2l_blank", "g2l_free", "released_g2l"),
-)
-DIFFERENCES = (*(("g2l", other) for other in OTHERS), ("l2g", "g2l"), ("l2g", "l2g_free"))
+OTHERS = "local fused global unet deeplab unet_long unet_scores g2l_other g2l_blank g2l_free released_g2l"
+DIFFERENCES = (*(("g2l", other) for other in OTHERS.split()), ("l2g", "g2l"), ("l2g", "l2g_free"))
 """Keys of the variants whose scores are compared image by image: the first minus the second."""

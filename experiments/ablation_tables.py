@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -30,6 +29,10 @@ Result = Mapping[str, Any]
 Counts = Mapping[str, np.ndarray]
 """Confusion matrices (n_class, n_class), rows are the truth, by group."""
 
+Difference = Mapping[str, float | None]
+"""One score of a variant minus that of another, of the same images: `value` of all images pooled, None if no class
+counts, and the ends `low` and `high` of its 95 % interval over groups, None of fewer than `FEWEST`."""
+
 
 def iou_of(counts: np.ndarray) -> np.ndarray:
     """Return the IoU (..., n_class) of confusion matrices (..., n_class, n_class); NaN for a class without truth."""
@@ -47,45 +50,20 @@ def mean_of(iou: np.ndarray, kept: Sequence[int]) -> np.ndarray:
     return np.divide(np.where(known, chosen, 0).sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
-def resampled(counts: Counts, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Return matrices (draws, n_class, n_class), each the sum of as many groups, drawn with replacement, as there are.
+def pooled(counts: Counts) -> np.ndarray:
+    """Return the sum (n_class, n_class) over all groups."""
+    return np.sum([*counts.values()], axis=0)
 
-    Of the same groups and seed the same groups are drawn, so that variants can be compared.
+
+def resampled(counts: Counts) -> np.ndarray:
+    """Return `DRAWS` matrices (DRAWS, n_class, n_class), each the sum of as many groups, drawn with replacement.
+
+    Of the same groups the same are drawn, so that variants can be compared.
     """
     stacked = np.stack([counts[name] for name in sorted(counts)]).astype(float)
     groups = len(stacked)
-    times = np.random.default_rng(seed).multinomial(groups, [1 / groups] * groups, draws)
+    times = np.random.default_rng(0).multinomial(groups, [1 / groups] * groups, DRAWS)
     return np.einsum("dg,gij->dij", times, stacked)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One score of a variant minus that of another, of the same images.
-
-    Attributes:
-        value: of all images pooled.
-        low, high: its 95 % interval over groups; None of fewer than `FEWEST`.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, value: float, samples: np.ndarray | None) -> "Difference":
-        """Return the difference with the interval of its samples (draws,), if there are any."""
-        if np.isnan(value) or samples is None:
-            return cls(None if np.isnan(value) else float(value))
-        low, high = np.nanpercentile(samples, LEVEL)
-        return cls(float(value), float(low), float(high))
-
-    def __str__(self) -> str:
-        if self.value is None:
-            return "-"
-        value = f"{100 * self.value:+.1f}"
-        if self.low is None or self.high is None:
-            return value
-        return f"{value} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
 def compare(a: Counts, b: Counts, classes: Mapping[str, Sequence[int]]) -> dict[str, Difference]:
@@ -95,12 +73,15 @@ def compare(a: Counts, b: Counts, classes: Mapping[str, Sequence[int]]) -> dict[
         By the set's name, the score of `a` minus that of `b`. A class that the images, or a sample of them, do not have
         is left out of its mean.
     """
-    pooled = [iou_of(sum(counts.values(), start=np.zeros(()))) for counts in (a, b)]
+    ious = [iou_of(pooled(counts)) for counts in (a, b)]
     drawn = [iou_of(resampled(counts)) for counts in (a, b)] if len(a) >= FEWEST else None
-    found = {}
+    found: dict[str, Difference] = {}
     for name, kept in classes.items():
-        samples = None if drawn is None else mean_of(drawn[0], kept) - mean_of(drawn[1], kept)
-        found[name] = Difference.of(float(mean_of(pooled[0], kept) - mean_of(pooled[1], kept)), samples)
+        value = float(mean_of(ious[0], kept) - mean_of(ious[1], kept))
+        low = high = None
+        if drawn is not None and not np.isnan(value):
+            low, high = np.nanpercentile(mean_of(drawn[0], kept) - mean_of(drawn[1], kept), LEVEL).tolist()
+        found[name] = {"value": None if np.isnan(value) else value, "low": low, "high": high}
     return found
 
 
@@ -110,6 +91,8 @@ class Results:
     Attributes:
         recipe: of the data set.
         by_run: results by the run's name and fold.
+        runs: of one fold, by name.
+        variants: by key.
         classes: names.
         kept: ids of the classes that the mIoU counts.
     """
@@ -120,6 +103,7 @@ class Results:
             (one["run"], one["fold"]): one for one in results if not one["trial"] and one["evaluations"]
         }
         self.runs = {run.name: run for run in plan(recipe)}
+        self.variants = {variant.key: variant for variant in variants(recipe)}
         first = next((e for one in self.by_run.values() for e in one["evaluations"].values()), None)
         self.classes: list[str] = first["classes"] if first else []
         self.kept = [k for k, name in enumerate(self.classes) if first and name not in first["left_out"]]
@@ -129,9 +113,9 @@ class Results:
         numbers = sorted({fold for _, fold in self.by_run})
         return [fold for fold in numbers if all(self.evaluation(one, fold) for one in chosen)]
 
-    def evaluation(self, variant: Variant, fold: int) -> Result | None:
-        """Return the evaluation that a variant is read from, if it is there."""
-        found: Result | None = self.by_run.get((variant.run, fold), {}).get("evaluations", {}).get(variant.evaluation)
+    def evaluation(self, variant: Variant, fold: int) -> Result:
+        """Return the evaluation that a variant is read from; empty if it is not there."""
+        found: Result = self.by_run.get((variant.run, fold), {}).get("evaluations", {}).get(variant.evaluation, {})
         return found
 
     def counts(self, variant: Variant, folds: Sequence[int]) -> dict[str, np.ndarray]:
@@ -139,29 +123,26 @@ class Results:
         n = len(self.classes)
         found: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((n, n), np.int64))
         for fold in folds:
-            evaluation = self.evaluation(variant, fold)
-            if evaluation is not None:
-                for id_, matrix in evaluation["matrices"][variant.prediction].items():
-                    found[self.recipe.group(id_)] += np.array(matrix, np.int64).reshape(n, n)
+            for id_, matrix in self.evaluation(variant, fold)["matrices"][variant.prediction].items():
+                found[self.recipe.group(id_)] += np.array(matrix, np.int64).reshape(n, n)
         return dict(found)
 
     def seconds(self, run: str, fold: int) -> float | None:
         """Return the CPU time of a run's training and of those that it starts from; None if one is not known."""
-        spent: list[float | None] = [self.by_run.get((run, fold), {}).get("training_seconds")]
         starts = dict(self.runs[run].starts)
         if "path_g2l" in starts:  # whose training counts stage 1's already
             starts.pop("path_g")
-        spent += [self.seconds(other, fold) for other in starts.values()]
-        known = [one for one in spent if one is not None]
-        return sum(known) if len(known) == len(spent) else None
+        own = self.by_run.get((run, fold), {}).get("training_seconds")
+        spent: list[Any] = [own, *(self.seconds(other, fold) for other in starts.values())]
+        return None if None in spent else sum(spent)
 
     def scores(self) -> list[dict[str, Any]]:
         """Return the scores of each variant and fold, of the fold's images pooled."""
         found = []
-        for variant in variants(self.recipe):
+        for variant in self.variants.values():
             for fold in self.folds(variant):
-                evaluation = self.evaluation(variant, fold) or {}
-                iou = iou_of(sum(self.counts(variant, [fold]).values(), start=np.zeros(())))
+                evaluation = self.evaluation(variant, fold)
+                iou = iou_of(pooled(self.counts(variant, [fold])))
                 found.append(
                     {
                         "variant": variant.title,
@@ -179,11 +160,10 @@ class Results:
 
     def differences(self) -> list[dict[str, Any]]:
         """Return the differences between variants, over the folds that both have."""
-        known = {variant.key: variant for variant in variants(self.recipe)}
         sets = {"mIoU": self.kept, **{name: [k] for k, name in enumerate(self.classes)}}
         found = []
-        for first, second in DIFFERENCES:
-            pair = known[first], known[second]
+        for keys in DIFFERENCES:
+            pair = [self.variants[key] for key in keys]
             if folds := self.folds(*pair):
                 a, b = (self.counts(variant, folds) for variant in pair)
                 by_group = {
@@ -191,31 +171,32 @@ class Results:
                 }
                 found.append(
                     {
-                        "title": f"{pair[0].title} - {pair[1].title}",
-                        "keys": [first, second],
+                        "title": " - ".join(variant.title for variant in pair),
+                        "keys": keys,
                         "folds": folds,
                         "by_group": by_group,
-                        "difference": {name: vars(one) for name, one in compare(a, b, sets).items()},
+                        "difference": compare(a, b, sets),
                     }
                 )
         return found
 
     def gains(self) -> list[dict[str, Any]]:
         """Return the gain of sharing, stage 2 minus local alone, for each side of patches."""
-        known = {variant.key: variant for variant in variants(self.recipe)}
-        sets = {"mIoU": self.kept}
-        for name, starts in (("context", self.recipe.context), ("own look", self.recipe.own_look)):
-            if ids := [k for k, title in enumerate(self.classes) if title.startswith(starts)] if starts else []:
-                sets[name] = ids
+        sides = {"context": self.recipe.context, "own look": self.recipe.own_look}
+        ids = {
+            name: [k for k, title in enumerate(self.classes) if starts and title.startswith(starts)]
+            for name, starts in sides.items()
+        }
+        sets = {"mIoU": self.kept, **{name: kept for name, kept in ids.items() if kept}}
+        names = {name: [self.classes[k] for k in kept] for name, kept in ids.items() if kept}
         found = []
         for side in sorted({self.recipe.patch, *self.recipe.sides}):
             ending = "" if side == self.recipe.patch else f"_{side}"
-            pair = known[f"g2l{ending}"], known[f"local{ending}"]
+            pair = self.variants[f"g2l{ending}"], self.variants[f"local{ending}"]
             if folds := self.folds(*pair):
                 gain = compare(self.counts(pair[0], folds), self.counts(pair[1], folds), sets)
-                found.append({"side": side, "folds": folds, "gain": {name: vars(one) for name, one in gain.items()}})
-        names = {name: [self.classes[k] for k in ids] for name, ids in sets.items() if name != "mIoU"}
-        return [{**one, "classes": names} for one in found]
+                found.append({"side": side, "folds": folds, "gain": gain, "classes": names})
+        return found
 
 
 def row(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -246,6 +227,12 @@ def per_cent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
+def points(one: Mapping[str, Any]) -> str:
+    """Return a difference in points, with its interval if it has one; `-` if there is none."""
+    value, low, high = ("-" if one[key] is None else f"{100 * one[key]:+.1f}" for key in ("value", "low", "high"))
+    return value if low == "-" else f"{value} ({low} to {high})"
+
+
 def minutes(one: Mapping[str, Any]) -> str:
     """Return the CPU time of a training, `-` if it is not known."""
     return "-" if one["training_seconds"] is None else f"{one['training_seconds'] / 60:.1f}"
@@ -264,7 +251,7 @@ def page(record: Mapping[str, Any]) -> str:
     scores = as_markdown(["variant", "folds", "mIoU, %", *classes, *measured], lines)
     lines = []
     for one in record["differences"]:
-        cells = [str(Difference(**one["difference"][name])) for name in ("mIoU", *classes)]
+        cells = [points(one["difference"][name]) for name in ("mIoU", *classes)]
         better = sum(value > 0 for value in one["by_group"].values())
         lines.append([one["title"], str(len(one["folds"])), *cells, f"{better} of {len(one['by_group'])}"])
     differences = as_markdown(["difference, points", "folds", "mIoU", *classes, "better in"], lines)
@@ -283,7 +270,7 @@ def by_group(result: Result, recipe: Recipe) -> Result:
         sums: dict[str, list[int]] = {}
         for id_, counts in matrices.items():
             name = first.setdefault(recipe.group(id_), id_)
-            sums[name] = [a + b for a, b in zip(sums.get(name, [0] * len(counts)), counts, strict=True)]
+            sums[name] = np.add(sums.get(name, 0), counts).tolist()
         return sums
 
     evaluations = {
@@ -293,21 +280,27 @@ def by_group(result: Result, recipe: Recipe) -> Result:
     return {**result, "evaluations": evaluations}
 
 
+def merged(earlier: Iterable[Result], later: Iterable[Result]) -> list[Result]:
+    """Return results, or rows of trials, in order; a later one takes the place of that of the same trial and fold."""
+    every = {(one["run"], one["trial"], one["fold"]): one for one in (*earlier, *later)}
+    return [every[key] for key in sorted(every)]
+
+
 def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) -> None:
     """Write `ablation_DATA` and, if there are trials, `trials_DATA`, each as JSON and as Markdown.
 
     `results` are those of all runs, trials included. They are kept by group in `runs_DATA.json`, where a later call, of
-    other runs or folds, finds them. Of a run that is trained with other arguments nothing earlier counts.
+    other runs or folds, finds them. Of a run that is trained with other arguments nothing earlier counts. Rows of
+    trials of `trials_DATA.json` are kept, too, unless there is a result of the same trial.
     """
-    kept = output / f"runs_{data}.json"
+    kept, tried = output / f"runs_{data}.json", output / f"trials_{data}.json"
     arguments = {one["run"]: one["arguments"] for one in results if not one["trial"]}
     earlier = [
         one
         for one in (read_json(kept)["runs"] if kept.exists() else [])
         if one["trial"] or arguments.get(one["run"], one["arguments"]) == one["arguments"]
     ]
-    every = {(one["run"], one["trial"], one["fold"]): one for one in (*earlier, *results)}
-    results = [every[key] for key in sorted(every)]
+    results = merged(earlier, results)
     with replacing(kept) as part:  # a run is a line
         runs = ",\n".join(json.dumps(by_group(one, recipe), allow_nan=False) for one in results)
         part.write_text(f'{{"runs": [\n{runs}\n]}}\n', encoding="utf-8")
@@ -325,6 +318,7 @@ def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) ->
         }
         write_results(output / f"ablation_{data}.json", record, page(record))
     if trials := list_trials(results):
+        trials = merged(read_json(tried)["trials"] if tried.exists() else [], trials)
         heads = ["run", "trial", "fold", "mIoU, %", "training, CPU min", "what differs"]
         lines = []
         for one in trials:
@@ -332,22 +326,21 @@ def write(output: Path, data: str, recipe: Recipe, results: Sequence[Result]) ->
             differs = f"`{' '.join(one['differs'])}`" if one["differs"] else ""
             lines.append([one["run"], one["trial"], str(one["fold"]), own, minutes(one), differs])
         record = {"command": command_of("experiments.ablation"), "trials": trials}
-        write_results(output / f"trials_{data}.json", record, as_markdown(heads, lines))
+        write_results(tried, record, as_markdown(heads, lines))
 
 
-def list_trials(results: Sequence[Result]) -> list[dict[str, Any]]:
+def list_trials(results: Sequence[Result]) -> list[Result]:
     """Return all trials, beside each the run of the experiment itself if it is there, with the arguments that differ.
 
     An argument differs if not all results of the run have it.
     """
     tried = {one["run"] for one in results if one["trial"]}
-    found = []
+    found: list[Result] = []
     for one in results:
         own = one["evaluations"].get("own") or one["evaluations"].get("fused")
         if one["run"] not in tried or own is None:
             continue
-        every = [set(other["arguments"]) for other in results if other["run"] == one["run"]]
-        shared = set.intersection(*every)
+        shared = set.intersection(*(set(other["arguments"]) for other in results if other["run"] == one["run"]))
         found.append(
             {
                 **{name: one[name] for name in ("run", "trial", "fold", "training_seconds")},

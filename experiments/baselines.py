@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,11 @@ def build_parser() -> Parser:
     add("--model", choices=models, default="unet", help=f"{GLNET} is evaluated only (default: %(default)s)")
     help_ = f"--model {GLNET}, mode 2: the mean of both branches' softmaxes takes the ensemble's place"
     add("--late_fusion", action="store_true", help=help_)
-    add(
-        "--scores_of",
-        metavar="FILE",
-        help="checkpoint of stage 1 inside --model_path: its scores of the whole image, enlarged and cropped to each\n"
-        "patch, are further input channels",
+    help_ = (
+        "checkpoint of stage 1 inside --model_path: its scores of the whole image, enlarged and cropped to each\n"
+        "patch, are further input channels"
     )
+    add("--scores_of", metavar="FILE", help=help_)
     return parser
 
 
@@ -141,42 +140,28 @@ def padded(network: nn.Module, x: Tensor) -> Tensor:
     return network(x)[..., :height, :width]
 
 
-def train_one_epoch(
-    network: nn.Module,
-    loader: Iterable[list[Sample]],
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    settings: TrainingSettings,
-    *,
-    title: str,
-    scores_of: GlobalScores | None = None,
-) -> float:
-    """Train on every batch, one optimizer step for each; return the mean loss of a sub-batch of patches."""
-    network.train()
-    total, count = 0.0, 0
-    bar = tqdm(loader, desc=title, unit="batch", dynamic_ncols=True)
-    for batch in bar:
-        optimizer.zero_grad(set_to_none=True)
-        for samples in computed_together(batch, settings):
-            images = [TrainingPatches(sample, settings) for sample in samples]
-            for image in images:
-                image.keep(image.draw())
-            scores = [
-                None if scores_of is None else scores_of.of(sample.global_image, image.size)
-                for sample, image in zip(samples, images, strict=True)
-            ]
-            for chosen in joint_sub_batches(images, settings.sub_batch_size):
-                x = torch.cat([with_scores(images[k], patches, x, scores[k]) for k, patches, x in chosen])
-                with autocast(settings.device, settings.precision):
-                    logits = padded(network, x).float()
-                    target = torch.cat([images[k].targets(patches, logits) for k, patches, _ in chosen])
-                    loss = settings.loss(logits, target)
-                loss.backward()
-                total, count = total + float(loss.detach()), count + 1
-        optimizer.step()
-        scheduler.step()
-        bar.set_postfix(loss=f"{total / count:.3f}")
-    return total / max(1, count)
+def training_step(
+    network: nn.Module, batch: list[Sample], settings: TrainingSettings, scores_of: GlobalScores | None
+) -> list[float]:
+    """Compute the gradients of a batch of images; return the loss of each sub-batch of their patches."""
+    losses = []
+    for samples in computed_together(batch, settings):
+        images = [TrainingPatches(sample, settings) for sample in samples]
+        for image in images:
+            image.keep(image.draw())
+        scores = [
+            None if scores_of is None else scores_of.of(sample.global_image, image.size)
+            for sample, image in zip(samples, images, strict=True)
+        ]
+        for chosen in joint_sub_batches(images, settings.sub_batch_size):
+            x = torch.cat([with_scores(images[k], patches, x, scores[k]) for k, patches, x in chosen])
+            with autocast(settings.device, settings.precision):
+                logits = padded(network, x).float()
+                target = torch.cat([images[k].targets(patches, logits) for k, patches, _ in chosen])
+                loss = settings.loss(logits, target)
+            loss.backward()
+            losses.append(float(loss.detach()))
+    return losses
 
 
 @dataclass(frozen=True)
@@ -205,10 +190,6 @@ class PatchPredictor:
         return patches.coverage()
 
 
-FUSED = ("global", "local")
-"""The predictions whose softmaxes late fusion averages."""
-
-
 class LateFusion:
     """A network of stage 2 or 3 whose ensemble is the mean of the softmaxes of its global and its local prediction."""
 
@@ -231,10 +212,10 @@ class LateFusion:
 
             return take
 
-        own = {name: adding(sinks[name]) for name in FUSED}
+        own = {name: adding(sinks[name]) for name in ("global", "local")}
         coverage = self.predictor.segment(image, own, means=True, **images)
         for top in range(0, image.size[0], RESULT_ROWS):
-            sinks["ensemble"](top, totals[0][:, top : top + RESULT_ROWS] / len(FUSED))
+            sinks["ensemble"](top, totals[0][:, top : top + RESULT_ROWS] / len(own))
         return coverage
 
 
@@ -265,7 +246,7 @@ def train(
     header: Header,
     described: Description,
     settings: TrainingSettings,
-    scores_of: GlobalScores | None = None,
+    scores_of: GlobalScores | None,
 ) -> WeightAverage | None:
     """Train with GLNet's optimizer, schedule and samples; write a line of the log after each epoch.
 
@@ -280,13 +261,21 @@ def train(
     log = options.log_path / f"{options.task_name}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    for epoch in range(options.num_epochs):
-        parts.set_epoch(epoch)
-        start = time.perf_counter()
-        title = f"epoch {epoch + 1}/{options.num_epochs}"
-        loss = train_one_epoch(network, loader, optimizer, scheduler, settings, title=title, scores_of=scores_of)
+    network.train()
+    for epoch in range(1, options.num_epochs + 1):
+        parts.set_epoch(epoch - 1)
+        start, loss = time.perf_counter(), 0.0
+        losses: list[float] = []
+        bar = tqdm(loader, desc=f"epoch {epoch}/{options.num_epochs}", unit="batch", dynamic_ncols=True)
+        for batch in bar:
+            optimizer.zero_grad(set_to_none=True)
+            losses += training_step(network, batch, settings, scores_of)
+            optimizer.step()
+            scheduler.step()
+            loss = sum(losses) / len(losses)
+            bar.set_postfix(loss=f"{loss:.3f}")
         with log.open("a") as file:
-            file.write(json.dumps({"epoch": epoch + 1, "loss": loss, "seconds": time.perf_counter() - start}) + "\n")
+            file.write(json.dumps({"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - start}) + "\n")
     loader.close()
     return average
 
@@ -317,9 +306,8 @@ def run_baseline(options: Namespace, described: Description, device: torch.devic
     if settings.precision != "fp32":
         network = network.to(memory_format=torch.channels_last)
     if not options.evaluation:
-        average = train(
-            network, options, header, described, setup.training_settings(options, header, device), scores_of
-        )
+        training = setup.training_settings(options, header, device)
+        average = train(network, options, header, described, training, scores_of)
         save_torch(options.model_path / f"{options.task_name}.pth", network.state_dict())
         if average is not None:
             with average.applied():

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from evaluation.published import LATER, PUBLISHED, Published
+from evaluation.published import LATER, PUBLISHED
 from utils.errors import InputError, exit_code, required
 from utils.files import read_json, replacing, write_json
 from utils.results import RESULTS, command_of
@@ -58,7 +58,6 @@ DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -
 PLACES = tuple((distance, *direction) for distance in (8, 20, 34, 50) for direction in DIRECTIONS)
 """Where a point's label may be, the best first: distance from the point in points, steps to the right and up."""
 
-
 MARKS: tuple[dict[str, Any], ...] = (
     {"color": "#0072b2", "marker": "o", "linestyle": "-"},
     {"color": "#d55e00", "marker": "s", "linestyle": "--"},
@@ -92,11 +91,8 @@ def drawing(path: Path, grid: tuple[int, int], panel: tuple[float, float], **mor
 
 
 def add_title(axes: "Axes", title: str) -> None:
-    """Write the title of a panel above it, and under the title the legend of its curves, if they have names."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(title=title, alignment="left", loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    else:
-        axes.set_title(title)
+    """Write the title of a panel above it, and under the title the legend of its curves."""
+    axes.legend(title=title, alignment="left", loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
 def label_points(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
@@ -139,13 +135,16 @@ def read_curves(log: Path) -> dict[str, Any]:
         options = json.loads((log.with_suffix("") / "run.json").read_text(encoding="utf-8"))["options"]
         lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         lines = [line for line in lines if line["started"] == lines[-1]["started"]]
-        return {
+        found = {
             "run": log.stem,
             "stage": options["mode"],
             "seed": options["seed"],
             "epochs": [line["epoch"] for line in lines],
-            **{part: _by_prediction([line[part] for line in lines]) for part in ("train", "validation")},
         }
+        for part in ("train", "validation"):
+            epochs = [line[part] for line in lines]
+            known = [scores for scores in epochs if scores]
+            found[part] = {name: [scores[name]["mIoU"] if scores else None for scores in epochs] for name in known[0]}
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     except (ValueError, LookupError, TypeError) as error:
@@ -153,12 +152,7 @@ def read_curves(log: Path) -> dict[str, Any]:
             f"{log} is no training's log: give LOG_PATH/TASK_NAME.jsonl, which train_deep_globe.py writes beside the "
             "folder TASK_NAME"
         ) from error
-
-
-def _by_prediction(epochs: Sequence[dict[str, Any] | None]) -> dict[str, list[float | None]]:
-    """Return the mIoU of each epoch by prediction."""
-    known = [scores for scores in epochs if scores]
-    return {name: [None if scores is None else scores[name]["mIoU"] for scores in epochs] for name in known[0]}
+    return found
 
 
 DATA = ("pages", "synthetic", "dubai")
@@ -186,8 +180,7 @@ def draw_memory_accuracy(path: Path, ours: Mapping[str, Record]) -> None:
             label = "mean over folds, ± 1 standard deviation"
             axes.errorbar(x, y, spreads, fmt="o", color=MARKS[0]["color"], label=label)
             axes.margins(0.2, 0.1)
-            axes.set_xlabel("peak memory of the evaluation, MB of $2^{20}$ bytes")
-            axes.set_ylabel("mIoU, %")
+            axes.set(xlabel="peak memory of the evaluation, MB of $2^{20}$ bytes", ylabel="mIoU, %")
             add_title(axes, f"Measured here: {data}")
             label_points(axes, places)
 
@@ -195,25 +188,21 @@ def draw_memory_accuracy(path: Path, ours: Mapping[str, Record]) -> None:
 def _draw_published(axes: "Axes") -> None:
     """Draw the published points of DeepGlobe that have both numbers, hollow."""
     source = PUBLISHED["deep_globe"]
-    kinds: dict[str, tuple[str, Callable[[Published], bool]]] = {
-        "GLNet with three sizes of patches, by the paper": ("*", lambda one: one.mode is not None),
-        "others, by the paper": ("o", lambda one: one.mode is None and one.source != LATER),
-        "later systems, by their own papers": ("s", lambda one: one.source == LATER),
-    }
     known = [one for one in source.results if one.memory_mb is not None]
-    for label, (marker, belongs) in kinds.items():
-        chosen = [one for one in known if belongs(one)]
-        x, y = [required(one.memory_mb, "memory") for one in chosen], [one.score for one in chosen]
+    kinds = (
+        ("GLNet with three sizes of patches, by the paper", "*", [one for one in known if one.mode is not None]),
+        ("others, by the paper", "o", [one for one in known if one.mode is None and one.source != LATER]),
+        ("later systems, by their own papers", "s", [one for one in known if one.source == LATER]),
+    )
+    for label, marker, chosen in kinds:
+        x, y = [one.memory_mb or 0 for one in chosen], [one.score for one in chosen]
         size = 13 if marker == "*" else 8
         axes.plot(x, y, marker, color="black", fillstyle="none", markersize=size, markeredgewidth=1.4, label=label)
-    axes.set_xscale("log")
-    axes.set_xlim(1250, 14000)
-    axes.set_ylim(35, 83)
+    axes.set(xscale="log", xlim=(1250, 14000), ylim=(35, 83))
     axes.minorticks_off()
     ticks = (1500, 2000, 3000, 5000, 10000)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.set_xlabel(f"memory, MB ({source.memory}; logarithmic)")
-    axes.set_ylabel(f"{source.measure}, %")
+    axes.set(xlabel=f"memory, MB ({source.memory}; logarithmic)", ylabel=f"{source.measure}, %")
     add_title(axes, f"Published: {source.title}")
     # the other sizes of patches are within the mark of the first, which alone has a label
     label_points(axes, [(one.memory_mb or 0, one.score, one.name) for one in known if "patches" not in one.name])
@@ -234,19 +223,17 @@ def draw_iou_per_class(path: Path, record: Record) -> None:
             for place, runs in enumerate(by_variant.values()):
                 scores = [run["iou"][k - 1] if k else run["mIoU"] for run in runs]
                 found = [100 * score for score in scores if score is not None]
-                if not found:
-                    continue
-                spread = statistics.stdev(found) if len(found) > 1 else 0.0
-                mean = statistics.mean(found)
-                axes.barh(place, 2 * spread, left=mean - spread, height=0.3, color="#9ecae1")
-                axes.plot(mean, place, "|", color="black", markersize=13, markeredgewidth=2)
-                axes.plot(found, [place] * len(found), "o", color="black", fillstyle="none", markersize=5)
+                if found:
+                    spread = statistics.stdev(found) if len(found) > 1 else 0.0
+                    mean = statistics.mean(found)
+                    axes.barh(place, 2 * spread, left=mean - spread, height=0.3, color="#9ecae1")
+                    axes.plot(mean, place, "|", color="black", markersize=13, markeredgewidth=2)
+                    axes.plot(found, [place] * len(found), "o", color="black", fillstyle="none", markersize=5)
             axes.set_yticks(range(len(variants)), variants)
-            axes.set_ylim(len(variants) - 0.5, -0.5)
+            axes.set(ylim=(len(variants) - 0.5, -0.5), title=title.replace("_", " "))
             axes.use_sticky_edges = False
             axes.margins(x=0.15)
             axes.locator_params(axis="x", nbins=4, min_n_ticks=3)
-            axes.set_title(title.replace("_", " "))
         for axes in panels[len(titles) :]:
             axes.set_axis_off()
         note = "IoU, %. Circles: folds; strokes: their means; bands: ± 1 standard deviation"
@@ -274,8 +261,7 @@ def draw_sharing(path: Path, record: Record) -> None:
             axes.errorbar(sides, values, ends if any(map(any, ends)) else None, label=label, **mark)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sides, [str(side) for side in sides])
-        axes.set_xlabel("side of the patch, pixels")
-        axes.set_ylabel("gain, points of IoU")
+        axes.set(xlabel="side of the patch, pixels", ylabel="gain, points of IoU")
         add_title(axes, "Stage 2 minus local alone")
 
 
@@ -289,9 +275,9 @@ def draw_learning_curves(path: Path, record: Record) -> None:
     with drawing(path, (1, len(by_stage)), (4.0, 4.6), sharey=True) as panels:
         for axes, (number, runs) in zip(panels, by_stage.items(), strict=True):
             stage = STAGES[number]
-            shown = [("validation", name) for name in reversed(stage.predictions)]
-            for part, name in (("train", stage.headline), *shown):
-                _draw_range(axes, runs, part, name)
+            _draw_range(axes, runs, "train", stage.headline)
+            for name in reversed(stage.predictions):
+                _draw_range(axes, runs, "validation", name)
             axes.set_xlabel("epoch" if len(runs) == 1 else f"epoch (mean and range of {len(runs)} runs)")
             axes.locator_params(axis="x", integer=True)
             add_title(axes, f"Stage {number}: {stage.name.replace('2', ' to ')}")
@@ -317,44 +303,24 @@ def _draw_range(axes: "Axes", runs: Sequence[Record], part: str, name: str) -> N
         axes.fill_between(epochs, low, high, color=mark["color"], alpha=0.15, linewidth=0)
 
 
-class Kind(NamedTuple):
-    """A figure of one result file; `{data}` in the command that makes the file is the data set.
-
-    `figure` and `results` are names without the data set's, `needed` are entries of the file.
-    """
-
-    figure: str
-    results: str
-    command: str
-    needed: tuple[str, ...]
-    draw: Callable[[Path, Record], None]
-
-
-MADE_BY = "python -m experiments."
-TABLES = MADE_BY + "ablation --data {data} --data_path DIR"
-CURVES = MADE_BY + "figures --curves {data} LOG_PATH/TASK_NAME.jsonl ..."
-ABLATION = Kind("iou_per_class", "ablation", TABLES, ("rows", "runs", "classes"), draw_iou_per_class)
-KINDS = (ABLATION, Kind("learning_curves", "curves", CURVES, ("runs",), draw_learning_curves))
-"""The figures of which each data set has its own."""
-
-
-def read_results(path: Path, kind: Kind, data: str = "") -> Record | None:
-    """Return the content of a result file; None, after a line that names its command, if it is missing.
-
-    Raises InputError, naming the file, if it is no such file.
-    """
-    command = kind.command.format(data=data)
-    if not path.exists():
-        print(f"skipped, as {path} is missing: {command}")
-        return None
-    record = read_json(path)
-    if not isinstance(record, dict) or not all(record.get(name) for name in kind.needed):
-        raise InputError(f"{path} has no {', '.join(kind.needed)}: make it anew by {command}")
-    return record
+KINDS: dict[str, tuple[str, str, tuple[str, ...], Callable[[Path, Record], None]]] = {
+    "ablation": (
+        "iou_per_class",
+        "ablation --data {} --data_path DIR",
+        ("rows", "runs", "classes"),
+        draw_iou_per_class,
+    ),
+    "curves": ("learning_curves", "figures --curves {} LOG_PATH/TASK_NAME.jsonl ...", ("runs",), draw_learning_curves),
+}
+"""The figures of which each data set has its own: by the name of the result file, that of the figure, the command that
+makes the file, its needed entries, and what draws it."""
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw every figure whose results there are, and print its path."""
+    """Draw every figure whose results there are, and print its path.
+
+    Raises InputError, naming the file, if one is no result file.
+    """
     for name, *logs in options.curves:
         if not logs:
             raise InputError(f"--curves {name} names no log: add the files LOG_PATH/TASK_NAME.jsonl of its runs")
@@ -366,35 +332,33 @@ def run(options: argparse.Namespace) -> None:
         print(f"drawn: {options.output / name}.png")
 
     ablations = {}
-    for kind in KINDS:
-        files = options.results.glob(f"{kind.results}_*.json")
-        found = sorted(path.stem.removeprefix(f"{kind.results}_") for path in files)
-        for data in (*DATA, *(name for name in found if name not in DATA)):
-            record = read_results(options.results / f"{kind.results}_{data}.json", kind, data)
-            if record is not None:
-                draw(kind.draw, f"{kind.figure}_{data}", record)
-            if record is not None and kind is ABLATION:
+    for kind, (figure, made_by, needed, draw_figure) in KINDS.items():
+        there = sorted(path.stem.removeprefix(f"{kind}_") for path in options.results.glob(f"{kind}_*.json"))
+        for data in dict.fromkeys((*DATA, *there)):
+            path, command = options.results / f"{kind}_{data}.json", f"python -m experiments.{made_by.format(data)}"
+            if not path.exists():
+                print(f"skipped, as {path} is missing: {command}")
+                continue
+            record = read_json(path)
+            if not isinstance(record, dict) or not all(record.get(name) for name in needed):
+                raise InputError(f"{path} has no {', '.join(needed)}: make it anew by {command}")
+            draw(draw_figure, f"{figure}_{data}", record)
+            if kind == "ablation":
                 ablations[data] = record
-                if len(record.get("gains", ())) > 1:
-                    draw(draw_sharing, f"sharing_{data}", record)
+            if len(record.get("gains", ())) > 1:
+                draw(draw_sharing, f"sharing_{data}", record)
     draw(draw_memory_accuracy, "memory_accuracy", ablations)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="of result files (default: experiments/results)"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="of figures (default: that of --results)")
-    parser.add_argument(
-        "--curves",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar=("NAME", "FILE"),
-        help="copy the learning curves of these training logs, LOG_PATH/TASK_NAME.jsonl, to curves_NAME.json first",
-    )
+    add = parser.add_argument
+    where = "of result files (default: experiments/results)"
+    add("--results", type=Path, default=RESULTS, metavar="DIR", help=where)
+    add("--output", type=Path, metavar="DIR", help="of figures (default: that of --results)")
+    logs = "copy the learning curves of these training logs, LOG_PATH/TASK_NAME.jsonl, to curves_NAME.json first"
+    add("--curves", nargs="+", action="append", default=[], metavar=("NAME", "FILE"), help=logs)
     return parser
 
 

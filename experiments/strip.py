@@ -27,7 +27,7 @@ from utils.arguments import Parser, add_smoothing, whole
 from utils.canvas import ArgmaxSink
 from utils.errors import InputError, exit_code, shortened
 from utils.files import replacing
-from utils.tiling import Box
+from utils.tiling import Box, map_size
 from utils.visualize import colorize
 
 IMAGE, LABEL = "image", "label"
@@ -52,7 +52,7 @@ def read_scene(options: argparse.Namespace, segmenter: Segmenter) -> tuple[Tenso
         seed, size = options.generate
         if seed < 0 or size < MIN_SIZE:
             raise InputError(f"--generate {seed} {size}: SEED must be at least 0, SIZE at least {MIN_SIZE}")
-        _check_classes(options.checkpoint, len(segmenter.classes), len(DEEP_GLOBE), "generated scenes have")
+        check_classes(options, segmenter, len(DEEP_GLOBE), "generated scenes have")
         image, label = draw_scene(seed, 0, size)
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
     data = open_split(options, segmenter)
@@ -69,10 +69,19 @@ def open_split(options: argparse.Namespace, segmenter: Segmenter) -> Segmentatio
         InputError: there is no such split, or the data set has another number of classes than the network.
     """
     described = described_by(options)
-    _check_classes(options.checkpoint, len(segmenter.classes), len(described.classes), f"{described.title} has")
+    check_classes(options, segmenter, len(described.classes), f"{described.title} has")
     data = described.open(options.split or described.validation, segmenter.header.size_g, segmenter.classes)
     data.view = segmenter.view
     return data
+
+
+def check_classes(options: argparse.Namespace, segmenter: Segmenter, needed: int, whose: str) -> None:
+    """Raise InputError if a checkpoint has another number of classes than the data."""
+    found = len(segmenter.classes)
+    if found != needed:
+        raise InputError(
+            f"{options.checkpoint} was made with {found} classes, but {whose} {needed}: give data of its classes"
+        )
 
 
 def open_both_branches(options: argparse.Namespace) -> Segmenter:
@@ -85,12 +94,6 @@ def open_both_branches(options: argparse.Namespace) -> Segmenter:
     if segmenter.header.stage == 1:
         raise InputError(f"{options.checkpoint} is of stage 1, which predicts nothing local: give one of stage 2 or 3")
     return segmenter
-
-
-def _check_classes(checkpoint: Path, found: int, needed: int, whose: str) -> None:
-    """Raise InputError if a checkpoint has another number of classes than the data."""
-    if found != needed:
-        raise InputError(f"{checkpoint} was made with {found} classes, but {whose} {needed}: give data of its classes")
 
 
 def predict(predictor: Predictor, image: Tensor) -> dict[str, np.ndarray]:
@@ -120,7 +123,7 @@ def draw_strip(columns: Mapping[str, np.ndarray], box: Box, width: int) -> Image
     Args:
         columns: (H, W, 3) uint8 RGB by title. The one named `IMAGE` is resized smoothly; others show class colours,
             which must not mix.
-        box: a square of the pictures.
+        box: a square of the pictures; a frame of black, white and black, which is seen on any colour, is around it.
         width: of the strip, in pixels.
     """
     height, across = next(iter(columns.values())).shape[:2]
@@ -138,34 +141,24 @@ def draw_strip(columns: Mapping[str, np.ndarray], box: Box, width: int) -> Image
         part = picture[box.top : box.top + box.height, box.left : box.left + box.width]
         canvas.paste(Image.fromarray(picture).resize((side, rows), how), (left, GAP))
         canvas.paste(Image.fromarray(part).resize((side, side), how), (left, second))
-        _draw_frame(draw, (left, GAP), [round(scale * edge) for edge in (box.left, box.top, box.width, box.height)])
+        x, y = left + round(scale * box.left), GAP + round(scale * box.top)
+        right, bottom = x + round(scale * box.width) - 1, y + round(scale * box.height) - 1
+        for outset, color in ((2, "black"), (4, "white"), (6, "black")):
+            draw.rectangle((x - outset, y - outset, right + outset, bottom + outset), outline=color, width=2)
         draw.text((left + side // 2, third), title, fill="black", font=font, anchor="ma")
     return canvas
-
-
-def _draw_frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], part: Sequence[int]) -> None:
-    """Draw a frame of black, white and black, which is seen on any colour, around a part of a picture.
-
-    `corner` is left and top of the picture in the strip; `part` left, top, width and height in the picture.
-    """
-    left, top = corner[0] + part[0], corner[1] + part[1]
-    right, bottom = left + part[2] - 1, top + part[3] - 1
-    for outset, color in ((2, "black"), (4, "white"), (6, "black")):
-        draw.rectangle((left - outset, top - outset, right + outset, bottom + outset), outline=color, width=2)
 
 
 def run(options: argparse.Namespace) -> None:
     """Segment the image and write the strip."""
     segmenter = open_both_branches(options)
     image, label = read_scene(options, segmenter)
-    shortest = min(image.shape[1:])
+    height, width = map_size(image)
     box = options.zoom
-    if box is not None and (box.top + box.height > image.shape[1] or box.left + box.width > image.shape[2]):
-        raise InputError(
-            f"--zoom {box.top},{box.left},{box.height} is not inside the image of {image.shape[1]} x {image.shape[2]}"
-        )
+    if box is not None and (box.top + box.height > height or box.left + box.width > width):
+        raise InputError(f"--zoom {box.top},{box.left},{box.height} is not inside the image of {height} x {width}")
     found = predict(segmenter.predictor, image)
-    box = box or most_different(found["global"], found["ensemble"], max(1, shortest // ZOOM))
+    box = box or most_different(found["global"], found["ensemble"], max(1, min(height, width) // ZOOM))
     ids = found if label is None else {LABEL: label.numpy(), **found}
     colored = {name: colorize(values, segmenter.classes.palette) for name, values in ids.items()}
     strip = draw_strip({IMAGE: image.permute(1, 2, 0).numpy(), **colored}, box, options.width)
@@ -218,13 +211,8 @@ def build_parser() -> Parser:
     add = parser.group("picture")
     add("--output", type=picture_file, required=True, metavar="FILE", help="JPEG or PNG, by its suffix")
     add("--width", type=whole(200), default=1600, help="of the picture, in pixels (default: %(default)s)")
-    add(
-        "--zoom",
-        type=zoom,
-        metavar="TOP,LEFT,SIDE",
-        help="square of the second row, in pixels of the image (default: a quarter of the shorter side, where\n"
-        "global and ensemble differ most)",
-    )
+    square = "square of the second row, in pixels of the image (default: a quarter of the shorter side, where\n"
+    add("--zoom", type=zoom, metavar="TOP,LEFT,SIDE", help=f"{square}global and ensemble differ most)")
     add = parser.group("image")
     add("--generate", type=int, nargs=2, metavar=("SEED", "SIZE"), help="a generated scene, in place of a data set")
     add("--image", metavar="ID", help="of the split (default: its first)")

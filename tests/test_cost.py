@@ -3,19 +3,19 @@
 import pytest
 from torch import nn
 
-from benchmarks import cost, fake_accelerator
+from benchmarks import cost, memory
 from benchmarks.__main__ import main
-from benchmarks.cost import Geometry, count_operations, encoder_size, stage_hours
+from benchmarks.cost import count_operations, encoder_size, stage_hours
 from benchmarks.memory import count_inference
 from models.timm_backbone import TimmBackbone, layout_of
 
-SMALL = Geometry(side=128, size_g=64, size_p=64, backbone="resnet18")
+SMALL = {"side": 128, "size_g": 64, "size_p": 64, "backbone": "resnet18"}
 
 
 def test_a_stage_with_more_branches_computes_more() -> None:
-    found = {mode: count_operations(mode, SMALL, training=False) for mode in (1, 2, 3)}
+    found = {mode: count_operations(mode, training=False, **SMALL) for mode in (1, 2, 3)}
     assert 0 < found[1] < found[2] < found[3]
-    assert count_operations(1, SMALL, training=True) > 2 * found[1]  # forward, and gradients of weights and of maps
+    assert count_operations(1, training=True, **SMALL) > 2 * found[1]  # forward, and gradients of weights and of maps
 
 
 def test_a_multiply_add_counts_two(monkeypatch) -> None:
@@ -26,8 +26,8 @@ def test_a_multiply_add_counts_two(monkeypatch) -> None:
         def __call__(self, sample) -> None:
             self.layer(sample.global_image[None].float())
 
-    monkeypatch.setattr(fake_accelerator, "Inference", OneConvolution)
-    assert count_operations(1, SMALL, training=False) == 2 * 64 * 64 * 3 * 8 * 9
+    monkeypatch.setattr(memory, "Inference", OneConvolution)
+    assert count_operations(1, training=False, **SMALL) == 2 * 64 * 64 * 3 * 8 * 9
 
 
 def test_hours_are_operations_over_the_rate() -> None:
@@ -46,7 +46,7 @@ def test_memory_and_operations_of_encoders_of_timm_are_counted() -> None:
 
 def test_the_table_has_a_row_for_each_stage_of_each_encoder(monkeypatch, capsys) -> None:
     pytest.importorskip("timm")
-    monkeypatch.setattr(cost, "count_operations", lambda *_, training: 2e12 if training else 1e12)
+    monkeypatch.setattr(cost, "count_operations", lambda *_, training, **__: 2e12 if training else 1e12)
     monkeypatch.setattr(cost, "count_training", lambda mode, *_: {"device": 100.0 * mode})
     monkeypatch.setattr(cost, "count_inference", lambda *_, **__: {"device": 50.0})
     names = ["timm/test_convnext", "resnet18"]

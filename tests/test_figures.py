@@ -67,31 +67,28 @@ def points(axes, **properties) -> list[tuple[float, float]]:
     return [tuple(point) for line in lines for point in line.get_xydata().tolist()]
 
 
-def draw(folder: Path, *more: str) -> int:
-    return figures.main(["--results", str(folder), *more])
-
-
-def write(folder: Path, **files: dict) -> None:
+def draw(folder: Path, *more: str, **files: dict) -> None:
+    """Write results and draw the figures of a folder."""
     for name, record in files.items():
         (folder / f"{name}.json").write_text(json.dumps(record))
+    assert figures.main(["--results", str(folder), *more]) == 0
 
 
 def test_missing_results_are_named_with_their_command_and_published_points_are_drawn(tmp_path, panels, capsys) -> None:
-    assert draw(tmp_path) == 0
+    draw(tmp_path)
     assert list(panels) == ["memory_accuracy"]
     text = capsys.readouterr().out
-    for name, command in {"ablation": "ablation --data", "curves": "figures --curves"}.items():
-        for data in figures.DATA:
-            assert f"{name}_{data}.json is missing: python -m experiments.{command} {data}" in text
+    for data in figures.DATA:
+        assert f"ablation_{data}.json is missing: python -m experiments.ablation --data {data}" in text
+        assert f"curves_{data}.json is missing: python -m experiments.figures --curves {data}" in text
 
 
 def test_hollow_points_are_published_with_both_numbers_and_filled_ones_are_ours(tmp_path, panels) -> None:
     """Every result has its figure, also of other data sets; variants that are not to be drawn are left out."""
     some = ablation()
     some["rows"][1]["drawn"] = False
-    write(tmp_path, ablation_dubai=ablation(), ablation_mine=some)
     output = tmp_path / "drawn"
-    assert draw(tmp_path, "--output", str(output)) == 0
+    draw(tmp_path, "--output", str(output), ablation_dubai=ablation(), ablation_mine=some)
     expected = {"iou_per_class_dubai", "iou_per_class_mine", "memory_accuracy"}
     assert {path.stem for path in output.iterdir()} == set(panels) == expected
     published, *ours = panels["memory_accuracy"]
@@ -104,8 +101,7 @@ def test_hollow_points_are_published_with_both_numbers_and_filled_ones_are_ours(
 
 
 def test_a_class_shows_every_fold_that_has_it_and_their_mean(tmp_path, panels) -> None:
-    write(tmp_path, ablation_dubai=ablation())
-    assert draw(tmp_path) == 0
+    draw(tmp_path, ablation_dubai=ablation())
     shown = {axes.get_title(loc="left"): axes for axes in panels["iou_per_class_dubai"]}
     assert list(shown)[:3] == ["mIoU", *CLASSES]
     assert points(shown["water"], marker="o") == pytest.approx(np.array([(30, 0), (40, 0), (50, 1)]))
@@ -121,8 +117,7 @@ def test_the_gain_of_sharing_is_drawn_over_the_side_of_patches(tmp_path, panels)
 
     classes = {"context": ["title", "margin"]}
     gains = [{"side": side, "gain": gain(0.1, 20 / side), "classes": classes} for side in (64, 128)]
-    write(tmp_path, ablation_mine={**ablation(), "gains": gains}, ablation_dubai={**ablation(), "gains": gains[:1]})
-    assert draw(tmp_path) == 0
+    draw(tmp_path, ablation_mine={**ablation(), "gains": gains}, ablation_dubai={**ablation(), "gains": gains[:1]})
     (axes,) = panels["sharing_mine"]
     assert "sharing_dubai" not in panels  # of one side only
     assert points(axes, marker=MARKS[0]["marker"]) == [(64, 10), (128, 10)]
@@ -140,12 +135,12 @@ def test_curves_are_those_of_the_last_run_of_the_log(tmp_path) -> None:
 def test_learning_curves_are_drawn_again_without_the_logs(tmp_path, panels) -> None:
     logs = [write_log(tmp_path / "runs", mode, [0.1, 0.2 * mode]) for mode in STAGES]
     other = write_log(tmp_path / "other", 1, [0.3, 0.4, 0.5])
-    assert draw(tmp_path, "--curves", "mine", *map(str, [*logs, other])) == 0
+    draw(tmp_path, "--curves", "mine", *map(str, [*logs, other]))
     figure = tmp_path / "learning_curves_mine.png"
     first = figure.read_bytes()
     for log in (*logs, other):
         log.unlink()
-    assert draw(tmp_path) == 0
+    draw(tmp_path)
     assert figure.read_bytes() == first
     stages = panels["learning_curves_mine"]
     # the mean over the epochs that both runs of stage 1 have

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.memory import count_inference, count_training
+from benchmarks.memory import count_inference, count_training, fake_inference, fake_training
 
 pytest.importorskip("torch._subclasses.fake_tensor")
 
@@ -15,7 +15,6 @@ from unittest.mock import patch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.fake_accelerator import fake_inference, fake_training
 from models.resized import add_resized_conv
 from utils.settings import Settings, TrainingSettings
 

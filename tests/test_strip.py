@@ -35,9 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def draw(folder: Path, output: Path, *more: str, checkpoint: str = "two.pth") -> int:
-    where = [f"--checkpoint={folder / checkpoint}", f"--data_path={folder / 'data'}", f"--output={output}"]
-    return strip.main([*where, "--device=cpu", f"--width={WIDTH}", *more])
+def place(folder: Path, checkpoint: str = "two.pth") -> list[str]:
+    return [f"--checkpoint={folder / checkpoint}", f"--data_path={folder / 'data'}", "--device=cpu"]
+
+
+def draw(folder: Path, output: Path, *more: str) -> int:
+    return strip.main([*place(folder), f"--output={output}", f"--width={WIDTH}", *more])
 
 
 def cell(picture: np.ndarray, column: int, row: int) -> np.ndarray:
@@ -114,16 +117,14 @@ def test_pictures_of_any_shape_keep_their_proportions_and_class_colours_do_not_m
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(folder, tmp_path, options, message, monkeypatch, refused) -> None:
     monkeypatch.chdir(folder)
-    where = [f"--checkpoint={folder / 'two.pth'}", f"--data_path={folder / 'data'}", "--device=cpu"]
-    assert message in refused(strip.main, *where, f"--output={tmp_path / 'strip.png'}", *options)
+    assert message in refused(strip.main, *place(folder), f"--output={tmp_path / 'strip.png'}", *options)
     assert not any(tmp_path.iterdir())
 
 
 def test_errors_are_counted_where_the_branches_agree_and_where_they_do_not(folder, tmp_path) -> None:
-    where = [f"--checkpoint={folder / 'two.pth'}", f"--data_path={folder / 'data'}", "--device=cpu"]
-    assert unsure.main([*where, f"--output={tmp_path}"]) == 0
+    assert unsure.main([*place(folder), f"--output={tmp_path}"]) == 0
     rows = {row.pop("pixels"): row for row in json.loads((tmp_path / "unsure_deep_globe.json").read_text())["rows"]}
-    options = unsure.build_parser().parse_args(where)
+    options = unsure.build_parser().parse_args(place(folder))
     segmenter = strip.open_both_branches(options)
     data = strip.open_split(options, segmenter)
     agree, wrong = [], []
@@ -143,6 +144,5 @@ def test_errors_are_counted_where_the_branches_agree_and_where_they_do_not(folde
 
 def test_a_checkpoint_of_stage_1_or_of_other_classes_is_not_compared(folder, tmp_path, refused) -> None:
     for name, message in (("one.pth", "one.pth is of stage 1"), ("other.pth", "made with 3 classes")):
-        where = [f"--checkpoint={folder / name}", f"--data_path={folder / 'data'}", f"--output={tmp_path}"]
-        assert message in refused(unsure.main, *where, "--device=cpu")
+        assert message in refused(unsure.main, *place(folder, name), f"--output={tmp_path}")
     assert not any(tmp_path.iterdir())
