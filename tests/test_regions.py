@@ -1,6 +1,7 @@
 """Regions traced strip by strip are those of the whole mask: outlines, holes, pixels and sums; memory stays bounded."""
 
 import tracemalloc
+from collections import deque
 
 import numpy as np
 import pytest
@@ -12,8 +13,6 @@ from utils.classes import IGNORED
 
 shapely = pytest.importorskip("shapely")
 features = pytest.importorskip("rasterio.features")
-
-Found = list[tuple[int, bytes]]
 
 
 def by_strips(ids: np.ndarray, rows: int, strip_pixels: int, *weights: np.ndarray) -> list[Regions]:
@@ -30,17 +29,9 @@ def polygons_of(found: Regions) -> np.ndarray:
     return outline_polygons(found.corners, found.owners)
 
 
-def polygons(found: list[Regions]) -> Found:
-    """Class and normal form of every region."""
-    every = [(int(k), shape) for one in found for k, shape in zip(one.ids, polygons_of(one), strict=True)]
-    return sorted((k, shapely.to_wkb(shapely.normalize(shape))) for k, shape in every)
-
-
-def expected(ids: np.ndarray) -> Found:
-    """What GDAL finds in the whole mask."""
-    found = features.shapes(ids, mask=ids != IGNORED, connectivity=4)
-    every = [(int(k), shapely.geometry.shape(shape)) for shape, k in found]
-    return sorted((k, shapely.to_wkb(shapely.normalize(shape))) for k, shape in every)
+def normal(every: list[tuple[int, object]]) -> list[tuple[int, bytes]]:
+    """Class and normal form of regions, sorted."""
+    return sorted((int(k), shapely.to_wkb(shapely.normalize(shape))) for k, shape in every)
 
 
 def random_mask(seed: int) -> np.ndarray:
@@ -71,7 +62,7 @@ MASKS = {
     "row": np.arange(9, dtype=np.uint8)[None] % 2,
     "column": np.arange(9, dtype=np.uint8)[:, None] % 2,
     "checks": (np.indices((12, 13)).sum(0) % 2).astype(np.uint8),
-    "comb": np.kron(np.array([[1, 1, 1], [1, 0, 1]], np.uint8)[:, [0, 1] * 8], np.ones((1, 1), np.uint8)),
+    "comb": np.array([[1, 1, 1], [1, 0, 1]], np.uint8)[:, [0, 1] * 8],
     "holes": np.pad((np.indices((15, 15)).sum(0) % 2).astype(np.uint8), 3),
     "rings": np.add.outer(np.abs(np.arange(-9, 10)), np.zeros(19)).clip(np.abs(np.arange(-9, 10))).astype(np.uint8) % 2,
     "spiral": spiral(25),
@@ -82,7 +73,10 @@ MASKS = {
 @pytest.mark.parametrize("rows", [1, 4])
 def test_regions_of_any_strips_are_those_of_the_whole_mask(rows: int) -> None:
     for name, ids in (*MASKS.items(), *((seed, random_mask(seed)) for seed in range(16))):
-        assert polygons(by_strips(ids, rows, 2 * ids.shape[1])) == expected(ids), name
+        found = by_strips(ids, rows, 2 * ids.shape[1])
+        polygons = [(k, shape) for one in found for k, shape in zip(one.ids, polygons_of(one), strict=True)]
+        shapes = features.shapes(ids, mask=ids != IGNORED, connectivity=4)  # what GDAL finds in the whole mask
+        assert normal(polygons) == normal([(k, shapely.geometry.shape(shape)) for shape, k in shapes]), name
 
 
 @pytest.mark.parametrize("mask", range(3))
@@ -94,8 +88,7 @@ def test_pixels_are_the_polygons_areas_and_weights_are_summed_where_they_lie(mas
         shapes = polygons_of(one)
         assert shapely.is_valid(shapes).all()
         assert shapely.area(shapes).tolist() == one.pixels.tolist()
-        # the mean of pixel centres is the polygon's centroid
-        centres = shapely.get_coordinates(shapely.centroid(shapes))
+        centres = shapely.get_coordinates(shapely.centroid(shapes))  # the means of pixel centres
         np.testing.assert_allclose(one.sums[::-1] / one.pixels + 0.5, centres.T, rtol=1e-9)
 
 
@@ -105,27 +98,23 @@ def test_a_region_over_all_strips_is_one_with_its_holes() -> None:
     (ground,) = (one for one in by_strips(ids, 7, 2 * 40) if 0 in one.ids)
     (shape,) = polygons_of(ground.select(np.flatnonzero(ground.ids == 0)))
     holes = int((ids == 1).sum())
-    assert len(shape.interiors) == holes
-    assert shape.area == ids.size - holes
-
-
-def peak(height: int) -> int:
-    """Bytes that tracing a mask of small regions takes at most."""
-    tracer = RegionTracer(320)
-    rng = np.random.default_rng(0)
-    tracemalloc.start()
-    for _ in range(0, height, 64):
-        ids = np.kron(rng.integers(0, 6, (8, 40)), np.ones((8, 8))).astype(np.uint8)
-        ids[0] = IGNORED  # no region is higher
-        for _ in tracer.add(ids):
-            pass
-    tracer.finish()
-    size = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return size
+    assert (len(shape.interiors), shape.area) == (holes, ids.size - holes)
 
 
 def test_memory_does_not_grow_with_the_height_where_regions_end() -> None:
+    def peak(height: int) -> int:
+        """Bytes that tracing a mask of small regions takes at most."""
+        tracer, rng = RegionTracer(320), np.random.default_rng(0)
+        tracemalloc.start()
+        for _ in range(0, height, 64):
+            ids = np.kron(rng.integers(0, 6, (8, 40)), np.ones((8, 8))).astype(np.uint8)
+            ids[0] = IGNORED  # no region is higher
+            deque(tracer.add(ids), 0)
+        tracer.finish()
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
     peak(64)
     assert peak(1280) < 1.1 * peak(256)
 
@@ -137,8 +126,7 @@ def test_an_open_region_holds_its_vertices_in_8_bytes_each() -> None:
     sizes = []
     tracemalloc.start()
     for _ in range(4):
-        for _ in tracer.add(rows):
-            pass
+        deque(tracer.add(rows), 0)
         sizes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     holes = 3 * int(rows.sum())
