@@ -45,21 +45,23 @@ def test_layers_of_odd_names_are_made(checkpoint, tmp_path, kind) -> None:
 @pytest.mark.parametrize("journal", ["-wal", "-journal"])
 def test_a_package_that_another_program_has_open_is_not_replaced(checkpoint, tmp_path, journal) -> None:
     pytest.importorskip("pyogrio")
-    for name in "ab":
-        save(tmp_path / f"{name}.png", (20, 30))
-    images, out = (tmp_path / "a.png", tmp_path / "b.png"), tmp_path / "out"
-    assert run(checkpoint, *images, output=out, options=["--polygons", "gpkg"]) == 0
-    before = (out / "a.gpkg").read_bytes()
-    (out / f"a.gpkg{journal}").write_bytes(b"changes")
-    assert run(checkpoint, *images, output=out, options=["--polygons", "gpkg"]) == 0  # it is kept
-    assert run(checkpoint, *images, output=out, options=["--polygons", "gpkg", "--overwrite"]) == 1
+    images, out = [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out"
+    for path in images:
+        save(path, (20, 30))
+
+    def polygonize(*more: str) -> int:
+        return run(checkpoint, *images, output=out, options=["--polygons", "gpkg", *more])
+
+    assert polygonize() == 0
+    before, open_file = (out / "a.gpkg").read_bytes(), out / f"a.gpkg{journal}"
+    open_file.write_bytes(b"changes")
+    assert polygonize() == 0  # it is kept
+    assert polygonize("--overwrite") == 1
     (failure,) = summary(out)["failures"]
-    assert failure.startswith(
-        f"{out / 'a.gpkg'} cannot be written: another program has it open, or left a.gpkg{journal}"
-    )
-    assert (out / "a.gpkg").read_bytes() == before
-    (out / f"a.gpkg{journal}").unlink()
-    assert run(checkpoint, *images, output=out, options=["--polygons", "gpkg", "--overwrite"]) == 0
+    told = f"{out / 'a.gpkg'} cannot be written: another program has it open, or left {open_file.name}"
+    assert failure.startswith(told) and (out / "a.gpkg").read_bytes() == before
+    open_file.unlink()
+    assert polygonize("--overwrite") == 0
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -72,66 +74,49 @@ def test_a_terminal_that_cannot_show_a_name_ends_nothing(checkpoint, tmp_path, m
         (tmp_path / "images" / name).write_bytes(b"no image")
     save(tmp_path / "images" / "a.png", (20, 30))
     screens = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2)]
-    monkeypatch.setattr(sys, "stdout", screens[0])
-    monkeypatch.setattr(sys, "stderr", screens[1])
+    for name, screen in zip(("stdout", "stderr"), screens, strict=True):
+        monkeypatch.setattr(sys, name, screen)
     assert run(checkpoint, tmp_path / "images", output=tmp_path / "out") == 1
     screens[0].flush()
     said = screens[0].buffer.getvalue().decode(encoding)
     assert said.count("skipped: ") == len(names)
     assert ("日本.png" if encoding == "utf-8" else r"\u65e5\u672c.png") in said
     assert len(summary(tmp_path / "out")["failures"]) == len(names)
-
-
-def test_reports_hold_names_that_are_no_text(tmp_path, monkeypatch) -> None:
-    name = os.fsdecode(b"no\xff")
     monkeypatch.setattr(html_report, "report_page", lambda report: report)
-    html_report.write_report(tmp_path, f"the worst is {name}")
+    html_report.write_report(tmp_path, f"the worst is {os.fsdecode(b'no' + bytes([255]))}")  # a name that is no text
     assert r"no\udcff" in (tmp_path / html_report.NAME).read_text(encoding="utf-8")
-
-
-def touch(folder: Path, *names: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    return folder
 
 
 def test_a_folder_to_segment_gives_all_image_formats_and_says_what_it_leaves_out(tmp_path, caplog) -> None:
     caplog.set_level("INFO")
     names = [f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, *RARE_SUFFIXES)] + ["B.PPM"]
-    touch(tmp_path / "in", *names)
-    assert sorted(path.name for path in find_images([str(tmp_path / "in")])) == sorted(names)
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in find_images([str(tmp_path)])) == sorted(names)
     assert "left out" not in caplog.text
-    touch(tmp_path / "in", "notes.txt", "a.xml", "b.xml", "README", ".hidden")
-    assert len(find_images([str(tmp_path / "in")])) == len(names)
+    for name in ("notes.txt", "a.xml", "b.xml", "README", ".hidden"):
+        (tmp_path / name).touch()
+    assert len(find_images([str(tmp_path)])) == len(names)
     assert caplog.text.count("left out") == 1
     assert "4 files are left out, whose suffixes are no image's (.txt, .xml, README); name a file" in caplog.text
 
 
-@pytest.mark.parametrize("images", ["{id}.*", "{id}.ppm"])
-def test_a_data_set_has_all_image_formats(tmp_path, images) -> None:
-    picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+def test_a_data_set_has_all_image_formats_and_what_is_made_from_a_picture_is_no_second_one(tmp_path) -> None:
     for name in ("a.ppm", "b.ppm", "a_label.png", "b_label.png"):
-        picture.save(tmp_path / name)
-    items = describe("folder", describe_set(tmp_path, images=images)).find("train")
-    assert [item.image.name for item in items] == ["a.ppm", "b.ppm"]
-
-
-def test_what_is_made_from_a_picture_is_no_second_one(tmp_path) -> None:
-    touch(tmp_path, "a.tif", "a.vrt", "a.gif", "a_label.png")
-    (item,) = describe("folder", describe_set(tmp_path, images="{id}.*")).find("train")
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    for images in ("{id}.*", "{id}.ppm"):
+        items = describe("folder", describe_set(tmp_path, images=images)).find("train")
+        assert [item.image.name for item in items] == ["a.ppm", "b.ppm"]
+    (tmp_path / "made").mkdir()
+    for name in ("a.tif", "a.vrt", "a.gif", "a_label.png"):
+        (tmp_path / "made" / name).touch()
+    (item,) = describe("folder", describe_set(tmp_path / "made", images="{id}.*")).find("train")
     assert item.image.name == "a.tif"
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[object]:
-    calls: list[object] = []
-    plain = getattr(owner, name)
-
-    def counted(*arguments, **more):
-        calls.append(arguments[0])
-        return plain(*arguments, **more)
-
-    monkeypatch.setattr(owner, name, counted)
+    calls, plain = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda first, *more: calls.append(first) or plain(first, *more))
     return calls
 
 
