@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -35,24 +35,23 @@ CLASSES = Classes.generic(5)
 CHROMIUM = shutil.which("chromium")
 
 
-@dataclass
 class Page(HTMLParser):
-    """What an HTML page holds; errors are tags that do not close in order."""
+    """What an HTML page holds; its tags must close in order, and have each attribute once."""
 
-    open_tags: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    pictures: dict[str, str] = field(default_factory=dict)
-    rows: list[list[str]] = field(default_factory=list)
-    text: str = ""
-
-    def __post_init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
+        self.open_tags: list[str] = []
+        self.links: list[str] = []
+        self.pictures: dict[str, str] = {}
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open_tags
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         values = dict(attributes)
-        if len(values) < len(attributes):
-            self.errors.append(f"attribute twice in {tag}")
+        assert len(values) == len(attributes), f"attribute twice in {tag}"
         self.links += [str(values[name]) for name in ("src", "href", "action", "data", "srcset") if name in values]
         if tag == "img" and values.get("src"):
             self.pictures[str(values["alt"])] = str(values["src"])
@@ -64,25 +63,15 @@ class Page(HTMLParser):
             self.open_tags.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if not self.open_tags or self.open_tags.pop() != tag:
-            self.errors.append(f"{tag} closes what is not open")
+        assert self.open_tags.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if self.rows and self.open_tags and {"td", "th"} & {*self.open_tags}:
+        if self.rows and {"td", "th"} & {*self.open_tags}:
             self.rows[-1][-1] += ("|" if self.open_tags[-1] == "small" else "") + data
 
     def cells(self, first: str) -> list[list[str]]:
         return [row[1:] for row in self.rows if row and row[0] == first]
-
-
-def read_page(path: Path) -> Page:
-    page = Page()
-    page.feed(path.read_text(encoding="utf-8"))
-    page.close()
-    assert not page.errors
-    assert not page.open_tags
-    return page
 
 
 def decode(source: str) -> Image.Image:
@@ -94,38 +83,26 @@ def decode(source: str) -> Image.Image:
 
 def build_report(folder: Path, sizes: list[Size], classes: Classes = CLASSES, labelled: bool = True) -> Path:
     """Write the report of images of noise, predicted by noise; each has more errors than the one before."""
-    stage = STAGES[3]
-    metrics, images = StageMetrics(stage, classes), ReportImages(classes, "ensemble", labelled, len(sizes), ALONE)
+    stage, count = STAGES[3], len(sizes)
+    metrics, images = StageMetrics(stage, classes), ReportImages(classes, "ensemble", labelled, count, ALONE)
     for k, size in enumerate(sizes):
-        sample = build_sample(size, k, f"image <{k}> & {'long' * 30}")
         rng = np.random.default_rng(k)
-        label = torch.from_numpy(rng.integers(0, len(classes), size, np.uint8))
-        label[:3] = IGNORED
-        sample = sample._replace(label=label if labelled else None)
-        wrong = torch.from_numpy(rng.random(size) < (k + 1) / len(sizes) / 2)
-        ids = torch.where(wrong, torch.from_numpy(rng.integers(0, len(classes), size, np.uint8)), label)
-        ids[:3] = 0
+        label, noise = torch.from_numpy(rng.integers(0, len(classes), (2, *size), np.uint8))
+        ids = torch.where(torch.from_numpy(rng.random(size) < (k + 1) / count / 2), noise, label)
+        label[:3], ids[:3] = IGNORED, 0
+        sample = build_sample(size, k, f"image <{k}> & {'long' * 30}")._replace(label=label if labelled else None)
         sinks = {name: ArgmaxSink(size) for name in stage.predictions}
         for sink in sinks.values():
             sink.ids = ids
         if labelled:
             metrics.update(label, sinks)
-        images.add(sample, {name: sink.ids for name, sink in sinks.items()})
+        images.add(sample, dict.fromkeys(stage.predictions, ids))
     images.gather(ALONE)
-    record = evaluation_record(
-        3, classes, metrics.matrices, images=len(sizes), seconds_per_image=1.25, peak_memory_mb=100.0
-    )
-    report = Report(
-        title="a <name>",
-        data="made-up",
-        stage=stage,
-        classes=classes,
-        record=record,
-        counts=metrics.matrices["ensemble"].counts.numpy() if labelled else None,
-        images=images,
-        run={"checkpoint": "a&b.pth", "options": {"lr": 0.1, "nothing": None}},
-    )
-    return write_report(folder, report)
+    record = evaluation_record(3, classes, metrics.matrices, images=count, seconds_per_image=1.25, peak_memory_mb=100.0)
+    counts = metrics.matrices["ensemble"].counts.numpy() if labelled else None
+    run = {"checkpoint": "a&b.pth", "options": {"lr": 0.1, "nothing": None}}
+    about = {"title": "a <name>", "data": "made-up", "stage": stage, "classes": classes, "run": run}
+    return write_report(folder, Report(**about, record=record, counts=counts, images=images))
 
 
 @pytest.fixture(scope="module")
@@ -148,33 +125,29 @@ def test_the_numbers_are_those_of_the_json_and_the_pictures_show_errors(referenc
         record = json.loads((folders.logs / "eval.json").read_text())
         used = {"checkpoint": f"{runs.NAMES[mode]}.pth", "tta": "flip", "precision": "fp32", "size_p": 64}
         assert used.items() <= record.items()
-        page = read_page(tmp_path / "report" / NAME)
+        page = Page(tmp_path / "report" / NAME)
         for k, name in enumerate(record["classes"]):
             expected = [record["share"][k], *(record[one]["iou"][k] for one in stage.predictions)]
             assert [per_cent(value) for value in expected] in page.cells(name)
-        assert page.cells("mIoU (without unknown)") == [
-            ["", *(per_cent(record[one]["mIoU"]) for one in stage.predictions)]
-        ]
-        assert f"{record['seconds_per_image']:.3f}" in page.text
-        assert f"{record['peak_memory_mb']:.0f} MB" in page.text
+        means = [per_cent(record[one]["mIoU"]) for one in stage.predictions]
+        assert page.cells("mIoU (without unknown)") == [["", *means]]
         matrix = [row for name in record["classes"] for row in page.cells(name) if "|" in row[0]]
         counts = np.array([[int(cell.split("|")[1].replace(",", "")) for cell in row[:-1]] for row in matrix])
-        shares = counts.sum(1) / counts.sum()
-        np.testing.assert_allclose(shares, record["share"])
+        np.testing.assert_allclose(counts.sum(1) / counts.sum(), record["share"])
         hit, union = np.diag(counts), counts.sum(0) + counts.sum(1) - np.diag(counts)
         iou = [h / u if u else None for h, u in zip(hit, union, strict=True)]
         assert iou == pytest.approx(record[stage.headline]["iou"])
         ids = {path.name.removesuffix("_sat.jpg") for path in (folders.data / "crossvali" / "Sat").iterdir()}
         kinds = {"image", "label", "errors", *stage.predictions}
         assert set(page.pictures) == {f"{kind} of {id_}" for id_ in ids for kind in kinds}
-        for told in (runs.NAMES[mode] + ".pth", "torchvision", "size_p 64", "crossvali"):
+        costs = f"{record['seconds_per_image']:.3f}", f"{record['peak_memory_mb']:.0f} MB"
+        for told in (*costs, runs.NAMES[mode] + ".pth", "torchvision", "size_p 64", "crossvali"):
             assert told in page.text
         for id_ in ids:
             sources = (page.pictures[f"{kind} of {id_}"] for kind in ("errors", "label", stage.headline))
             errors, label, found = (np.asarray(decode(source).convert("RGB")) for source in sources)
             wrong = (label != found).any(2)
-            assert (errors[wrong] == WRONG).all()
-            assert (errors[~wrong] == RIGHT).all()
+            assert (errors[wrong] == WRONG).all() and (errors[~wrong] == RIGHT).all()
 
 
 def test_several_processes_write_the_report_of_one(reference, tmp_path) -> None:
@@ -183,68 +156,59 @@ def test_several_processes_write_the_report_of_one(reference, tmp_path) -> None:
         arguments = evaluation(folders, 1, f"--report={folders.root / 'report'}", "--device=cpu")
         results = runs.Run(arguments, folders.root / "out", world).start().wait()
         assert [result.code for result in results] == [0] * world, [result.output for result in results]
-    pages = [read_page(folders.root / "report" / NAME) for folders in (alone, together)]
-    assert pages[0].pictures == pages[1].pictures
-    assert "mIoU" in pages[0].text
+    pages = [Page(folders.root / "report" / NAME) for folders in (alone, together)]
+    assert pages[0].pictures == pages[1].pictures and "mIoU" in pages[0].text
     assert not [path for path in (together.root / "report").iterdir() if path.name != NAME]
 
 
-def test_the_best_and_the_worst_images_are_shown_by_their_own_scores(noise) -> None:
-    page = read_page(noise)
+def test_the_best_and_the_worst_images_are_shown_by_their_own_scores_and_no_others_are_kept(noise) -> None:
+    page = Page(noise)
     order = [int(number) for number in re.findall(r"image of image <(\d+)>", "\n".join(page.pictures))]
     assert order == [*range(SHOWN), *range(22, 22 - SHOWN, -1)]
-    assert "The best 10 of 23 images" in page.text
-    assert "a <name>" in page.text
-
-
-def test_every_process_keeps_no_more_than_the_report_shows() -> None:
-    images = ReportImages(CLASSES, "global", True, 60, Ranks())
+    assert "The best 10 of 23 images" in page.text and "a <name>" in page.text
+    (source,) = (source for name, source in page.pictures.items() if name.startswith("errors of image <22>"))
+    errors = np.asarray(decode(source).convert("RGB"))
+    assert (errors[:3] == NO_CLASS).all()  # pixels that do not count
+    assert {*map(tuple, errors[3:].reshape(-1, 3).tolist())} == {RIGHT, WRONG}
+    images = ReportImages(CLASSES, "global", True, 60, Ranks())  # of one of several processes
     for k in range(60):
         sample = build_sample((64, 64), k, str(k))
         images.add(sample, {"global": sample.label.clone().clamp(max=4)})
-        assert len(images.kept) <= 2 * SHOWN
-        assert all(image.pictures for image in images.kept)
+        assert len(images.kept) <= 2 * SHOWN and all(image.pictures for image in images.kept)
     assert len(images.ranking) == 60
 
 
-def test_a_report_stays_below_its_bound_and_its_pictures_are_small(noise) -> None:
+def test_a_report_stays_below_its_bound_has_small_pictures_and_needs_no_other_file(noise) -> None:
+    text, page = noise.read_text(encoding="utf-8"), Page(noise)
     assert noise.stat().st_size < LIMIT
-    page = read_page(noise)
     sizes = {name: decode(source).size for name, source in page.pictures.items()}
     assert all(max(size) <= LONGEST_SIDE for size in sizes.values())
     assert (300, 50) in sizes.values()  # smaller images are not enlarged
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for name, source in page.pictures.items():
         id_ = name.partition(" of ")[2]
         assert sizes[name] == sizes[f"image of {id_}"]
-        total[id_] = total.get(id_, 0) + len(base64.b64decode(source.partition(",")[2]))
+        total[id_] += len(base64.b64decode(source.partition(",")[2]))
     assert max(total.values()) <= MOST_BYTES
-
-
-def test_a_report_needs_no_other_file(noise) -> None:
-    text = noise.read_text(encoding="utf-8")
-    assert all(link.startswith("data:") for link in read_page(noise).links)
+    assert all(link.startswith("data:") for link in page.links)
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\(|fetch\(|XMLHttpRequest|\bimport\b", text)
 
 
 def test_a_split_without_labels_has_pictures_and_no_scores(tmp_path) -> None:
-    page = read_page(build_report(tmp_path, [(64, 80)] * 24, labelled=False))
+    page = Page(build_report(tmp_path, [(64, 80)] * 24, labelled=False))
     assert "The split has no labels, so there are no scores" in page.text
-    assert "mIoU" not in page.text
-    assert "Confusion matrix" not in page.text
+    assert "mIoU" not in page.text and "Confusion matrix" not in page.text
     assert len(page.pictures) == 2 * SHOWN * 4
     assert {name.partition(" of ")[0] for name in page.pictures} == {"image", "global", "local", "ensemble"}
 
 
 def test_unlabelled_splits_are_reported_by_the_command(reference, tmp_path) -> None:
     folders = reference.folders.beside(tmp_path)
-    data = tmp_path / "data"
-    shutil.copytree(folders.data, data)
-    shutil.copytree(data / "crossvali" / "Sat", data / "offical_crossvali" / "Sat")
-    folders.data = data
+    folders.data = shutil.copytree(folders.data, tmp_path / "data")
+    shutil.copytree(folders.data / "crossvali" / "Sat", folders.data / "offical_crossvali" / "Sat")
     more = ["--split=offical_crossvali", f"--report={tmp_path / 'report'}"]
     assert train_deep_globe.main(evaluation(folders, 1, *more)) == 0
-    assert "has no labels" in read_page(tmp_path / "report" / NAME).text
+    assert "has no labels" in Page(tmp_path / "report" / NAME).text
     assert not (folders.logs / "eval.json").exists()
 
 
@@ -254,13 +218,10 @@ def test_any_number_of_classes_with_long_names_is_shown(tmp_path, count) -> None
     names = tuple(f"{'very' * 12} long <b>name</b> {k}" for k in range(count))
     path = build_report(tmp_path, [(70, 64)], Classes(names, generic.palette))
     assert path.stat().st_size < LIMIT
-    page = read_page(path)
+    page = Page(path)
     assert all(page.cells(name) for name in names)
     shown = [row for row in page.rows if len(row) > 1 and "|" in row[1]]
-    assert len(shown) == min(count, MOST_IN_MATRIX)
-
-
-def test_joined_classes_keep_every_pixel() -> None:
+    assert len(shown) == min(count, MOST_IN_MATRIX)  # the others are joined, which keeps every pixel
     counts = np.random.default_rng(0).integers(0, 100, (40, 40))
     names, joined = joined_classes([str(k) for k in range(40)], counts)
     assert names[-1] == f"{41 - MOST_IN_MATRIX} others"
@@ -269,25 +230,14 @@ def test_joined_classes_keep_every_pixel() -> None:
     assert joined[0, 1] == counts[first, second]
 
 
-@pytest.mark.parametrize(
-    ("counts", "left_out", "expected"),
-    [
+def test_an_image_s_own_score_is_of_the_classes_that_occur() -> None:
+    for counts, left_out, expected in (
         ([[9, 0, 0], [0, 3, 1], [0, 0, 0]], (0,), (3 / 4 + 0) / 2),  # class 2 is predicted only
         ([[9, 0, 0], [0, 4, 0], [0, 0, 0]], (0,), 1.0),  # class 2 does not occur
         ([[9, 0, 0], [0, 0, 0], [0, 0, 0]], (0,), None),
         ([[3, 1, 0], [0, 0, 0], [0, 0, 0]], (), (3 / 4 + 0) / 2),
-    ],
-)
-def test_an_image_s_own_score_is_of_the_classes_that_occur(counts, left_out, expected) -> None:
-    assert own_mean_iou(np.array(counts), left_out) == (None if expected is None else pytest.approx(expected))
-
-
-def test_pixels_that_do_not_count_are_grey_in_the_map_of_errors(noise) -> None:
-    page = read_page(noise)
-    (source,) = (source for name, source in page.pictures.items() if name.startswith("errors of image <22>"))
-    errors = np.asarray(decode(source).convert("RGB"))
-    assert (errors[:3] == NO_CLASS).all()
-    assert {*map(tuple, errors[3:].reshape(-1, 3).tolist())} == {RIGHT, WRONG}
+    ):
+        assert own_mean_iou(np.array(counts), left_out) == (None if expected is None else pytest.approx(expected))
 
 
 CLICK = """<script>
@@ -310,6 +260,5 @@ def test_a_browser_opens_the_report_and_enlarges_a_picture_without_an_error(nois
     flags += ["--enable-logging=stderr", "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run([str(CHROMIUM), *flags, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert 'data-ready="yes"' in done.stdout
-    assert 'data-shown="local"' in done.stdout
+    assert 'data-ready="yes"' in done.stdout and 'data-shown="local"' in done.stdout
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]

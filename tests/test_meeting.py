@@ -20,26 +20,21 @@ def start(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Ranks:
     return distributed.start("cpu")
 
 
-@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": ""}])
-def test_a_world_of_one_or_none_is_a_single_process(monkeypatch, environment) -> None:
-    assert start(monkeypatch, **environment) == ALONE
-    assert distributed.world_size() == 1
-
-
-@pytest.mark.parametrize(
-    ("environment", "told"),
-    [
+def test_a_world_of_one_or_none_is_a_single_process_and_an_environment_without_sense_refused(monkeypatch) -> None:
+    for environment in ({}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "RANK": ""}):
+        assert start(monkeypatch, **environment) == ALONE
+        assert distributed.world_size() == 1
+    second_of_four = {"WORLD_SIZE": "4", "RANK": "1"}
+    for environment, told in (
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE 4, but RANK is not set: start with torchrun .*, or unset WORLD_SIZE"),
-        ({"WORLD_SIZE": "4", "RANK": "1"}, "but MASTER_ADDR is not set"),
-        ({"WORLD_SIZE": "4", "RANK": "1", "MASTER_ADDR": "localhost"}, "but MASTER_PORT is not set"),
+        (second_of_four, "but MASTER_ADDR is not set"),
+        ({**second_of_four, "MASTER_ADDR": "localhost"}, "but MASTER_PORT is not set"),
         ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "but RANK is 2"),
         ({"WORLD_SIZE": "four"}, "WORLD_SIZE is 'four', not a number"),
         ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK is '-1', not a number"),
-    ],
-)
-def test_an_environment_without_sense_is_refused(monkeypatch, environment, told) -> None:
-    with pytest.raises(InputError, match=told):
-        start(monkeypatch, **environment)
+    ):
+        with pytest.raises(InputError, match=told):
+            start(monkeypatch, **environment)
 
 
 def test_a_process_that_nobody_answers_says_so_and_ends(monkeypatch, capsys) -> None:

@@ -4,13 +4,13 @@
 Their tensors share memory, as `builders.thin_tensor` makes them, so that the files are small.
 """
 
-import argparse
 import lzma
 from pathlib import Path
 
 import pytest
 import torch
 from builders import N_CLASS, build_header, build_thin_model, thin_tensor
+from runs import assert_equal_weights
 
 from helper import EpochState
 from models import checkpoint
@@ -31,14 +31,17 @@ def unpack(folder: Path, name: str) -> Path:
     return path
 
 
+def assert_thin(model: torch.nn.Module, prefix: str) -> None:
+    """The weights are those of the thin model with this prefix."""
+    assert_equal_weights(model.state_dict(), build_thin_model(prefix=prefix).state_dict())
+
+
 def test_an_older_checkpoint_gives_its_network_and_header(tmp_path) -> None:
     file = checkpoint.read(unpack(tmp_path, "checkpoint_v1.pth"))
     assert file.header == build_header(2)
     model = build_thin_model(prefix="other.")
     checkpoint.load_whole(model, file, 2)
-    expected = build_thin_model(prefix="stage2.").state_dict()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
+    assert_thin(model, "stage2.")
 
 
 def test_an_older_resume_file_goes_on(tmp_path) -> None:
@@ -48,18 +51,11 @@ def test_an_older_resume_file_goes_on(tmp_path) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / 10)
-    trainer = TrainerState(
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        run=RunState("now"),
-        epoch=EpochState(StageMetrics(stage, N_CLASS)),
-    )
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    epoch = EpochState(StageMetrics(stage, N_CLASS))
+    trainer = TrainerState(model, optimizer, scheduler, scaler, RunState("now"), epoch)
     trainer.restore(snapshot, tmp_path / "resume_v2.pth", ALONE)
-    expected = build_thin_model(prefix="resume.").state_dict()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
+    assert_thin(model, "resume.")
     for i, parameter in enumerate(parameters):
         assert torch.equal(optimizer.state[parameter]["exp_avg"], thin_tensor(f"avg{i}", parameter)), i
     assert trainer.run == RunState("2026-11-25T00:00:00+00:00", [], 1, 0.25, 1, 0)
@@ -81,6 +77,5 @@ def test_options_that_an_older_resume_file_lacks_count_as_their_defaults(tmp_pat
         with pytest.raises(InputError, match=f"another experiment: --{name} was {value}, now removed; "):
             state.changed_options({**saved, name: value}, now, anyway=False)
     assert state.changed_options({**saved, "max_bad_steps": 3, "cudnn_benchmark": True}, now, anyway=False) == {}
-    options = argparse.Namespace(**{**vars(options), "gamma": 2.0})
-    changed = state.changed_options(saved, {**now, "gamma": options.gamma}, anyway=True)
+    changed = state.changed_options(saved, {**now, "gamma": 2.0}, anyway=True)
     assert list(changed.values()) == ["--gamma was 3.0, now 2.0"]

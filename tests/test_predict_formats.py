@@ -1,6 +1,8 @@
-"""`predict.py` on the files that people have: none is read wrongly, none ends the run, nothing is lost in silence."""
+"""Files that people have, of any kind and name: none is read wrongly or ends the run, nothing is lost in silence."""
 
+import io
 import os
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -8,14 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import build_header, build_model
+from builders import build_header, build_model, describe_set
 from files import png, png_chunk
 from files import write_raster as write_any
 from pictures import PIXEL, exif_of, random_image, run, save, summary, write_raster
 from PIL import Image
 
+from dataset.registry import describe
+from evaluation import html_report
+from imaging import image_file
+from imaging.probe import IMAGE_SUFFIXES, RARE_SUFFIXES
 from models import checkpoint as checkpoints
 from predict import Segmenter
+from prediction import run as prediction_run
+from prediction.outputs import OutputOptions
+from prediction.run import PredictionRun, find_images
 from utils.classes import IGNORED
 from utils.errors import InputError
 from utils.stretch import Stretch
@@ -33,6 +42,11 @@ RNG = np.random.default_rng(2)
 def deep(bands: int = 3, dtype: str = "uint16") -> np.ndarray:
     """(bands, *SIZE) of 11 bits."""
     return RNG.integers(0, 2048, (bands, *SIZE)).astype(dtype)
+
+
+def noise(folder: Path, name: str = "a.tif", **more) -> Path:
+    """A GeoTIFF of three bands of noise, 0..255."""
+    return write_raster(folder / name, random_image(SIZE).numpy(), **more)
 
 
 def test_16_bits_give_one_mask_in_every_format(segmenter, tmp_path) -> None:
@@ -58,30 +72,26 @@ def test_stretch_and_bands_are_the_checkpoints_and_said_once(tmp_path, caplog) -
     lines = [line for line in caplog.messages if "stretch" in line]
     assert lines == ["2 images of more than 8 bits are stretched: --stretch 0,4000"]
     assert (summary(tmp_path / "out")["stretch"], summary(tmp_path / "out")["bands"]) == ("0,4000", "3,2,1")
-    plain = Segmenter.from_checkpoint(path, device="cpu")
+    plain = Segmenter.from_checkpoint(path, device="cpu").segment(tmp_path / "a.tif")
     with rasterio.open(tmp_path / "out" / "a_mask.tif") as mask:
-        assert np.array_equal(mask.read(1), plain.segment(tmp_path / "a.tif"))
+        assert np.array_equal(mask.read(1), plain)
     given = Segmenter.from_checkpoint(path, device="cpu", stretch="2%,98%", bands="1,2,3")
-    assert not np.array_equal(given.segment(tmp_path / "a.tif"), plain.segment(tmp_path / "a.tif"))
+    assert not np.array_equal(given.segment(tmp_path / "a.tif"), plain)
 
 
-def test_bands_of_a_plain_tiff_with_four(segmenter, tmp_path) -> None:
+def test_bands_and_stretch_of_a_plain_tiff_and_an_array(segmenter, tmp_path) -> None:
     values = RNG.integers(0, 256, (4, *SIZE)).astype(np.uint8)
     expected = segmenter.segment(np.ascontiguousarray(values[[3, 2, 1]].transpose(1, 2, 0)))
     for name, more in {"a": {"photometric": "rgb", "alpha": "no"}, "b": {"photometric": "minisblack"}, "c": {}}.items():
         path = write_any(tmp_path / f"{name}.tif", values, **more)
         assert np.array_equal(segmenter.segment(path, bands=(4, 3, 2)), expected), name
+    values = deep().transpose(1, 2, 0)
+    expected = segmenter.segment(values, bands=(3, 2, 1), stretch=Stretch(0, 3000, False))
+    np.testing.assert_array_equal(segmenter.segment(values, bands="3,2,1", stretch="0,3000"), expected)
 
 
 def points() -> list:
     return [rasterio.control.GroundControlPoint(k % 2, k, k, k % 2) for k in range(4)]
-
-
-def with_broken_exif(path: Path) -> None:
-    """A PNG whose EXIF has a resolution of 1 / 0 far beyond its end."""
-    entry = struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, 282, 5, 1, 9999, 0)
-    whole = png(random_image(SIZE).numpy(), 8)
-    path.write_bytes(whole[:33] + png_chunk(b"eXIf", entry) + whole[33:])
 
 
 def test_no_odd_file_ends_the_run(checkpoint, tmp_path, capsys) -> None:
@@ -93,46 +103,37 @@ def test_no_odd_file_ends_the_run(checkpoint, tmp_path, capsys) -> None:
     with rasterio.open(folder / "palette.tif", "w", **profile) as file:
         file.write_colormap(1, {k: (k % 256, 0, 0, 255) for k in range(3000)})
         file.write(deep(1))
-    with_broken_exif(folder / "exif.png")
+    entry = struct.pack("<2sHIHHHIII", b"II", 42, 8, 1, 282, 5, 1, 9999, 0)  # a resolution of 1 / 0 beyond its end
+    whole = png(random_image(SIZE).numpy(), 8)
+    (folder / "exif.png").write_bytes(whole[:33] + png_chunk(b"eXIf", entry) + whole[33:])
+    noise(folder).rename(folder / os.fsdecode(b"caf\xe9.tif"))
     name = os.fsdecode(b"caf\xe9.png")
     save(folder / name)
     (folder / "text.png").write_text("no image")
     (folder / ("x" * 250 + ".png")).write_bytes((folder / name).read_bytes())
     assert run(checkpoint, folder, output=tmp_path / "out") == 1
-    told = capsys.readouterr()
-    assert "Traceback" not in told.err
+    assert "Traceback" not in capsys.readouterr().err
     found = summary(tmp_path / "out")
     done = sorted(Path(one["image"]).name for one in found["images"])
     assert done == sorted(["points.tif", "palette.tif", "exif.png", name])
     failures = "\n".join(found["failures"])
-    for text in ("complex.tif cannot be used: its samples are complex", "text.png cannot be read", "xxx is too long"):
+    complex_, utf8 = "complex.tif cannot be used: its samples are complex", "caf\\udce9.tif"
+    for text in (complex_, utf8, "text.png cannot be read", "xxx is too long"):
         assert text in failures
-    assert len(found["failures"]) == 3
-
-
-def test_a_georeferenced_file_whose_name_is_no_utf8_is_that_files_failure(checkpoint, tmp_path) -> None:
-    name = os.fsdecode(b"caf\xe9.tif")
-    write_raster(tmp_path / "a.tif", random_image(SIZE).numpy()).rename(tmp_path / name)
-    save(tmp_path / "b.png")
-    assert run(checkpoint, tmp_path / name, tmp_path / "b.png", output=tmp_path / "out") == 1
-    assert len(summary(tmp_path / "out")["images"]) == 1
-    assert "caf\\udce9.tif" in summary(tmp_path / "out")["failures"][0]
+    assert len(found["failures"]) == 4
 
 
 WORLD = "0.5\n0\n0\n-0.5\n500000.25\n4999999.75\n"
 
 
 def test_a_georeference_beside_the_file_is_kept(checkpoint, tmp_path, caplog, monkeypatch) -> None:
-    save(tmp_path / "world.png", SIZE)
+    for name in ("world.png", "aux.png"):
+        save(tmp_path / name, SIZE)
     (tmp_path / "world.pgw").write_text(WORLD)
-    save(tmp_path / "aux.png", SIZE)
-    srs = rasterio.CRS.from_epsg(32633).to_wkt()
-    (tmp_path / "aux.png.aux.xml").write_text(
-        f"<PAMDataset><SRS>{srs.replace('<', '&lt;')}</SRS><GeoTransform>500000,0.5,0,5000000,0,-0.5</GeoTransform>"
-        "</PAMDataset>"
-    )
-    values = random_image(SIZE).numpy()
-    write_any(tmp_path / "tiff.tif", values, photometric="rgb")
+    srs = f"<SRS>{rasterio.CRS.from_epsg(32633).to_wkt().replace('<', '&lt;')}</SRS>"
+    place = "<GeoTransform>500000,0.5,0,5000000,0,-0.5</GeoTransform>"
+    (tmp_path / "aux.png.aux.xml").write_text(f"<PAMDataset>{srs}{place}</PAMDataset>")
+    write_any(tmp_path / "tiff.tif", random_image(SIZE).numpy(), photometric="rgb")
     (tmp_path / "tiff.tfw").write_text(WORLD)
     images = [tmp_path / name for name in ("world.png", "aux.png", "tiff.tif")]
     assert run(checkpoint, *images, output=tmp_path / "out") == 0
@@ -153,10 +154,7 @@ def test_a_georeference_beside_the_file_is_kept(checkpoint, tmp_path, caplog, mo
 def test_rational_polynomials_are_kept_and_control_points_without_reference_said(checkpoint, tmp_path, caplog) -> None:
     numbers = [1.0] + [0.0] * 19
     rpcs = rasterio.rpc.RPC(0, 1, 0, 1, numbers, numbers, 0, 1, 0, 1, numbers, numbers, 0, 1)
-    with rasterio.open(
-        tmp_path / "rpc.tif", "w", driver="GTiff", count=1, dtype="uint8", height=SIZE[0], width=SIZE[1], rpcs=rpcs
-    ) as file:
-        file.write(random_image(SIZE).numpy()[:1])
+    write_any(tmp_path / "rpc.tif", random_image(SIZE).numpy()[:1], rpcs=rpcs)
     write_any(tmp_path / "points.tif", random_image(SIZE).numpy(), gcps=points(), crs=rasterio.CRS())
     caplog.set_level("INFO")
     assert run(checkpoint, tmp_path / "rpc.tif", tmp_path / "points.tif", output=tmp_path / "out") == 0
@@ -189,11 +187,11 @@ def test_nan_and_infinity_are_left_out_of_masks_and_areas(checkpoint, segmenter,
     missing = ~np.isfinite(values).all(0)
     assert run(checkpoint, tmp_path / "a.tif", tmp_path / "b.tif", output=tmp_path / "out") == 0
     with rasterio.open(tmp_path / "out" / "a_mask.tif") as mask:
-        assert np.array_equal(mask.read(1) == IGNORED, missing)
+        masks = [mask.read(1), np.asarray(Image.open(tmp_path / "out" / "b_mask.png"))]
         assert mask.nodata == IGNORED
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "b_mask.png")) == IGNORED, missing)
+    for ids in (*masks, segmenter.segment(tmp_path / "a.tif")):
+        assert np.array_equal(ids == IGNORED, missing)
     assert [one["left_out"] for one in summary(tmp_path / "out")["images"]] == [missing.sum()] * 2
-    assert np.array_equal(segmenter.segment(tmp_path / "a.tif") == IGNORED, missing)
 
 
 def meridian_and_parallel(latitude: float) -> tuple[float, float]:
@@ -203,63 +201,41 @@ def meridian_and_parallel(latitude: float) -> tuple[float, float]:
     return north, 111412.84 * np.cos(at) - 93.5 * np.cos(3 * at) + 0.118 * np.cos(5 * at)
 
 
+def area_of(checkpoint: Path, folder: Path, **place) -> float | None:
+    """The square metres of an image at a place."""
+    assert run(checkpoint, noise(folder, **place), output=folder / "out") == 0
+    found = summary(folder / "out")["total"]["square_metres"]
+    return None if found is None else sum(found)
+
+
 @pytest.mark.parametrize("latitude", [0, 70])
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:32631", "feet", "EPSG:6933"])
 def test_areas_are_true_on_the_ground(checkpoint, tmp_path, latitude, crs) -> None:
     if crs == "feet":  # Lambert's conformal cone, whose parallels are far from some of these latitudes
         crs = "+proj=lcc +lat_1=30 +lat_2=60 +lat_0=45 +lon_0=3 +datum=WGS84 +units=us-ft"
-    if latitude == 0 and "lcc" in crs:
-        latitude = 20
-    centre = (3.0, latitude)
-    east, north, *_ = transform_bounds("EPSG:4326", crs, centre[0], centre[1], centre[0], centre[1])
+        latitude = latitude or 20
+    east, north, *_ = transform_bounds("EPSG:4326", crs, 3.0, latitude, 3.0, latitude)
     pixel = 1e-5 if crs == "EPSG:4326" else 1.0
-    transform = rasterio.transform.from_origin(east, north, pixel, pixel)
-    write_raster(tmp_path / "a.tif", random_image(SIZE).numpy(), crs=crs, transform=transform)
-    assert run(checkpoint, tmp_path / "a.tif", output=tmp_path / "out") == 0
+    place = rasterio.transform.from_origin(east, north, pixel, pixel)
     # corners of the raster in degrees: a parallelogram of so many metres
-    with rasterio.open(tmp_path / "a.tif") as file:
-        corners = [file.transform * corner for corner in ((0, 0), (SIZE[1], 0), (0, SIZE[0]))]
+    corners = [place * corner for corner in ((0, 0), (SIZE[1], 0), (0, SIZE[0]))]
     x, y = (np.array(axis) for axis in to(crs, "EPSG:4326", *map(list, zip(*corners, strict=True))))
     up, along = meridian_and_parallel(float(y.mean()))
     sides = [((x[k] - x[0]) * along, (y[k] - y[0]) * up) for k in (1, 2)]
     expected = abs(sides[0][0] * sides[1][1] - sides[0][1] * sides[1][0])
-    total = sum(summary(tmp_path / "out")["total"]["square_metres"])
-    assert total == pytest.approx(expected, rel=2e-4)
+    assert area_of(checkpoint, tmp_path, crs=crs, transform=place) == pytest.approx(expected, rel=2e-4)
 
 
-def test_areas_of_tall_images_in_degrees_follow_the_latitude(checkpoint, tmp_path) -> None:
-    transform = rasterio.transform.from_origin(0, 80, 0.01, 1)  # 40 degrees from top to bottom
-    write_raster(tmp_path / "a.tif", random_image(SIZE).numpy(), crs="EPSG:4326", transform=transform)
-    assert run(checkpoint, tmp_path / "a.tif", output=tmp_path / "out") == 0
+def test_areas_of_tall_images_follow_the_latitude_and_of_a_local_reference_the_plane(checkpoint, tmp_path) -> None:
+    place = rasterio.transform.from_origin(0, 80, 0.01, 1)  # 40 degrees from top to bottom
     latitudes = np.linspace(40, 80, 40_001)
     up, along = meridian_and_parallel((latitudes[1:] + latitudes[:-1]) / 2)
     expected = (up * along).sum() * 0.001 * 0.6
-    assert sum(summary(tmp_path / "out")["total"]["square_metres"]) == pytest.approx(expected, rel=1e-3)
-
-
-def test_a_local_reference_has_the_areas_of_its_plane(checkpoint, tmp_path) -> None:
+    assert area_of(checkpoint, tmp_path, crs="EPSG:4326", transform=place) == pytest.approx(expected, rel=1e-3)
+    (tmp_path / "local").mkdir()
     local = 'LOCAL_CS["site",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]'
-    write_raster(tmp_path / "a.tif", random_image(SIZE).numpy(), crs=local)
-    assert run(checkpoint, tmp_path / "a.tif", output=tmp_path / "out") == 0
-    found = summary(tmp_path / "out")["total"]["square_metres"]
-    assert found is None or sum(found) == pytest.approx(SIZE[0] * SIZE[1] * PIXEL**2)
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (torch.zeros(3, 4, 5), "not a Tensor; a tensor"),
-        (np.zeros((0, 5, 3), np.uint8), r"not empty, not \(0, 5, 3\) uint8"),
-        (np.zeros((0, 0), np.uint8), "not empty"),
-        (np.zeros((4, 5, 3)), "float64"),
-        (np.zeros((4, 5, 4), np.uint8), r"\(4, 5, 4\)"),
-        (b"bytes", "not a bytes"),
-        (None, "not a NoneType"),
-    ],
-)
-def test_a_segmenter_refuses_what_is_no_picture(segmenter, image, message) -> None:
-    with pytest.raises(InputError, match=message):
-        segmenter.segment(image)
+    found = area_of(checkpoint, tmp_path / "local", crs=local)
+    assert found is None or found == pytest.approx(SIZE[0] * SIZE[1] * PIXEL**2)
 
 
 WRONG = {
@@ -268,19 +244,24 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_a_wrong_stretch_and_wrong_bands_are_refused_in_one_line(checkpoint, segmenter, name, value) -> None:
-    give = {"stretch": "give two rising percentiles", "bands": "give 1 to 16 band numbers"}[name]
-    with pytest.raises(InputError, match=rf"^--{name} .*: {give}"):
-        segmenter.segment(np.zeros((4, 5), np.uint8), **{name: value})
-    with pytest.raises(InputError, match=rf"^--{name} .*: {give}"):
-        Segmenter.from_checkpoint(checkpoint, device="cpu", **{name: value})
-
-
-def test_bands_and_stretch_can_be_spelt_as_options_are(segmenter) -> None:
-    values = deep().transpose(1, 2, 0)
-    expected = segmenter.segment(values, bands=(3, 2, 1), stretch=Stretch(0, 3000, False))
-    np.testing.assert_array_equal(segmenter.segment(values, bands="3,2,1", stretch="0,3000"), expected)
+def test_no_picture_and_wrong_stretch_and_bands_are_refused_in_one_line(checkpoint, segmenter) -> None:
+    for image, message in (
+        (torch.zeros(3, 4, 5), "not a Tensor; a tensor"),
+        (np.zeros((0, 5, 3), np.uint8), r"not empty, not \(0, 5, 3\) uint8"),
+        (np.zeros((0, 0), np.uint8), "not empty"),
+        (np.zeros((4, 5, 3)), "float64"),
+        (np.zeros((4, 5, 4), np.uint8), r"\(4, 5, 4\)"),
+        (b"bytes", "not a bytes"),
+        (None, "not a NoneType"),
+    ):
+        with pytest.raises(InputError, match=message):
+            segmenter.segment(image)
+    told = {"stretch": "give two rising percentiles", "bands": "give 1 to 16 band numbers"}
+    for name, value in ((name, value) for name, values in WRONG.items() for value in values):
+        with pytest.raises(InputError, match=rf"^--{name} .*: {told[name]}"):
+            segmenter.segment(np.zeros((4, 5), np.uint8), **{name: value})
+        with pytest.raises(InputError, match=rf"^--{name} .*: {told[name]}"):
+            Segmenter.from_checkpoint(checkpoint, device="cpu", **{name: value})
 
 
 def test_masked_pixels_of_an_array_have_no_data(segmenter) -> None:
@@ -289,10 +270,9 @@ def test_masked_pixels_of_an_array_have_no_data(segmenter) -> None:
     missing = np.zeros(values.shape, bool)
     missing[:9, 5:] = True
     missing[20:, :, 0] = True  # of one band alone, as in files
-    masked = np.ma.masked_array(np.where(missing.all(2, keepdims=True), 1e6, values), missing)
-    expected = segmenter.segment(np.where(missing.all(2, keepdims=True), np.nan, values), bands=(1, 2, 3))
-    found = segmenter.segment(masked, bands=(1, 2, 3))
-    np.testing.assert_array_equal(found, expected)
+    nowhere = missing.all(2, keepdims=True)
+    found = segmenter.segment(np.ma.masked_array(np.where(nowhere, 1e6, values), missing), bands=(1, 2, 3))
+    np.testing.assert_array_equal(found, segmenter.segment(np.where(nowhere, np.nan, values), bands=(1, 2, 3)))
     assert np.array_equal(found == 255, missing.all(2))
     grey = np.ma.masked_less(np.arange(48 * 64).reshape(48, 64).astype(np.uint8), 9)
     assert np.array_equal(segmenter.segment(grey) == 255, grey.mask)
@@ -309,3 +289,126 @@ def test_a_picture_of_every_mode_of_pillow_is_segmented(segmenter) -> None:
     plain = Image.fromarray(np.arange(48 * 64).reshape(48, 64).astype(np.uint8))
     opaque = plain.convert("LA").convert("La")
     np.testing.assert_array_equal(segmenter.segment(opaque), segmenter.segment(plain))
+
+
+ODD = ["-a", "(b)", "[c]", "#d", ";e", "gpkg_h", "sqlite_i", "ogr_empty_table", "'j", 'k"l', "$m", "größe", "n.o"]
+
+
+@pytest.mark.parametrize("kind", ["gpkg", "geojson"])
+def test_layers_of_odd_names_are_made(checkpoint, tmp_path, kind) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    (tmp_path / "images").mkdir()
+    for name in ODD:
+        save(tmp_path / "images" / f"{name}.png", (20, 30))
+    out = tmp_path / "out"
+    assert run(checkpoint, tmp_path / "images", output=out, options=["--polygons", kind]) == 0
+    counts = {Path(one["image"]).stem: one["features"] for one in summary(out)["images"]}
+    assert set(counts) == set(ODD)
+    for name, count in counts.items():
+        plain = shutil.copy(out / f"{name}.{kind}", tmp_path / f"plain.{kind}")  # GDAL opens no name with a semicolon
+        info = pyogrio.read_info(plain, force_feature_count=True)
+        assert info["features"] == count > 0
+    assert pyogrio.list_layers(out / f"größe.{kind}")[0][0] == "größe"
+
+
+@pytest.mark.parametrize("journal", ["-wal", "-journal"])
+def test_a_package_that_another_program_has_open_is_not_replaced(checkpoint, tmp_path, journal) -> None:
+    pytest.importorskip("pyogrio")
+    images, out = [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out"
+    for path in images:
+        save(path, (20, 30))
+
+    def polygonize(*more: str) -> int:
+        return run(checkpoint, *images, output=out, options=["--polygons", "gpkg", *more])
+
+    assert polygonize() == 0
+    before, open_file = (out / "a.gpkg").read_bytes(), out / f"a.gpkg{journal}"
+    open_file.write_bytes(b"changes")
+    assert polygonize() == 0  # it is kept
+    assert polygonize("--overwrite") == 1
+    (failure,) = summary(out)["failures"]
+    told = f"{out / 'a.gpkg'} cannot be written: another program has it open, or left {open_file.name}"
+    assert failure.startswith(told) and (out / "a.gpkg").read_bytes() == before
+    open_file.unlink()
+    assert polygonize("--overwrite") == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_terminal_that_cannot_show_a_name_ends_nothing(checkpoint, tmp_path, monkeypatch, encoding) -> None:
+    names = ["日本.png", "größe.png"]
+    if sys.platform == "linux":
+        names.append(os.fsdecode(b"no\xff.png"))
+    (tmp_path / "images").mkdir()
+    for name in names:
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    save(tmp_path / "images" / "a.png", (20, 30))
+    screens = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2)]
+    for name, screen in zip(("stdout", "stderr"), screens, strict=True):
+        monkeypatch.setattr(sys, name, screen)
+    assert run(checkpoint, tmp_path / "images", output=tmp_path / "out") == 1
+    screens[0].flush()
+    said = screens[0].buffer.getvalue().decode(encoding)
+    assert said.count("skipped: ") == len(names)
+    assert ("日本.png" if encoding == "utf-8" else r"\u65e5\u672c.png") in said
+    assert len(summary(tmp_path / "out")["failures"]) == len(names)
+    monkeypatch.setattr(html_report, "report_page", lambda report: report)
+    html_report.write_report(tmp_path, f"the worst is {os.fsdecode(b'no' + bytes([255]))}")  # a name that is no text
+    assert r"no\udcff" in (tmp_path / html_report.NAME).read_text(encoding="utf-8")
+
+
+def test_a_folder_to_segment_gives_all_image_formats_and_says_what_it_leaves_out(tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    names = [f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, *RARE_SUFFIXES)] + ["B.PPM"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in find_images([str(tmp_path)])) == sorted(names)
+    assert "left out" not in caplog.text
+    for name in ("notes.txt", "a.xml", "b.xml", "README", ".hidden"):
+        (tmp_path / name).touch()
+    assert len(find_images([str(tmp_path)])) == len(names)
+    assert caplog.text.count("left out") == 1
+    assert "4 files are left out, whose suffixes are no image's (.txt, .xml, README); name a file" in caplog.text
+
+
+def test_a_data_set_has_all_image_formats_and_what_is_made_from_a_picture_is_no_second_one(tmp_path) -> None:
+    for name in ("a.ppm", "b.ppm", "a_label.png", "b_label.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    for images in ("{id}.*", "{id}.ppm"):
+        items = describe("folder", describe_set(tmp_path, images=images)).find("train")
+        assert [item.image.name for item in items] == ["a.ppm", "b.ppm"]
+    (tmp_path / "made").mkdir()
+    for name in ("a.tif", "a.vrt", "a.gif", "a_label.png"):
+        (tmp_path / "made" / name).touch()
+    (item,) = describe("folder", describe_set(tmp_path / "made", images="{id}.*")).find("train")
+    assert item.image.name == "a.tif"
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[object]:
+    calls, plain = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda first, *more: calls.append(first) or plain(first, *more))
+    return calls
+
+
+def test_planning_reads_each_header_once_and_no_pixels(segmenter, tmp_path, monkeypatch) -> None:
+    images = [tmp_path / f"{k}.png" for k in range(300)]
+    for path in images:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
+    probed = count_calls(monkeypatch, prediction_run, "probe")
+    (tmp_path / "out").mkdir()
+    tasks = PredictionRun(segmenter, OutputOptions(tmp_path / "out"))._plan(images, {})
+    assert [task.image for task in tasks] == images
+    assert probed == images
+
+
+@pytest.mark.parametrize("size", [(90, 120), (90, 300)])
+def test_percentiles_are_computed_once_for_a_file(segmenter, tmp_path, monkeypatch, size) -> None:
+    """Also where it is segmented as several scenes, read in windows."""
+    rng = np.random.default_rng(0)
+    path = write_any(tmp_path / "deep.tif", rng.integers(0, 2000, (3, *size)).astype(np.uint16))
+    sampled = count_calls(monkeypatch, image_file.ImageFile, "_sample")
+    (tmp_path / "out").mkdir()
+    run = PredictionRun(Segmenter(segmenter.predictor, segmenter.header, 150), OutputOptions(tmp_path / "out"))
+    run.run([path], {})
+    assert not run.failures
+    assert len(sampled) == 1
