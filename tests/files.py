@@ -4,6 +4,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,9 @@ class Stored:
 
     def shown(self, values: np.ndarray) -> np.ndarray:
         """`values` (..., H, W), turned as EXIF's standard defines."""
-        flipped = {1: "", 2: "x", 3: "xy", 4: "y", 5: "t", 6: "tx", 7: "txy", 8: "ty"}[self.orientation]
-        for step in flipped:
-            values = {"x": lambda a: a[..., ::-1], "y": lambda a: a[..., ::-1, :], "t": lambda a: a.swapaxes(-1, -2)}[
-                step
-            ](values)
+        steps = {"x": lambda a: a[..., ::-1], "y": lambda a: a[..., ::-1, :], "t": lambda a: a.swapaxes(-1, -2)}
+        for step in {1: "", 2: "x", 3: "xy", 4: "y", 5: "t", 6: "tx", 7: "txy", 8: "ty"}[self.orientation]:
+            values = steps[step](values)
         return values
 
 
@@ -67,12 +66,11 @@ def write_raster(path: Path, values: np.ndarray, left_out: bool = False, **profi
     if profile.get("transform") is not None:
         profile["transform"] = rasterio.Affine(*profile["transform"][:6])
     shape = dict(zip(("count", "height", "width"), values.shape, strict=True))
-    more = {"sparse_ok": True} if left_out else {}
+    shape |= {"sparse_ok": True} if left_out else {}
+    profile = {"driver": "GTiff", "dtype": values.dtype.name, **shape, **profile}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with rasterio.open(
-            path, "w", **{"driver": "GTiff", "dtype": values.dtype.name, **shape, **more, **profile}
-        ) as f:
+        with rasterio.open(path, "w", **profile) as f:
             if left_out:
                 f.write(values[..., :16], window=((0, values.shape[1]), (0, 16)))
             else:
@@ -102,9 +100,7 @@ def png(values: np.ndarray, depth: int, orientation: int = 1) -> bytes:
 
 
 def draw_png(rng: np.random.Generator, path: Path) -> Stored:
-    depth, bands = [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (8, 3), (8, 4), (16, 1), (16, 2), (16, 3), (16, 4)][
-        rng.integers(11)
-    ]
+    depth, bands = [(1, 1), (2, 1), (4, 1), *product((8, 16), (1, 2, 3, 4))][rng.integers(11)]
     top, turn = (1 << depth) - 1, int(rng.integers(1, 9))
     values = rng.integers(0, min(top, 4000) + 1, (bands, *draw_size(rng)))
     path.write_bytes(png(values, depth, turn))
@@ -130,9 +126,9 @@ def draw_picture(rng: np.random.Generator, path: Path) -> Stored:
         values, palette = rng.integers(0, 256, (*size, 3)).astype(np.uint8), None
         image = Image.fromarray(values)
         values = values.transpose(2, 0, 1)
-    options = {"a.webp": {"lossless": True, "exif": exif}, "a.jpg": {"exif": exif}, "p.png": {"exif": exif}}.get(
-        kind, {}
-    )
+    options = {"exif": exif} if kind in ("a.webp", "a.jpg", "p.png") else {}
+    if kind == "a.webp":
+        options["lossless"] = True
     if path.suffix == ".tif":
         options = {"tiffinfo": {274: turn}, "compression": [None, "tiff_lzw", "tiff_deflate"][rng.integers(3)]}
     image.save(path, **options)

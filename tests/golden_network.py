@@ -75,10 +75,6 @@ def golden_settings() -> TrainingSettings:
     return TrainingSettings(META["size_p"], META["sub_batch_size"], lamb_fmreg=META["lamb_fmreg"])
 
 
-def picture_count() -> int:
-    return sum(name.startswith("image") for name in arrays("pictures"))
-
-
 def golden_sample(index: int, mirrored: bool = False) -> Sample:
     """Picture `index` as a data set would give it."""
     pixels, ids = (arrays("pictures")[f"{kind}{index}"] for kind in ("image", "label"))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
 from builders import BACKBONE, N_CLASS, SIDE, build_header, build_settings, build_thin_model, shared_model
 from files import write_raster
+from pictures import run, summary
 from PIL import Image
 from torch import nn
 
-import predict
 import train_deep_globe
 from dataset.augmentation import ColorChange, Draw
 from dataset.base import SegmentationDataset
@@ -50,12 +51,13 @@ def image(n_bands: int, size: tuple[int, int] = SIZE, seed: int = 0) -> torch.Te
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n_bands, *size), np.uint8))
 
 
-def write_set(root: Path) -> Path:
-    """Four-band GeoTIFFs of 16 bits, georeferenced, with labels of two classes; a corner of img0 has no data."""
+@pytest.fixture(scope="module")
+def multispectral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of four-band GeoTIFFs of 16 bits with labels of two classes; a corner of img0 has no data."""
     pytest.importorskip("rasterio")
-    rng = np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("multispectral"), np.random.default_rng(0)
     for folder in ("images", "labels"):
-        (root / folder).mkdir(parents=True)
+        (root / folder).mkdir()
     for k in range(4):
         values = rng.integers(100 * (k + 1), 3000, (4, *SIZE)).astype(np.uint16)
         ids = (values[3] > 1500).astype(np.uint8)
@@ -65,14 +67,8 @@ def write_set(root: Path) -> Path:
         where = {"crs": "EPSG:32633", "transform": (10, 0, 500000, 0, -10, 5000000)}
         write_raster(root / f"images/img{k}.tif", values, nodata=NODATA, **where)
         Image.fromarray(ids).save(root / f"labels/img{k}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def multispectral(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_set(tmp_path_factory.mktemp("multispectral"))
-    images, labels = "images/{id}.tif", "labels/{id}.png"
-    assert describe_main([str(root), "--images", images, "--labels", labels, "--val=0.3", "--quiet"]) == 0
+    patterns = ["--images", "images/{id}.tif", "--labels", "labels/{id}.png"]
+    assert describe_main([str(root), *patterns, "--val=0.3", "--quiet"]) == 0
     return root
 
 
@@ -82,25 +78,21 @@ def test_four_bands_of_16_bits_go_from_their_description_to_polygons(monkeypatch
     monkeypatch.setattr("training.state.save_torch", lambda path, content: path.touch())  # nothing is resumed
     record = json.loads((multispectral / "dataset.json").read_text())
     assert (record["bands"], record["stretch"]) == ([1, 2, 3, 4], "2%,98%")
-    folders = [f"--model_path={tmp_path / 'models'}", f"--log_path={tmp_path / 'logs'}"]
-    network = ["--size_g=32", "--size_p=32", "--min_overlap=8", f"--backbone={BACKBONE}", "--backbone_weights=none"]
-    common = ["--dataset=folder", f"--data_path={multispectral}", *folders, *network]
-    common += ["--batch_size=3", "--num_epochs=1", "--num_workers=0", "--device=cpu"]
-    starts = {1: ["--normalize=data", "--augment"], 2: ["--path_g=s1.pth"], 3: ["--path_g=s1.pth", "--path_g2l=s2.pth"]}
-    found = []
-    for mode, start in starts.items():
-        assert train_deep_globe.main([f"--mode={mode}", f"--task_name=s{mode}", *common, *start]) == 0
-        found.append(checkpoint.read(tmp_path / "models" / f"s{mode}.pth").header)
+    folders, found = runs.Folders(tmp_path, multispectral), []
+    common = ["--dataset=folder", "--size_g=32", "--size_p=32", "--min_overlap=8", "--batch_size=3", "--num_epochs=1"]
+    for mode, name in runs.NAMES.items():
+        first = ["--normalize=data", "--augment"] if mode == 1 else []
+        assert train_deep_globe.main(folders.arguments(mode, *common, *first)) == 0
+        found.append(checkpoint.read(folders.models / f"{name}.pth").header)
     assert {(header.bands, header.stretch, header.normalize) for header in found} == {("1,2,3,4", "2%,98%", "data")}
     assert len({header.statistics for header in found}) == 1
     assert len(found[0].statistics.mean) == 4
-    report = ["--evaluation", "--path_l2g=s3.pth", f"--report={tmp_path / 'report'}"]
-    assert train_deep_globe.main(["--mode=3", "--task_name=eval", *common, *report]) == 0
-    assert json.loads((tmp_path / "logs" / "eval.json").read_text())["images"] >= 1
+    report = ["--evaluation", "--path_l2g=three.pth", "--task_name=eval", f"--report={tmp_path / 'report'}"]
+    assert train_deep_globe.main(folders.arguments(3, *common, *report)) == 0
+    assert json.loads((folders.logs / "eval.json").read_text())["images"] >= 1
 
-    arguments = [f"--checkpoint={tmp_path / 'models' / 's3.pth'}", f"--output={tmp_path / 'out'}", "--device=cpu"]
     wanted = ["--overlay", "--polygons=gpkg"]
-    assert predict.main([*arguments, "--input", str(multispectral / "images"), *wanted]) == 0
+    assert run(folders.models / "three.pth", multispectral / "images", output=tmp_path / "out", options=wanted) == 0
     masks = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "out").glob("*_mask.tif")}
     assert len(masks) == 4
     for name, mask in masks.items():
@@ -109,12 +101,12 @@ def test_four_bands_of_16_bits_go_from_their_description_to_polygons(monkeypatch
         assert np.array_equal(mask == IGNORED, missing), name
     assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 4
 
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    for image in summary["images"]:
+    record = summary(tmp_path / "out")
+    for image in record["images"]:
         meta, _, _, values = pyogrio.raw.read(tmp_path / "out" / f"{Path(image['image']).stem}.gpkg")
         fields = dict(zip(meta["fields"].tolist(), values, strict=True))
         assert len(fields["class"]) == image["features"] > 0
-        areas = np.bincount(fields["class"], fields["square_metres"], len(summary["classes"]))
+        areas = np.bincount(fields["class"], fields["square_metres"], len(record["classes"]))
         np.testing.assert_allclose(areas, image["areas"], rtol=1e-12)
 
 
@@ -161,28 +153,44 @@ def test_a_description_measures_a_stretch_of_values(multispectral, tmp_path) -> 
 
 
 def test_rgb_grey_and_transparency_need_no_entries(tmp_path) -> None:
-    for k, mode in enumerate(("RGB", "L", "RGBA", "LA")):
+    label = Image.fromarray((np.arange(54).reshape(6, 9) % 2 * 255).astype(np.uint8))
+    for mode in ("RGB", "L", "RGBA", "LA"):
         folder = tmp_path / mode
         folder.mkdir()
-        for name in "ab":
-            Image.new(mode, (9, 6), k).save(folder / f"{name}.png")
-            Image.fromarray((np.arange(54).reshape(6, 9) % 2 * 255).astype(np.uint8)).save(folder / f"{name}_mask.png")
-        assert describe_main([str(folder), "--images={id}.png", "--labels={id}_mask.png", "--quiet"]) == 0
+        Image.new(mode, (9, 6)).save(folder / "a.png")
+        label.save(folder / "a_mask.png")
+        assert describe_main([str(folder), "--images={id}.png", "--labels={id}_mask.png", "--quiet", "--val=0"]) == 0
         assert not {"bands", "stretch"} & json.loads((folder / "dataset.json").read_text()).keys()
 
 
-def test_bands_read_back_as_they_are_spelt_and_three_take_a_single_one_as_grey() -> None:
+def test_bands_read_back_as_they_are_spelt_and_are_as_many_as_the_checkpoint_s(monkeypatch) -> None:
+    """Three take a single one as grey."""
     for text in ("4,3,2,8", "1", "1,2", "16," * 15 + "16"):
         assert spell_bands(parse_bands(text)) == text
         assert count_bands(text) == text.count(",") + 1
-    assert fit_bands((4,), 3, "f") == (4, 4, 4)
-    assert fit_bands((4,), 1, "f") == (4,)
+    assert (fit_bands((4,), 3, "f"), fit_bands((4,), 1, "f")) == ((4, 4, 4), (4,))
     with pytest.raises(InputError, match=r"--bands 4,3: f was made with 3 bands"):
         fit_bands((4, 3), 3, "f")
+    file = checkpoint.Checkpoint(Path("a.pth"), build_header(1, bands="4,3,2,1"), {})
+    assert header_for(file, None, {"bands": "1,2,3,4"}, Classes.generic(N_CLASS)).bands == "1,2,3,4"
+    with pytest.raises(InputError, match=r"--bands 1: a\.pth was made with 4 bands"):
+        header_for(file, None, {"bands": "1"}, Classes.generic(N_CLASS))
+    with pytest.raises(InputError, match=r"made with 4 bands; released files are of 3"):
+        monkeypatch.setattr(checkpoint, "read", lambda path: file)
+        checkpoint.export(file.path, Path("b.pth"))
 
 
-def test_widening_keeps_rgb_sums_for_one_band_and_scales_others() -> None:
-    kernels = torch.randn(8, 3, 7, 7)
+def test_branches_draw_the_same_weights_whatever_the_bands_and_widen_those_that_read_them() -> None:
+    """RGB is kept, one band is its sum, and others are scaled."""
+    states = []
+    for arguments in ((), (4,)):
+        torch.manual_seed(0)
+        states.append(Branch(BACKBONE, N_CLASS, False, *arguments).state_dict())
+    first = "backbone.conv1.weight"
+    for name, tensor in states[0].items():
+        assert name == first or torch.equal(tensor, states[1][name]), name
+    kernels = states[0][first]
+    assert torch.equal(states[1][first], widen(kernels, 4))
     assert torch.equal(widen(kernels, 3), kernels)
     assert torch.equal(widen(kernels, 1), kernels.sum(1, keepdim=True))
     for n_bands in (2, 4, 16):
@@ -208,23 +216,10 @@ def test_equal_bands_give_what_rgb_gives(n_bands) -> None:
     assert torch.equal(fit_kernels(module, fitted)["1.0.weight"], fitted["1.0.weight"])
 
 
-def test_branches_draw_the_same_weights_whatever_the_bands() -> None:
-    states = []
-    for arguments in ((), (4,)):
-        torch.manual_seed(0)
-        states.append(Branch(BACKBONE, N_CLASS, False, *arguments).state_dict())
-    first = "backbone.conv1.weight"
-    for name, tensor in states[0].items():
-        assert name == first or torch.equal(tensor, states[1][name]), name
-    assert torch.equal(states[1][first], widen(states[0][first], 4))
-
-
 def test_weights_of_rgb_start_a_network_of_four_bands_and_others_do_not(tmp_path) -> None:
     checkpoint.save(tmp_path / "rgb.pth", build_thin_model(), build_header(1), STAGES[3].uses)
     file = checkpoint.read(tmp_path / "rgb.pth")
-    with torch.device("meta"):
-        shapes = GLNet(N_CLASS, BACKBONE, 4)
-    model = shapes.to_empty(device="cpu")
+    model = empty_network().to_empty(device="cpu")
     checkpoint.load_but_classes(model, file)
     for name in ("global_", "local", "refined"):
         expected = widen(file.tensors[f"{name}.backbone.conv1.weight"], 4)
@@ -234,23 +229,19 @@ def test_weights_of_rgb_start_a_network_of_four_bands_and_others_do_not(tmp_path
         checkpoint.load_but_classes(model, six)
 
 
-def test_a_normalisation_that_does_not_fit_is_refused_in_one_line() -> None:
+def test_normalisations_fit_any_bands_or_are_refused_in_one_line() -> None:
     with pytest.raises(InputError, match=r"^--normalize imagenet .* reads 4; give data, half or none$"):
         build_header(1, bands="1,2,3,4", normalize="imagenet").settings()
     with pytest.raises(InputError, match=r"^--normalize data needs the statistics"):
         build_header(1, normalize="data").settings()
-    pixels = image(5)[None]
+    pixels = torch.stack([image(1, seed=k)[0] // (k + 1) for k in range(5)])
     for name, mean, std in (("none", 0, 1), ("half", 0.5, 0.5)):
-        found = build_header(1, bands="1,2,3,4,5", normalize=name).settings().to_input(pixels)
-        torch.testing.assert_close(found, (pixels / 255 - mean) / std)
-
-
-def test_data_normalises_each_band_to_mean_0_and_deviation_1() -> None:
-    pixels = torch.stack([image(1, seed=k)[0] // (k + 1) for k in range(4)])
+        found = build_header(1, bands="1,2,3,4,5", normalize=name).settings().to_input(pixels[None])
+        torch.testing.assert_close(found, (pixels[None] / 255 - mean) / std)
     counts = torch.stack([torch.bincount(band.flatten(), minlength=256) for band in pixels])
     found = build_settings(statistics=statistics_of(counts)).to_input(pixels[None])
-    torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.std((0, 2, 3), correction=0), torch.ones(4))
+    torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.std((0, 2, 3), correction=0), torch.ones(5))
     flat = torch.zeros((1, 256), dtype=torch.int64)
     with pytest.raises(InputError, match="no pixel"):
         statistics_of(flat)
@@ -274,7 +265,7 @@ def test_counts_leave_out_missing_pixels_and_parts_add_up(multispectral) -> None
     assert torch.equal(parts[k], expected)
 
 
-def test_a_resumed_run_takes_the_statistics_of_its_resume_file(monkeypatch, tmp_path) -> None:
+def test_statistics_are_those_of_the_resume_file_or_refused_before_stage_1_measured_them(monkeypatch, tmp_path) -> None:
     statistics = Statistics((0.25,) * 4, (0.125,) * 4)
     saved = {"statistics": json.dumps(asdict(statistics))}
     resume = tmp_path / "a.resume.pth"
@@ -284,11 +275,7 @@ def test_a_resumed_run_takes_the_statistics_of_its_resume_file(monkeypatch, tmp_
     saved["statistics"] = "[]"
     with pytest.raises(InputError, match=r"a\.resume\.pth is damaged"):
         setup.find_statistics(header, None, None, resume, 0)
-
-
-def test_statistics_that_stage_1_has_still_to_measure_are_refused_elsewhere() -> None:
-    options = command_line.build_parser().parse_args([])
-    header, cpu = build_header(1, bands="1,2,3,4", normalize="data"), torch.device("cpu")
+    options, cpu = command_line.build_parser().parse_args([]), torch.device("cpu")
     assert setup.training_settings(options, header, cpu).statistics is None
     for build, stage in ((setup.evaluation_settings, 1), (setup.training_settings, 2)):
         with pytest.raises(InputError, match="--normalize data needs the statistics"):
@@ -296,7 +283,7 @@ def test_statistics_that_stage_1_has_still_to_measure_are_refused_elsewhere() ->
 
 
 @pytest.mark.parametrize("n_bands", [1, 2, 3, 4, 5, 16])
-def test_bands_are_shrunk_one_by_one(n_bands) -> None:
+def test_bands_are_shrunk_one_by_one_and_count_in_memory(n_bands) -> None:
     """Pillow takes the last of two or four bands for transparency, and weights the others by it."""
     pixels = image(n_bands)
     for most in (1 << 30, 1):
@@ -305,17 +292,15 @@ def test_bands_are_shrunk_one_by_one(n_bands) -> None:
         for band, own in zip(found, pixels, strict=True):
             expected = shrink(MemorySource(own.expand(3, -1, -1)), (24, 33), most)
             assert torch.equal(expected, band.expand(3, -1, -1))
-
-
-def test_the_memory_of_many_bands_counts() -> None:
-    eight = MemorySource(image(8))
-    height, width = SIZE
-    assert load_in_memory(eight, height * width * 8 // 3 + 1) is not eight
-    assert load_in_memory(eight, height * width) is eight
+    if n_bands > 3:
+        source, cells = MemorySource(pixels), SIZE[0] * SIZE[1]
+        assert load_in_memory(source, cells * n_bands // 3 + 1) is not source
+        assert load_in_memory(source, cells) is source
 
 
 @pytest.mark.parametrize("n_bands", [1, 2, 4, 8])
-def test_augmentation_changes_brightness_and_contrast_of_any_bands(n_bands) -> None:
+def test_augmentation_and_pictures_take_any_bands(n_bands) -> None:
+    """Brightness and contrast change; three bands are shown, or the first as grey."""
     pixels = image(n_bands)
     change = ColorChange(1.2, 0.8, saturation=1.25, hue=0.03)
     found = change.apply(pixels)
@@ -325,13 +310,8 @@ def test_augmentation_changes_brightness_and_contrast_of_any_bands(n_bands) -> N
     assert torch.equal(ColorChange(1.2, 0.8).apply(pixels), found)
     varied, ids = Draw(scale=1.3, color=change).apply(pixels, pixels[0], (91, 117))
     assert (varied.shape, ids.shape) == ((n_bands, 91, 117), (91, 117))
-
-
-def test_pictures_show_three_bands_or_the_first_as_grey() -> None:
-    pixels = image(4)
-    assert np.array_equal(as_rgb(pixels), pixels[:3].permute(1, 2, 0))
-    for n_bands in (1, 2):
-        assert np.array_equal(as_rgb(pixels[:n_bands]), np.repeat(pixels[0].numpy()[..., None], 3, -1))
+    shown = pixels[:3] if n_bands > 2 else pixels[:1].expand(3, -1, -1)
+    assert np.array_equal(as_rgb(pixels), shown.permute(1, 2, 0))
 
 
 @pytest.mark.parametrize("bands", [(4, 3, 2, 1), (2,), (1, 2), (4, 4, 1), (1,) * 16])
@@ -362,11 +342,15 @@ def test_arrays_of_other_types_are_stretched_and_lack_what_is_not_finite() -> No
             array(wrong, View((1,)))
 
 
+def empty_network() -> GLNet:
+    """Of four bands, without memory."""
+    with torch.device("meta"):
+        return GLNet(N_CLASS, BACKBONE, 4)
+
+
 @functools.cache
 def four_band_segmenter(scene_size: int = 5000) -> Segmenter:
-    with torch.device("meta"):
-        model = GLNet(N_CLASS, BACKBONE, 4)
-    state = dict(shared_model().state_dict())
+    model, state = empty_network(), dict(shared_model().state_dict())
     for name in ("global_", "local", "refined"):
         state = fit_kernels(getattr(model, name).backbone, state, f"{name}.backbone.")
     model.load_state_dict(state, assign=True)
@@ -374,7 +358,9 @@ def four_band_segmenter(scene_size: int = 5000) -> Segmenter:
     return Segmenter(Predictor.prepare(model, STAGES[1], build_settings(), SIDE), header, scene_size)
 
 
-def test_prediction_takes_files_and_arrays_and_names_an_image_that_lacks_bands(multispectral, tmp_path) -> None:
+def test_prediction_takes_files_windows_and_arrays_and_names_an_image_that_lacks_bands(
+    multispectral, tmp_path, monkeypatch
+) -> None:
     rasterio = pytest.importorskip("rasterio")
     segmenter = four_band_segmenter()
     path = multispectral / "images" / "img1.tif"
@@ -390,21 +376,8 @@ def test_prediction_takes_files_and_arrays_and_names_an_image_that_lacks_bands(m
     Image.new("RGB", (70, 70)).save(tmp_path / "rgb.png")
     with pytest.raises(InputError, match=r"rgb\.png: --bands 4,3,2,1: rgb\.png has 3 bands"):
         segmenter.segment(tmp_path / "rgb.png")
-
-
-def test_scenes_of_four_bands_are_read_in_windows(multispectral, monkeypatch) -> None:
-    segmenter, path = four_band_segmenter(scene_size=48), multispectral / "images" / "img0.tif"
-    expected = segmenter.segment(path)
+    scenes, path = four_band_segmenter(scene_size=48), multispectral / "images" / "img0.tif"
+    expected = scenes.segment(path)
     monkeypatch.setattr("prediction.read_ahead.load_in_memory", lambda source: source)
-    assert np.array_equal(segmenter.segment(path), expected)
+    assert np.array_equal(scenes.segment(path), expected)
     assert (expected[CORNER] == IGNORED).all()
-
-
-def test_other_bands_of_a_checkpoint_are_as_many(monkeypatch) -> None:
-    file = checkpoint.Checkpoint(Path("a.pth"), build_header(1, bands="4,3,2,1"), {})
-    assert header_for(file, None, {"bands": "1,2,3,4"}, Classes.generic(N_CLASS)).bands == "1,2,3,4"
-    with pytest.raises(InputError, match=r"--bands 1: a\.pth was made with 4 bands"):
-        header_for(file, None, {"bands": "1"}, Classes.generic(N_CLASS))
-    with pytest.raises(InputError, match=r"made with 4 bands; released files are of 3"):
-        monkeypatch.setattr(checkpoint, "read", lambda path: file)
-        checkpoint.export(file.path, Path("b.pth"))

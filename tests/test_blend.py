@@ -5,21 +5,12 @@ import json
 import math
 from itertools import product
 
+import builders
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import (
-    MIN_OVERLAP,
-    SIDE,
-    Scores,
-    build_header,
-    build_sample,
-    build_settings,
-    forward,
-    segment_scores,
-    shared_model,
-)
+from builders import MIN_OVERLAP, SIDE, Scores, build_header, build_sample, build_settings, segment_scores, shared_model
 from pictures import SIZE, run, write_checkpoint
 from PIL import Image
 from torch import Tensor
@@ -56,18 +47,13 @@ GRIDS: dict[str, Patches] = {
 
 def reference_window(size: Size, blend: str) -> np.ndarray:
     """(h, w) float64, from each pixel's distance to the nearest border along both sides."""
-    sides = []
-    for length in size:
-        distance = np.array([min(k + 0.5, length - k - 0.5) for k in range(length)])
-        centre = length / 2 - distance
-        sides.append(
-            {
-                "none": np.ones(length),
-                "linear": distance / (length / 2),
-                "gaussian": np.exp(-((centre / (0.125 * length)) ** 2) / 2),
-            }[blend]
-        )
-    return np.outer(*sides)
+    distances = [np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in size]  # 0.5: the middle
+    sides = {
+        "none": [np.ones(n) for n in size],
+        "linear": [2 * distance for distance in distances],
+        "gaussian": [np.exp(-(((0.5 - distance) / 0.125) ** 2) / 2) for distance in distances],
+    }
+    return np.outer(*sides[blend])
 
 
 def dense(grid: Patches, logits: Tensor, blend: str, upsample: str, *, means: bool, outside: Tensor | None) -> Tensor:
@@ -91,27 +77,17 @@ def streamed(grid: Patches, logits: Tensor, sub_batch: int, **more) -> Tensor:
     return sink.whole()
 
 
-def random_logits(grid: Patches, seed: int = 0) -> Tensor:
-    cells = tuple(-(-side // 4) for side in grid.patch)
-    return torch.randn(len(grid), 3, *cells, generator=torch.Generator().manual_seed(seed))
-
-
-def test_weights_are_positive_symmetric_and_fall_from_the_middle_to_the_borders() -> None:
+def test_weights_are_positive_symmetric_and_fall_from_the_middle_to_the_borders_to_hardly_anything() -> None:
+    """The step of the score at a patch's border is the patch's share there: of two that overlap by 50 of 508 pixels."""
     for blend, length in product(BLENDS, (1, 2, 37, 508)):
         weights = border_weights(length, blend)
         torch.testing.assert_close(weights, torch.from_numpy(reference_window((length, 1), blend)[:, 0]).float())
         torch.testing.assert_close(weights, weights.flip(0))
         assert weights.min() > 0
         assert (weights[: length // 2].diff() >= 0).all()
-
-
-def test_a_patch_hardly_counts_at_a_border_inside_the_image() -> None:
-    """The step of the score at a patch's border is the patch's share there: of two that overlap by 50 of 508 pixels."""
     axis = Axis.cover(966, 508, 50)
     shares = {blend: float(border_weights(508, blend)[0] / axis.weights(blend)[458]) for blend in BLENDS}
-    assert shares["none"] == 0.5
-    assert shares["linear"] < 0.02
-    assert shares["gaussian"] < 0.06
+    assert shares["none"] == 0.5 and shares["linear"] < 0.02 and shares["gaussian"] < 0.06
 
 
 def seams(ids: Tensor, grid: PatchGrid) -> float:
@@ -132,7 +108,7 @@ def test_blending_removes_the_lattice_of_a_random_network() -> None:
     halves[:, 40:] += 1
     halves[:, 50:] += 1
     assert seams(halves, PatchGrid.cover((100, 100), 60, 20)) == pytest.approx(0.5 / (2 / 99))  # borders at 40 and 60
-    found, grid = forward(shared_model(), 2, build_sample((101, 131)), build_settings())
+    found, grid = builders.forward(shared_model(), 2, build_sample((101, 131)), build_settings())
     ratios = {}
     for blend, upsample in CHOICES:
         ids = ArgmaxSink(grid.image)
@@ -147,7 +123,8 @@ def test_blending_removes_the_lattice_of_a_random_network() -> None:
 def test_a_canvas_equals_the_dense_reference_whatever_the_sub_batches(name) -> None:
     """Sums and means, the latter by any number of patches at a time bit by bit; other scores where no patch is."""
     grid = GRIDS[name]
-    logits, other = random_logits(grid), torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    logits, other = torch.randn(len(grid), 3, *(-(-side // 4) for side in grid.patch)), torch.randn(1, 3, 16, 16)
     for (blend, upsample), means in product(CHOICES, (False, True)):
         options = {"blend": blend, "upsample": upsample, "means": means}
         outside = UncertainPatches(0.5).outside(other, grid.image, upsample)
@@ -180,32 +157,25 @@ def test_enlarging_by_bands_equals_enlarging_the_whole(cells, size, upsample) ->
 def plain_network(mode: int) -> tuple[Sample, Predictions]:
     """An image of odd sides and the plain network's logits of it, in mode 2 or 3."""
     sample = build_sample((101, 131))
-    return sample, forward(shared_model(), mode, sample, build_settings())[0]
+    return sample, builders.forward(shared_model(), mode, sample, build_settings())[0]
 
 
-@pytest.mark.parametrize(("mode", "share"), [(2, 1.0), (2, 0.4), (3, 1.0)])
+@pytest.mark.parametrize(("mode", "share"), [(1, 1.0), (2, 1.0), (2, 0.4), (3, 1.0)])
 def test_predictions_are_the_dense_reference_of_the_plain_network(mode, share) -> None:
-    """In mode 2 a patch has the same logits whichever others are computed."""
-    sample, found = plain_network(mode)
+    """In mode 2 a patch has the same logits whichever others are computed; mode 1 gives torch's bilinear map."""
+    sample, found = plain_network(max(mode, 2))
     settings = build_settings(selection=UncertainPatches(share), **SMOOTH)
     patches = ImagePatches(MemorySource(sample.image), settings)
     patches.select_patches(found.global_)
     kept = [patches.all.boxes().index(box) for box in patches.grid.boxes()]
     assert len(kept) == math.ceil(share * len(patches.all))
     outside = F.interpolate(found.global_, size=patches.size, mode="bilinear", align_corners=False)[0]
-    scores = segment_scores(shared_model(), mode, sample, settings, means=True)
-    torch.testing.assert_close(scores["global"], outside, rtol=1e-3, atol=1e-3)
-    for name in ("local", "ensemble"):
-        logits = getattr(found, name)[kept]
-        expected = dense(patches.grid, logits, **SMOOTH, means=True, outside=outside).float()
-        torch.testing.assert_close(scores[name], expected, rtol=1e-3, atol=1e-3)
-
-
-def test_in_mode_1_scores_are_torch_s_bilinear_map() -> None:
-    sample, found = plain_network(2)
-    scores = segment_scores(shared_model(), 1, sample, build_settings(upsample="bilinear"))["global"]
-    expected = F.interpolate(found.global_, size=(101, 131), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
+    for name, scores in segment_scores(shared_model(), mode, sample, settings, means=True).items():
+        expected = outside
+        if name != "global":
+            logits = getattr(found, name)[kept]
+            expected = dense(patches.grid, logits, **SMOOTH, means=True, outside=outside).float()
+        torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_prediction_takes_and_records_the_options(tmp_path) -> None:

@@ -6,25 +6,17 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
+import builders
 import numpy as np
 import pytest
 import runs
 import torch
 import torchvision
-from builders import (
-    BACKBONE,
-    N_CLASS,
-    build_empty_model,
-    build_header,
-    build_thin_model,
-    write_released_checkpoint,
-    write_thin_checkpoint,
-)
+from builders import BACKBONE, N_CLASS, build_header, build_thin_model, write_released_checkpoint, write_thin_checkpoint
 from torch import Tensor
 
 import helper
@@ -49,7 +41,7 @@ BLANK = 7
 
 @functools.cache
 def _loadable_model() -> GLNet:
-    return build_empty_model().to_empty(device="cpu")
+    return builders.build_empty_model().to_empty(device="cpu")
 
 
 def blank_model() -> GLNet:
@@ -61,12 +53,6 @@ def blank_model() -> GLNet:
     return model
 
 
-def load_whole(path: Path, stage: int) -> State:
-    model = blank_model()
-    checkpoint.load_whole(model, checkpoint.read(path), stage)
-    return model.state_dict()
-
-
 def assert_equal(found: State, expected: State, but: tuple[str, ...] = ()) -> None:
     """Bit-equal by name, the names that start with one of `but` aside."""
     assert found.keys() == expected.keys()
@@ -75,23 +61,24 @@ def assert_equal(found: State, expected: State, but: tuple[str, ...] = ()) -> No
         assert (name.startswith(but) if but else False) or torch.equal(tensor, expected[name]), name
 
 
-def change_file(path: Path, change: Callable[[dict], object], **how) -> None:
-    torch.save(change(torch.load(path, weights_only=True)), path, **how)
-
-
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_our_file_gives_the_network_and_its_description_back(tmp_path, stage) -> None:
+def test_our_file_gives_the_network_and_its_description_back_for_its_own_stage_only(tmp_path, stage) -> None:
     path = tmp_path / "new folder" / "a.pth"
     changes = {"size_g": 128, "size_p": 96, "min_overlap": 20, "normalize": "half", "classes": DEEP_GLOBE}
-    model = build_thin_model()
+    model, blank = build_thin_model(), blank_model()
     checkpoint.save(path, model, build_header(stage, **changes))
     found = checkpoint.read(path)
     assert found.header == build_header(stage, **changes)
-    assert children_of(found.tensors) == {*STAGES[stage].uses}
+    assert children_of(found.tensors) == children_of(found.tensors_of(stage)) == {*STAGES[stage].uses}
     others = tuple(f"{child}." for child in {*STAGES[3].uses} - {*STAGES[stage].uses})
-    state = load_whole(path, stage)
+    checkpoint.load_whole(blank, found, stage)
+    state = blank.state_dict()
     assert_equal(state, model.state_dict(), but=others)
     assert all((x == BLANK).all() for name, x in state.items() if others and name.startswith(others))
+    for other in {1, 2, 3} - {stage}:
+        message = rf"a\.pth was made by stage {stage} .*stage {other}'s .*{STAGES[stage].reads}"
+        with pytest.raises(InputError, match=message):
+            found.tensors_of(other)
 
 
 @pytest.mark.parametrize("source", ["none", "file"])
@@ -104,11 +91,11 @@ def test_later_stages_start_as_from_files_that_hold_all(tmp_path, source) -> Non
     for name, children in (("new", None), ("older", STAGES[3].uses)):
         torch.manual_seed(0)
         model = setup.build_training_model(header, {})
-        if children and source == "file":  # as stage 1 started the local branch, too
-            model.local.backbone.load_state_dict(model.global_.backbone.state_dict())
-        if source == "file":  # its classifier aside
-            own = {name: x for name, x in torch.load(weights, weights_only=True).items() if not name.startswith("fc.")}
-            assert_equal(model.global_.backbone.state_dict(), own)
+        if source == "file":
+            own, given = model.global_.backbone.state_dict(), torch.load(weights, weights_only=True)
+            assert_equal(own, {name: x for name, x in given.items() if not name.startswith("fc.")})
+            if children:  # as stage 1 started the local branch, too
+                model.local.backbone.load_state_dict(own)
         model.global_.head.bias.data.fill_(1)  # trained
         checkpoint.save(tmp_path / f"{name}.pth", model, header, children)
     for stage in (2, 3):
@@ -124,29 +111,11 @@ def test_later_stages_start_as_from_files_that_hold_all(tmp_path, source) -> Non
 
 
 def test_branches_that_init_from_brings_are_kept_for_later_stages(tmp_path) -> None:
-    for name, children in (("all", STAGES[3].uses), ("one", None)):
-        checkpoint.save(tmp_path / f"{name}.pth", build_thin_model(), build_header(1), children)
-    kept = {
-        n: setup.saved_children(STAGES[1], {"init_from": checkpoint.read(tmp_path / f"{n}.pth")})
-        for n in ("all", "one")
-    }
-    assert {name: {*children} for name, children in kept.items()} == {
-        "all": {"global_", "local", "refined"},
-        "one": {"global_"},
-    }
+    for children, kept in ((STAGES[3].uses, {"global_", "local", "refined"}), (None, {"global_"})):
+        checkpoint.save(tmp_path / "a.pth", build_thin_model(), build_header(1), children)
+        files = {"init_from": checkpoint.read(tmp_path / "a.pth")}
+        assert {*setup.saved_children(STAGES[1], files)} == kept
     assert setup.saved_children(STAGES[2], {}) == STAGES[2].uses
-
-
-@pytest.mark.parametrize("made", [1, 2, 3])
-@pytest.mark.parametrize("wanted", [1, 2, 3])
-def test_our_file_serves_its_own_stage_only(tmp_path, made, wanted) -> None:
-    write_thin_checkpoint(tmp_path / "a.pth", made)
-    found = checkpoint.read(tmp_path / "a.pth")
-    if made == wanted:
-        assert children_of(found.tensors_of(wanted)) == {*STAGES[made].uses}
-        return
-    with pytest.raises(InputError, match=rf"a\.pth was made by stage {made} .*stage {wanted}'s .*{STAGES[made].reads}"):
-        found.tensors_of(wanted)
 
 
 def test_interrupted_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch) -> None:
@@ -202,20 +171,9 @@ def test_last_is_the_last_epoch_best_the_best_and_a_new_run_renames_both(tmp_pat
     assert run(2) == {"a.pth": 5, "a.best.pth": 4, "a.previous.pth": 3, "a.best.previous.pth": 2}
 
 
-def without_tracked(state: State) -> State:
-    return {name: x for name, x in state.items() if not name.endswith("num_batches_tracked")}
-
-
-def without_module(state: State) -> State:
-    return {name.removeprefix("module."): x for name, x in state.items()}
-
-
-FORMS = {
-    "as exported": (dict, {}),
-    "without module.": (without_module, {}),
-    "old format": (dict, {"_use_new_zipfile_serialization": False}),
-    "as torch 0.4 wrote it": (without_tracked, {"_use_new_zipfile_serialization": False}),
-}
+OLD = {"_use_new_zipfile_serialization": False}
+FORMS = {"as exported": {}, "without module.": {}, "old format": OLD, "as torch 0.4 wrote it": OLD}
+"""Of a released file, with how it is saved."""
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -223,17 +181,19 @@ FORMS = {
 def test_released_file_gives_the_same_network_in_every_form(tmp_path, monkeypatch, stage, form) -> None:
     """Bit-equal. What the file does not hold: before stage 3 a refined backbone and head, which are the global ones;
     in stage 3 the context's, which come from the file of stage 1."""
-    path, change, how = tmp_path / "released.pth", *FORMS[form]
+    path = tmp_path / "released.pth"
     expected = write_released_checkpoint(path, stage).state_dict()
+    content = torch.load(path, weights_only=True)
+    if form == "without module.":
+        content = {name.removeprefix("module."): x for name, x in content.items()}
+    if form == "as torch 0.4 wrote it":
+        content = {name: x for name, x in content.items() if not name.endswith("num_batches_tracked")}
+        expected = {n: torch.zeros_like(x) if n.endswith("num_batches_tracked") else x for n, x in expected.items()}
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
-        change_file(path, change, **how)
-    names = torch.load(path, map_location="cpu", weights_only=True).keys()
-    assert all(name.startswith("module.") != (form == "without module.") for name in names)
+        torch.save(content, path, **FORMS[form])
     assert b"cuda:0" in path.read_bytes()
-    assert path.read_bytes().startswith(b"PK") == (not how)  # a zip file or not
-    if change is without_tracked:
-        expected = {n: torch.zeros_like(x) if n.endswith("num_batches_tracked") else x for n, x in expected.items()}
+    assert path.read_bytes().startswith(b"PK") == (FORMS[form] is not OLD)  # a zip file or not
     model, outside = blank_model(), ("global_.backbone.", "global_.head.")
     if stage < 3:
         outside = ("refined.backbone.", "refined.head.")
@@ -245,18 +205,15 @@ def test_released_file_gives_the_same_network_in_every_form(tmp_path, monkeypatc
     assert stage < 3 or all((x == BLANK).all() for name, x in found.items() if name.startswith(outside))
 
 
-def test_context_is_the_whole_global_branch_of_stage_1_and_nothing_else(tmp_path) -> None:
-    context = write_released_checkpoint(tmp_path / "g.pth", 1).state_dict()
-    refined = write_released_checkpoint(tmp_path / "l2g.pth", 3).state_dict()
-    model = blank_model()
-    checkpoint.load_whole(model, checkpoint.read(tmp_path / "l2g.pth"), 3)
-    checkpoint.load_context(model, checkpoint.read(tmp_path / "g.pth"))
-    expected = {name: (context if name.startswith("global_.") else refined)[name] for name in refined}
-    assert_equal(model.state_dict(), expected)
-
-
-def test_stage_3_refuses_the_context_of_another_training(tmp_path) -> None:
+def test_context_is_the_whole_global_branch_of_stage_1_of_the_same_training(tmp_path) -> None:
     context, start = tmp_path / "context.pth", tmp_path / "start.pth"
+    stage1 = write_released_checkpoint(context, 1).state_dict()
+    refined = write_released_checkpoint(start, 3).state_dict()
+    model = blank_model()
+    checkpoint.load_whole(model, checkpoint.read(start), 3)
+    checkpoint.load_context(model, checkpoint.read(context))
+    expected = {name: (stage1 if name.startswith("global_.") else refined)[name] for name in refined}
+    assert_equal(model.state_dict(), expected)
     model = write_thin_checkpoint(start, stage=2)
     checkpoint.save(context, model, build_header(1))
     checkpoint.check_context(model, checkpoint.read(context), start)
@@ -265,43 +222,36 @@ def test_stage_3_refuses_the_context_of_another_training(tmp_path) -> None:
         checkpoint.check_context(model, checkpoint.read(context), start)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_an_export_holds_what_released_files_of_its_stage_hold(tmp_path, stage) -> None:
-    model = write_thin_checkpoint(tmp_path / "a.pth", stage)
-    checkpoint.export(tmp_path / "a.pth", tmp_path / "released.pth")
-    expected = checkpoint.to_released(model.state_dict(), stage)
-    found = torch.load(tmp_path / "released.pth", weights_only=True)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_export_command_writes_what_released_files_of_a_stage_hold(tmp_path, monkeypatch, capsys, stage) -> None:
+    def export(source: Path, target: Path) -> int:
+        monkeypatch.setattr("sys.argv", ["checkpoint", "export", str(source), str(target)])
+        return checkpoint.main()
+
+    released = tmp_path / "released" / "theirs.pth"
+    model = write_thin_checkpoint(tmp_path / "ours.pth", stage)
+    assert export(tmp_path / "ours.pth", released) == 0
+    assert f"mode {stage}" in capsys.readouterr().out
+    found, expected = torch.load(released, weights_only=True), checkpoint.to_released(model.state_dict(), stage)
     assert list(found) == list(expected)
-    ours = tuple(
-        f"module.{checkpoint.released_modules(stage)[name]}."
-        for name in checkpoint.released_modules(stage)
-        if name.split(".")[0] not in STAGES[stage].uses
-    )
+    modules, uses = checkpoint.released_modules(stage), STAGES[stage].uses
+    ours = tuple(f"module.{theirs}." for name, theirs in modules.items() if name.split(".")[0] not in uses)
     assert_equal(found, expected, but=ours)
-
-
-def test_export_command_writes_the_released_file(tmp_path, monkeypatch, capsys) -> None:
-    source, target = tmp_path / "ours.pth", tmp_path / "released" / "theirs.pth"
-    model = write_thin_checkpoint(source, 3)
-    monkeypatch.setattr("sys.argv", ["checkpoint", "export", str(source), str(target)])
-    assert checkpoint.main() == 0
-    assert "mode 3" in capsys.readouterr().out
-    released = torch.load(target, weights_only=True)
-    assert torch.equal(released["module.fpn_global.smooth3_2_ext.weight"], model.refined.pyramid.smooth2[2].weight)
-    assert torch.equal(released["module.ensemble_conv.bias"], model.ensemble.bias)
-    monkeypatch.setattr("sys.argv", ["checkpoint", "export", str(target), str(tmp_path / "twice.pth")])
-    assert checkpoint.main() == 2
-    assert capsys.readouterr().err == f"error: {target} is a released file already\n"
+    assert export(released, tmp_path / "twice.pth") == 2
+    assert capsys.readouterr().err == f"error: {released} is a released file already\n"
     assert not (tmp_path / "twice.pth").exists()
 
 
 # what is refused
 
 BIAS = "module.fpn_local.smooth2_1.bias"
+
+
 WRONG_TENSORS = {  # a tensor of a released file, what it becomes (None: it goes), and what the error must name
     "missing": (BIAS, None, r"misses tensor local\.pyramid\.smooth1\.1\.bias"),
     "missing buffer": ("module.resnet_local.bn1.running_var", None, r"misses .*local\.backbone\.bn1\.running_var"),
     "misshaped": ("module.fpn_global.classify.weight", torch.zeros(9, 512, 3, 3), r"head\.weight is \(9, 512"),
+    "4 TB": (BIAS, torch.ones(1).expand(1 << 40), r"smooth1\.1\.bias is \(1099511627776,\) where"),  # in one number
     "a number": (BIAS, 3, "is a int, not a tensor"),
     "unexpected root": ("module.extra.weight", torch.zeros(1), r"unexpected .*extra\.weight"),
     "unexpected leaf": ("module.resnet_local.fc.weight", torch.zeros(1), r"unexpected .*local\.backbone\.fc\.weight"),
@@ -329,12 +279,20 @@ def test_a_file_with_a_wrong_tensor_is_refused_by_its_name_and_the_network_left_
     assert all((tensor == BLANK).all() for tensor in model.state_dict().values())
 
 
-def test_text_folders_and_missing_files_are_no_checkpoints(tmp_path) -> None:
+def test_files_of_no_kind_and_of_newer_versions_are_not_called_damaged(tmp_path) -> None:
     text = tmp_path / "text.pth"
     text.write_text("no weights here\n")
     for path, reason in ((text, "not a readable"), (tmp_path, "no such"), (tmp_path / "none.pth", "no such")):
         with pytest.raises(InputError, match=f"{path}.* {reason}"):
             checkpoint.read(path)
+    for content, told in (
+        (ours(header=header(extra=1)), "was written by a newer version of this code, which records extra; update it"),
+        (ours(version=2), "has format version 2; this code reads 1; update the code"),
+        (ours(version=0), "has format version 0; this code reads 1$"),
+    ):
+        torch.save(content, tmp_path / "new.pth")
+        with pytest.raises(InputError, match=rf"new\.pth {told}"):
+            checkpoint.read(tmp_path / "new.pth")
 
 
 def write_backbone(path: Path, name: str) -> State:
@@ -359,20 +317,17 @@ def test_resnets_have_the_initial_weights_and_values_of_torchvisions(name) -> No
     assert torch.equal(c5, theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x)))))
 
 
-def test_backbone_file_of_anything_else_is_refused(tmp_path) -> None:
+def test_backbone_weights_that_do_not_fit_or_cannot_be_had_are_refused(tmp_path, monkeypatch) -> None:
     write_backbone(tmp_path / "deeper.pth", "resnet34")
     (tmp_path / "text.pth").write_text("no weights here")
-    reasons = {
-        "deeper.pth": r"has the unexpected tensor layer1\.2\.",
-        "text.pth": "is not a torch weight file",
-        "none.pth": "no such file",
-    }
-    for name, reason in reasons.items():
+    for name, reason in (
+        ("deeper.pth", r"has the unexpected tensor layer1\.2\."),
+        ("text.pth", "is not a torch weight file"),
+        ("none.pth", "no such file"),
+    ):
         with pytest.raises(InputError, match=rf"{name}.* {reason}|{reason}.*{name}"):
             build_backbone(BACKBONE, str(tmp_path / name))
 
-
-def test_without_network_imagenet_weights_are_refused_with_advice(tmp_path, monkeypatch) -> None:
     def fail(*others, **named) -> None:
         raise URLError("no network")
 
@@ -383,7 +338,6 @@ def test_without_network_imagenet_weights_are_refused_with_advice(tmp_path, monk
     assert backbone_weights(BACKBONE, "none") is None
 
 
-TRAINED = TrainedOn("isic", split_seed=3, images="00112233445566ff" * 2)
 ENTRIES = {  # of a header: a value, what a file of before counts as, and values that are refused
     "statistics": (Statistics((0.25, 0.5, 0.1), (0.125, 0.1, 1)), None, [{"mean": [0, 0, 0], "std": [1, 0, 1]}, "a"]),
     "bands": ("4,2,1", None, []),
@@ -394,7 +348,7 @@ ENTRIES = {  # of a header: a value, what a file of before counts as, and values
     "pyramid_width": (12, 256, [1]),
     "scale": (8.0, None, [0, "8"]),
     "trained_on": (
-        TRAINED,
+        TrainedOn("isic", split_seed=3, images="00112233445566ff" * 2),
         None,
         [{"dataset": 3}, *({"dataset": "a", "images": one} for one in ("x" * 16, "00")), [1]],
     ),
@@ -435,14 +389,15 @@ def classes(**changes) -> dict:
     return {**build_header(1).classes.to_record(), **changes}
 
 
-NO_NETWORKS = ("__init__", "timm/hf_hub:a/b", "timm/", "timm/a/b", "timm/a b", "other/a", "timm/a.b.c")
-
 HOSTILE = {
     "code": ours(model=Harmful()),
     "no header": ours(header=None),
     "unknown stage": ours(header=header(stage=9)),
     "stage of a wrong type": ours(header=header(stage=[1])),
-    **{f"backbone {name}": ours(header=header(backbone=name)) for name in NO_NETWORKS},
+    **{
+        f"backbone {name}": ours(header=header(backbone=name))
+        for name in ("__init__", "timm/hf_hub:a/b", "timm/", "timm/a/b", "timm/a b", "other/a", "timm/a.b.c")
+    },
     "unknown normalisation": ours(header=header(normalize="x")),
     "absurd size": ours(header=header(size_g=1 << 40)),
     "size of a wrong type": ours(header=header(size_p="64")),
@@ -492,16 +447,6 @@ def test_a_hostile_checkpoint_is_refused_by_name(tmp_path, monkeypatch, case, zi
     assert not Path("harmed").exists()
 
 
-def test_an_absurd_shape_is_refused_without_its_memory(tmp_path) -> None:
-    """A tensor of 4 TB whose entries are all one."""
-    model = build_thin_model()
-    tensors = {**model.state_dict(), "local.head.bias": torch.ones(1).expand(1 << 40)}
-    torch.save(ours(model=tensors), tmp_path / "bad.pth")
-    found = checkpoint.read(tmp_path / "bad.pth")
-    with pytest.raises(InputError, match=r"bad\.pth: local\.head\.bias is \(1099511627776,\) where"):
-        checkpoint.load(model, found.tensors, found.path, ("",))
-
-
 def test_broken_files_of_every_form_are_refused(tmp_path) -> None:
     path = tmp_path / "bad.pth"
     torch.save(ours(), path)
@@ -521,14 +466,3 @@ def test_broken_files_of_every_form_are_refused(tmp_path) -> None:
             with pytest.raises(InputError, match=r"bad\.pth") as refused:
                 read(path)
             assert "\n" not in str(refused.value)
-
-
-def test_a_file_of_a_newer_version_is_not_called_damaged(tmp_path) -> None:
-    for content, told in (
-        (ours(header=header(extra=1)), "was written by a newer version of this code, which records extra; update it"),
-        (ours(version=2), "has format version 2; this code reads 1; update the code"),
-        (ours(version=0), "has format version 0; this code reads 1$"),
-    ):
-        torch.save(content, tmp_path / "new.pth")
-        with pytest.raises(InputError, match=rf"new\.pth {told}"):
-            checkpoint.read(tmp_path / "new.pth")

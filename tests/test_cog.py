@@ -1,16 +1,23 @@
 """`predict.py --cog`: masks as cloud-optimised GeoTIFFs hold the same pixels, and overviews without new ids."""
 
+import io
+import multiprocessing
+import os
+import resource
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import N_CLASS
-from pictures import random_image, run, save, write_checkpoint, write_raster
+from pictures import random_image, run, save, summary, write_checkpoint, write_raster
 from PIL import Image
 
+import predict
 from imaging.georeference import Georeference
-from imaging.raster_writer import CogWriter
+from imaging.raster_writer import CogWriter, RasterWriter
 from prediction.outputs import OutputOptions
 from utils.classes import IGNORED, Classes
 from utils.errors import InputError
@@ -118,3 +125,106 @@ def test_rasterio_is_needed(monkeypatch, tmp_path) -> None:
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(InputError, match="--cog needs the package rasterio, which is not installed: pip install rast"):
         OutputOptions(tmp_path, cog=True)
+
+
+FORMATS = {
+    "png": ("a.png", [], "a_mask.png"),
+    "rgb": ("a.png", ["--colors"], "a_mask.png"),
+    "overlay": ("a.png", ["--overlay"], "a_overlay.png"),
+    "npz": ("a.png", ["--probabilities"], "a_probabilities.npz"),
+    "tif": ("a.tif", [], "a_mask.tif"),
+    "cog": ("a.tif", ["--cog"], "a_mask.tif"),
+    "shares": ("a.tif", ["--probabilities"], "a_probabilities.tif"),
+    "gpkg": ("a.png", ["--polygons", "gpkg"], "a.gpkg"),
+    "geojson": ("a.png", ["--polygons", "geojson"], "a.geojson"),
+}
+"""Of each: the image, the options, and the result."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    pytest.importorskip("pyogrio")
+    folder = tmp_path_factory.mktemp("inputs")
+    write_checkpoint(folder / "one.pth", 1)
+    save(folder / "a.png", (300, 400))
+    write_raster(folder / "a.tif", random_image((300, 400)).numpy())
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("load_once")
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("part", [0.3, 0.999])
+def test_a_limit_on_file_sizes(inputs, tmp_path, kind, part) -> None:
+    """A line names a result that cannot be written, and the folder has no file of the name; then it is made.
+
+    In a process of its own, as a limit cannot be lifted. Python ignores the signal, as predict.py does.
+    """
+    (image, options, result), out = FORMATS[kind], tmp_path / "out"
+    whole = inputs / f"whole {kind}" / result
+    if not whole.exists():
+        assert run(inputs / "one.pth", inputs / image, output=whole.parent, options=options) == 0
+    if kind == "gpkg":
+        part = min(part, 0.7)  # a layer may do without some of its pages
+    limit = int(whole.stat().st_size * part) - 8
+    command = ["--checkpoint", inputs / "one.pth", "--input", inputs / image, "--output", out, "--device", "cpu"]
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe()
+    process = context.Process(target=_limited, args=(limit, [*map(str, command), *options], there))
+    process.start()
+    code, said = here.recv()
+    process.join()
+    assert code in (1, 2) and "Traceback" not in said, said
+    (line,) = {line for line in said.splitlines() if "cannot be written" in line}
+    assert any(str(out / name) in line for name in (result, "a_mask.png", "a_mask.tif")), line
+    assert ".part" not in line
+    assert not (out / result).exists()
+    assert not (out / "summary.json").exists() or summary(out)["images"] == []
+    assert run(inputs / "one.pth", inputs / image, output=out, options=options) == 0
+    assert same_content(out / result, whole)
+
+
+def _limited(limit: int, arguments: list[str], result: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        code = predict.main(arguments)
+    result.send((code, said.getvalue()))
+
+
+def same_content(one: Path, other: Path) -> bool:
+    if one.suffix in (".png", ".geojson"):
+        return one.read_bytes() == other.read_bytes()
+    if one.suffix == ".npz":
+        return np.array_equal(*(np.load(path)["probabilities"] for path in (one, other)))
+    if one.suffix == ".gpkg":
+        import pyogrio
+
+        return len({pyogrio.read_info(path, force_feature_count=True)["features"] for path in (one, other)}) == 1
+    with rasterio.open(one) as first, rasterio.open(other) as second:
+        return np.array_equal(first.read(), second.read())
+
+
+@pytest.mark.slow
+def test_a_raster_whose_last_block_is_lost_is_no_result(tmp_path, monkeypatch) -> None:
+    """GDAL's `close` may raise nothing: here what it wrote is cut off or overwritten before it is read back."""
+    ids = np.random.default_rng(0).integers(0, 5, (1, 300, 300)).astype(np.uint8)
+    for harm in ("cut", "zeros", "other"):
+        path = tmp_path / f"{harm}.tif"
+        writer = RasterWriter(path, ids.shape[1:], "uint8", 1, Georeference())
+        writer.write(ids)
+        plain = writer._read_back
+
+        def harmed(path: Path, harm: str = harm, plain=plain) -> None:
+            if harm == "other":
+                with rasterio.open(path, "r+") as file:
+                    file.write(np.zeros((1, 9, 9), np.uint8), window=((0, 9), (0, 9)))
+            else:
+                os.truncate(path, path.stat().st_size // 2)
+                os.truncate(path, path.stat().st_size * (2 if harm == "zeros" else 1))
+            plain(path)
+
+        monkeypatch.setattr(writer, "_read_back", harmed)
+        with pytest.raises(InputError, match="cannot be written: what was written cannot be read back") as caught:
+            writer.close()
+        assert caught.value.kind == "not written"

@@ -1,34 +1,23 @@
-"""`--context scale`: every image is shrunk by one factor, keeps its aspect, and is segmented from one global view."""
+"""`--context scale`: every image is shrunk by one factor, keeps its aspect, and is segmented from one global view.
+
+A network that was trained on windows reads whole images shrunk as far as its windows were.
+"""
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import runs
 import torch
 import torch.nn.functional as F
-from builders import (
-    SIDE,
-    Scores,
-    build_header,
-    build_model,
-    build_sample,
-    build_settings,
-    describe_set,
-    forward_scores,
-    gradients,
-    learning_model,
-    shared_model,
-    take_step,
-    train_epoch,
-    write_noise,
-    write_thin_checkpoint,
-)
+from builders import SIDE, Scores, build_header, build_model, build_settings, gradients, write_noise
 from pictures import PixelPredictor, Whole, pixel_scores, random_image
 from torch import Tensor, nn
 
@@ -41,18 +30,21 @@ from engine.predictor import Predictor
 from imaging.pictures import shrink
 from imaging.sources import CropSource, MemorySource
 from models import checkpoint
+from models.glnet import GLNet
 from models.header import Header
+from models.restore import header_for
 from prediction.scenes import reduce_scores, scene_grid, segment_scenes
 from prediction.segmenter import Segmenter
 from training.setup import synchronize_norms
+from utils.canvas import ArgmaxSink
 from utils.classes import Classes
 from utils.distributed import ALONE
 from utils.errors import InputError
 from utils.resize import shrink_label
 from utils.selection import UncertainPatches
-from utils.settings import LEAST_VIEW, VIEW_PIXELS, ViewScale
+from utils.settings import LEAST_VIEW, MOST_SHRUNK, VIEW_PIXELS, ContextScale, ViewScale
 from utils.stages import STAGES
-from utils.tiling import Box, PatchGrid
+from utils.tiling import Box, PatchGrid, Size
 from utils.turns import TURNS
 
 SCALE = ViewScale(SIDE, 2.0)
@@ -62,7 +54,7 @@ SIZES = [(150, 170), (130, 400), (300, 140)]
 
 def build_viewed(size: tuple[int, int], context: ViewScale = SCALE, seed: int = 0) -> Sample:
     """A random sample whose shrunk image and label keep the scale."""
-    sample = build_sample(size, seed)
+    sample = builders.build_sample(size, seed)
     height, width = context.size(size)
     label = shrink_label(sample.label, (height // 4, width // 4))
     shrunk = shrink(MemorySource(sample.image), (height, width))
@@ -77,7 +69,7 @@ def write_set(root: Path, sizes: list[tuple[int, int]], validation: int) -> Path
     first = len(sizes) - validation
     for name, ids in (("train", range(first)), ("val", range(first, len(sizes)))):
         (root / f"{name}.txt").write_text("\n".join(map(str, ids)))
-    return describe_set(root, {"lists": {"train": "train.txt", "val": "val.txt"}})
+    return builders.describe_set(root, {"lists": {"train": "train.txt", "val": "val.txt"}})
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +77,19 @@ def predictors() -> dict[int, Predictor]:
     """One of each mode, which keeps the scale."""
     model, settings = build_model(), build_settings()
     return {mode: Predictor.prepare(model, STAGES[mode], settings, SIDE, context=SCALE) for mode in (1, 2, 3)}
+
+
+@pytest.fixture
+def views(monkeypatch) -> list[tuple[int, Size]]:
+    """Filled with the height of each image that is segmented, and the size of its view."""
+    seen, plain = [], Predictor._segment_turned
+
+    def noted(self, image, global_image, *others):
+        seen.append((image.size[0], tuple(global_image.shape[-2:])))
+        return plain(self, image, global_image, *others)
+
+    monkeypatch.setattr(Predictor, "_segment_turned", noted)
+    return seen
 
 
 @pytest.mark.parametrize(("factor", "multiple"), [(4.8, 4), (2.0, 32), (3.0, 224)])
@@ -119,7 +124,7 @@ def test_an_image_that_is_read_in_windows_has_the_scores_of_the_whole(mode, size
     """Those of `GLNet.forward` on all patches and the whole image, shrunk."""
     monkeypatch.setattr("imaging.sources.fits_memory", lambda *found: False)
     sample, settings = build_viewed(size), build_settings()
-    expected = forward_scores(build_model(), mode, sample, settings)
+    expected = builders.forward_scores(build_model(), mode, sample, settings)
     sinks = {name: Scores(size) for name in STAGES[mode].predictions}
     predictors[mode].segment(MemorySource(sample.image), sinks)
     for name, sink in sinks.items():
@@ -129,15 +134,7 @@ def test_an_image_that_is_read_in_windows_has_the_scores_of_the_whole(mode, size
     assert (found.ids == expected[STAGES[mode].headline].argmax(0)).float().mean() > 0.9999
 
 
-def test_beyond_the_bound_scenes_have_views_of_their_own_that_are_blended(predictors, monkeypatch) -> None:
-    views = []
-    plain = Predictor._segment_turned
-
-    def noted(self, image, global_image, *others):
-        views.append(global_image[0].numel())
-        return plain(self, image, global_image, *others)
-
-    monkeypatch.setattr(Predictor, "_segment_turned", noted)
+def test_beyond_the_bound_scenes_have_views_of_their_own_that_are_blended(predictors, views) -> None:
     image = MemorySource(random_image((300, 440)))
     bounded = replace(predictors[3], context=replace(SCALE, most=16384))  # 128 x 128 of 152 x 220
     found = Whole()
@@ -145,7 +142,7 @@ def test_beyond_the_bound_scenes_have_views_of_their_own_that_are_blended(predic
     grid = scene_grid(image.size, 5000, bounded.context)
     assert len(grid.rows.starts) == len(grid.columns.starts) == 2
     assert len(views) == 4
-    assert max(views) <= 16384
+    assert max(math.prod(view) for _, view in views) <= 16384
     alone = Whole()
     segment_scenes(bounded, CropSource(image, Box(0, 0, *grid.patch)), alone)
     height, width = grid.rows.starts[1], grid.columns.starts[1]
@@ -157,46 +154,43 @@ def test_beyond_the_bound_scenes_have_views_of_their_own_that_are_blended(predic
     torch.testing.assert_close(blended.probabilities, expected.probabilities, atol=2e-3, rtol=0)
 
 
+def step_by_parts(mode: int, parts: list[list[Sample]], **more: Any) -> tuple[GLNet, dict[str, float]]:
+    """A network with the gradients of parts of a batch, which weigh as their labels, and the sums of their terms."""
+    weights = [sum(float((sample.global_label != 255).sum()) for sample in part) for part in parts]
+    model, terms = builders.learning_model(mode), Counter()
+    for part, weight in zip(parts, weights, strict=True):
+        for name, value in builders.take_step(model, mode, part, share=weight / sum(weights), **more)[0].items():
+            terms[name] += float(value)
+    return model, terms
+
+
+def step_at_once(mode: int, batch: list[Sample], **more: Any) -> tuple[GLNet, dict[str, float]]:
+    """A network with the gradients of a batch, and what its step reports."""
+    model = builders.learning_model(mode)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0)
+    (values,) = builders.train_epoch(model, mode, [batch], optimizer, **more)
+    return model, values
+
+
 @pytest.mark.parametrize("mode", [1, 2, 3])
 def test_a_batch_of_mixed_sizes_has_the_gradients_of_its_images_one_by_one(mode) -> None:
     batch = [build_viewed(size, seed=k) for k, size in enumerate([(150, 170), (80, 200), (200, 80)])]
-    weights = [float((sample.global_label != 255).sum()) for sample in batch]
-    expected, found = learning_model(mode), learning_model(mode)
-    terms: dict[str, float] = {}
-    for sample, weight in zip(batch, weights, strict=True):
-        for name, value in take_step(expected, mode, [sample], share=weight / sum(weights))[0].items():
-            terms[name] = terms.get(name, 0.0) + float(value)
-    (step,) = train_epoch(found, mode, [batch], torch.optim.SGD([p for p in found.parameters() if p.requires_grad], 0))
-    assert {name: step[f"loss/{name}"] for name in terms} == pytest.approx(terms, rel=1e-5)
-    for name, gradient in gradients(expected).items():
-        assert torch.equal(gradients(found)[name], gradient), name
-    buffers = dict(expected.named_buffers())
-    assert all(torch.equal(x, buffers[name]) for name, x in found.named_buffers())  # norm statistics
+    (expected, terms), (found, values) = step_by_parts(mode, [[one] for one in batch]), step_at_once(mode, batch)
+    assert {name: values[f"loss/{name}"] for name in terms} == pytest.approx(terms, rel=1e-5)
+    runs.assert_equal_weights(gradients(found), gradients(expected))
+    runs.assert_equal_weights(dict(found.named_buffers()), dict(expected.named_buffers()))  # norm statistics
 
 
-def test_a_batch_of_one_size_is_one_group_and_keeps_its_place_in_a_mixed_one() -> None:
-    """Images of one size are normalised together, whatever lies between them."""
+def test_images_of_one_size_are_normalised_together_whatever_lies_between_them() -> None:
     first, other, second = (build_viewed(size, seed=k) for k, size in enumerate([(150, 170), (80, 200), (150, 170)]))
-    weights = [float((s.global_label != 255).sum()) for s in (first, other, second)]
-    expected, found = learning_model(1), learning_model(1)
-    take_step(expected, 1, [first, second], share=(weights[0] + weights[2]) / sum(weights))
-    take_step(expected, 1, [other], share=weights[1] / sum(weights))
-    train_epoch(found, 1, [[first, other, second]], torch.optim.SGD(found.global_.parameters(), 0))
-    for name, gradient in gradients(expected).items():
-        torch.testing.assert_close(gradients(found)[name], gradient, rtol=1e-5, atol=1e-7)
+    (expected, _), (found, _) = step_by_parts(1, [[first, second], [other]]), step_at_once(1, [first, other, second])
+    torch.testing.assert_close(gradients(found), gradients(expected), rtol=1e-5, atol=1e-7)
+    more: dict[str, Any] = {"mix_images": True, "patches": 2, "sub_batch_size": 4}  # of images of all sizes
+    (expected, _), (found, _) = step_by_parts(2, [[first, other]], **more), step_at_once(2, [first, other], **more)
+    runs.assert_equal_weights(gradients(found), gradients(expected))
 
 
-def test_sub_batches_of_a_step_hold_patches_of_images_of_all_sizes() -> None:
-    batch = [build_viewed(size, seed=k) for k, size in enumerate([(150, 170), (80, 200)])]
-    more: dict[str, Any] = {"mix_images": True, "patches": 2, "sub_batch_size": 4}
-    expected, found = learning_model(2), learning_model(2)
-    take_step(expected, 2, batch, **more)
-    train_epoch(found, 2, [batch], torch.optim.SGD([p for p in found.parameters() if p.requires_grad], 0), **more)
-    for name, gradient in gradients(expected).items():
-        assert torch.equal(gradients(found)[name], gradient), name
-
-
-def test_samples_have_the_scale_and_their_labels_a_quarter_of_it(tmp_path) -> None:
+def test_samples_have_the_scale_their_labels_a_quarter_of_it_and_are_kept_in_bounds(tmp_path, monkeypatch) -> None:
     sizes = [(100, 100), (256, 140), (90, 400)]
     data = SegmentationDataset([write_noise(tmp_path, str(k), s) for k, s in enumerate(sizes)], Classes.generic(3), 64)
     data.context = SCALE
@@ -208,6 +202,11 @@ def test_samples_have_the_scale_and_their_labels_a_quarter_of_it(tmp_path) -> No
             assert data[k].global_label.shape == (height // part, width // part)
     data.share = "other"
     assert data[1].shared.shape[1:] == SCALE.size(sizes[2])
+    data.context, data.keep_shrunk, data.share = WINDOW_SCALE, True, "own"
+    monkeypatch.setattr("dataset.base.KEPT_SHRUNK_BYTES", 3 * sum(math.prod(WINDOW_SCALE.size(s)) for s in sizes[:2]))
+    for _ in range(2):
+        assert [data[k].global_image.shape[1:] for k in range(3)] == [*map(WINDOW_SCALE.size, sizes)]
+    assert set(data._shrunk) == {0, 1}
 
 
 @pytest.mark.parametrize("mode", [2, 3])
@@ -260,7 +259,7 @@ def test_cuts_of_one_scene_agree_in_their_common_part_where_squares_do_not() -> 
     assert differences[SCALE] < 0.05 * differences[None]
 
 
-def test_the_factor_follows_a_given_size_g_and_squares_do_not_follow_it() -> None:
+def test_the_recorded_factor_is_kept_or_follows_a_given_size_g_in_prediction_too(tmp_path) -> None:
     header = build_header(1, context="scale", scale=3.0)
     assert Header.from_record(header.to_record()) == header
     for context, size_g, scale in (
@@ -275,11 +274,20 @@ def test_the_factor_follows_a_given_size_g_and_squares_do_not_follow_it() -> Non
     for changes in ({"scale": None}, {"context": "round"}):
         with pytest.raises(ValueError, match="context"):
             Header.from_record(replace(header, **changes).to_record())
+    builders.write_thin_checkpoint(tmp_path / "one.pth", 1, context="scale", scale=2.0)
+    builders.write_thin_checkpoint(tmp_path / "windows.pth", 1, scale=2.0)
+    for name, given, expected in (
+        ("one.pth", {}, SCALE),
+        ("one.pth", {"size_g": 2 * SIDE, "view_pixels": 20000}, ViewScale(2 * SIDE, 1.0, 4, 20000)),
+        ("one.pth", {"context": "square"}, None),
+        ("windows.pth", {"context": "scale"}, SCALE),
+    ):
+        assert Segmenter.from_checkpoint(tmp_path / name, device="cpu", **given).predictor.context == expected
 
 
 def test_options_that_do_not_fit_the_context_are_refused(tmp_path, refused) -> None:
-    write_thin_checkpoint(tmp_path / "square.pth", 1)
-    write_thin_checkpoint(tmp_path / "scale.pth", 1, context="scale", scale=2.0)
+    builders.write_thin_checkpoint(tmp_path / "square.pth", 1)
+    builders.write_thin_checkpoint(tmp_path / "scale.pth", 1, context="scale", scale=2.0)
     (tmp_path / "images").mkdir()
     write_noise(tmp_path / "images", "a", (80, 150))
 
@@ -292,24 +300,12 @@ def test_options_that_do_not_fit_the_context_are_refused(tmp_path, refused) -> N
     assert "--scene_size 500 goes with --context square" in message("scale.pth", "--scene_size=500")
     assert "--view_pixels 9 must be at least" in message("scale.pth", "--view_pixels=9")
     with pytest.raises(InputError, match=r"--sync_bn .* --context scale"):
-        synchronize_norms(shared_model(), STAGES[1], ALONE, "scale")
-
-
-def test_prediction_keeps_the_recorded_scale_unless_another_is_given(tmp_path) -> None:
-    write_thin_checkpoint(tmp_path / "one.pth", 1, context="scale", scale=2.0)
-    write_thin_checkpoint(tmp_path / "windows.pth", 1, scale=2.0)
-    for name, given, expected in (
-        ("one.pth", {}, SCALE),
-        ("one.pth", {"size_g": 2 * SIDE, "view_pixels": 20000}, ViewScale(2 * SIDE, 1.0, 4, 20000)),
-        ("one.pth", {"context": "square"}, None),
-        ("windows.pth", {"context": "scale"}, SCALE),
-    ):
-        assert Segmenter.from_checkpoint(tmp_path / name, device="cpu", **given).predictor.context == expected
+        synchronize_norms(builders.shared_model(), STAGES[1], ALONE, "scale")
 
 
 def test_the_benchmark_of_cuts_compares_what_all_cuts_hold(tmp_path, monkeypatch) -> None:
     pytest.importorskip("rasterio")
-    write_thin_checkpoint(tmp_path / "one.pth", 1, scale=2.0)
+    builders.write_thin_checkpoint(tmp_path / "one.pth", 1, scale=2.0)
     unet = nn.Conv2d(3, 7, 1)
     monkeypatch.setattr("benchmarks.cuts.build_network", lambda *_: unet)
     torch.save(unet.state_dict(), tmp_path / "unet.pth")
@@ -397,8 +393,89 @@ def test_a_run_on_mixed_sizes_that_is_stopped_ends_with_the_same_bits(mode, tmp_
 def test_an_evaluation_beyond_the_bound_says_what_to_give(tmp_path, refused) -> None:
     folders = runs.Folders(tmp_path, write_set(tmp_path / "data", [(100, 100), (300, 500)], 1))
     folders.models.mkdir()
-    write_thin_checkpoint(folders.models / "one.pth", 1, 2, context="scale", scale=2.0)
-    evaluation = folders.arguments(1, "--dataset=folder", "--evaluation", "--path_g=one.pth", "--view_pixels=16384")
-    arguments = [one for one in evaluation if not one.startswith(("--pyramid_width", "--size_g"))]
-    message = refused(train_deep_globe.main, *arguments)
+    builders.write_thin_checkpoint(folders.models / "one.pth", 1, 2, context="scale", scale=2.0)
+    where = [f"--data_path={folders.data}", f"--model_path={folders.models}", f"--log_path={folders.logs}"]
+    options = ["--dataset=folder", "--evaluation", "--path_g=one.pth", "--view_pixels=16384", "--device=cpu"]
+    message = refused(train_deep_globe.main, *where, *options)
     assert "1.png is shrunk to 152 x 248 pixels, more than --view_pixels 16384; give --view_pixels 37696" in message
+
+
+WINDOW_SCALE = ContextScale(64, 2.0)
+
+SIDES = [
+    ((128, 128), 64),  # not cut in training
+    ((20, 128), 64),
+    ((256, 256), 128),
+    ((129, 129), 64),
+    ((512, 128), 128),  # the mean of both factors is kept
+    ((128, 512), 128),
+    ((2, 500), 64),  # not below that of training
+    ((99999, 99999), MOST_SHRUNK),
+]
+"""Sizes of images with the sides of their shrunk images."""
+
+
+def test_the_side_of_the_shrunk_image_keeps_the_factor_and_is_what_the_encoder_takes_in_the_example_too() -> None:
+    assert [WINDOW_SCALE.size(image) for image, _ in SIDES] == [(side, side) for _, side in SIDES]
+    for multiple in (4, 224):
+        scale = ContextScale(224, 3.0, multiple)
+        sides = {scale.size((n, n + 50))[0] for n in range(100, 9000, 77)}
+        assert len(sides) > 3
+        assert all(side % multiple == 0 and 224 <= side <= MOST_SHRUNK for side in sides)
+    file = checkpoint.Checkpoint(Path("a.pth"), build_header(1, size_g=64, scale=2.0), {})
+    assert header_for(file, None, {}, Classes.generic(7)).context_scale() == WINDOW_SCALE
+    assert header_for(file, None, {"size_g": 64}, Classes.generic(7)).context_scale() is None  # which is given
+    assert build_header(1).context_scale() is None
+    pytest.importorskip("onnxruntime")
+    from examples.segment_onnx import shrunk_size
+    from prediction.export import describe
+
+    about = describe([], build_header(1, size_g=64, scale=2.0), "onnx")
+    for image, side in SIDES:
+        assert shrunk_size(about, image) == (side, side)
+        assert shrunk_size({**about, "scale": None}, image) == (64, 64)
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3])
+def test_a_predictor_shrinks_each_image_by_the_scale(mode) -> None:
+    """As one whose size_g is that side does; turned, too."""
+    model, settings, image = build_model(), build_settings(), MemorySource(builders.build_sample((150, 170)).image)
+    context = ContextScale(SIDE, 100 / SIDE)
+    side = context.size(image.size)[0]
+    assert side > SIDE
+    for turns in (TURNS["none"], TURNS["flip"]):
+        found = {}
+        for name, more in (("scale", (SIDE, turns, context)), ("side", (side, turns))):
+            predictor = Predictor.prepare(model, STAGES[mode], settings, *more)
+            sink = ArgmaxSink(image.size, torch.device("cpu"))
+            predictor.segment(image, {STAGES[mode].headline: sink})
+            found[name] = sink.ids
+        assert torch.equal(found["scale"], found["side"])
+
+
+@pytest.mark.slow
+def test_the_scale_goes_from_training_to_validation_evaluation_and_prediction(tmp_path, views, caplog) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "data").mkdir()
+    for k, side in enumerate((80, 80, 200, 200)):
+        write_noise(tmp_path / "data", str(k), (side, side))
+    folders = runs.Folders(tmp_path, builders.describe_set(tmp_path / "data"))
+    arguments = folders.arguments(1, "--dataset=folder", "--num_epochs=1", "--window=80", "--windows=1")
+    expected = {(80, (64, 64)), (200, (160, 160))}
+    assert train_deep_globe.main(arguments) == 0
+    assert set(views) == expected
+    assert checkpoint.read(folders.models / "one.pth").header.scale == 80 / 64
+    assert "Validation: trained on windows that were shrunk 1.25 times" in caplog.text
+
+    where = [f"--data_path={folders.data}", f"--model_path={folders.models}", f"--log_path={folders.logs}"]
+    evaluation = ["--evaluation", "--dataset=folder", "--path_g=one.pth", "--num_workers=0", "--device=cpu", *where]
+    images = ["--input", str(folders.data / "2.png")]
+    prediction = ["--checkpoint", str(folders.models / "one.pth"), "--device=cpu", *images]
+    for more, wanted in (([], expected), (["--size_g=64"], {(80, (64, 64)), (200, (64, 64))})):
+        views.clear()
+        assert train_deep_globe.main([*evaluation, *more]) == 0
+        assert set(views) == wanted
+        views.clear()
+        assert predict.main([*prediction, *more, "--output", str(tmp_path / f"out{len(more)}")]) == 0
+        assert set(views) == {view for view in wanted if view[0] == 200}
+    assert json.loads((folders.logs / "glnet.json").read_text())["scale"] is None

@@ -1,7 +1,6 @@
 """Exported parts compute what the network computes; the example segments as the project does."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -66,31 +65,11 @@ def programs() -> list:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("export")
-
-
-@pytest.fixture(scope="module")
-def exported(network: GLNet, programs: list, work: Path) -> Path:
+def exported(network: GLNet, programs: list, tmp_path_factory) -> Path:
+    work = tmp_path_factory.mktemp("export")
     checkpoint.save(work / "mode3.pth", network, build_header(3, normalize="imagenet"))
     export_once(programs, work / "mode3.pth", work / "mode3", "onnx")
     return work / "mode3"
-
-
-def folder_of(mode: int, exported: Path, network: GLNet, **changes) -> Path:
-    """The export of another mode, whose files are some of mode 3's, beside the checkpoint of that mode.
-
-    `changes` are those of its header.
-    """
-    folder = exported.with_name(f"mode{mode}{changes.get('context', '')}")
-    if not folder.exists():
-        header = build_header(mode, normalize="imagenet", **changes)
-        checkpoint.save(folder.with_suffix(".pth"), network, header)
-        folder.mkdir()
-        for part in parts_of(network, mode):
-            (folder / f"{part.name}.onnx").symlink_to(exported / f"{part.name}.onnx")
-        export.write_json(folder / "glnet.json", export.describe(parts_of(network, mode), header, "onnx"))
-    return folder
 
 
 @pytest.mark.parametrize("mode", [1, 2, 3])
@@ -128,7 +107,14 @@ def test_every_part_is_a_graph_of_standard_operators_that_names_no_files_of_the_
     [((150, 100), {}), ((40, 70), {}), ((30, 20), {}), ((90, 210), {"context": "scale", "scale": 1.3})],
 )
 def test_the_example_segments_as_the_project_does(mode, size, changes, exported, network, tmp_path):
-    folder = folder_of(mode, exported, network, **changes)
+    folder = exported.with_name(f"mode{mode}{changes.get('context', '')}")
+    if not folder.exists():  # its files are some of mode 3's
+        header = build_header(mode, normalize="imagenet", **changes)
+        checkpoint.save(folder.with_suffix(".pth"), network, header)
+        folder.mkdir()
+        for part in parts_of(network, mode):
+            (folder / f"{part.name}.onnx").symlink_to(exported / f"{part.name}.onnx")
+        export.write_json(folder / "glnet.json", export.describe(parts_of(network, mode), header, "onnx"))
     image = save(tmp_path / "a.png", size)
     expected = Segmenter.from_checkpoint(folder.with_suffix(".pth"), device="cpu").segment(image)
     found = segment_onnx.segment(segment_onnx.Network(folder), image)
@@ -137,7 +123,7 @@ def test_the_example_segments_as_the_project_does(mode, size, changes, exported,
     assert (found == expected).mean() >= 0.999
 
 
-def test_the_example_needs_neither_torch_nor_the_project(exported, tmp_path) -> None:
+def test_the_example_needs_neither_torch_nor_the_project_and_refuses_coarse_to_fine(exported, tmp_path) -> None:
     image = save(tmp_path / "a.png", (70, 100))
     arguments = segment_onnx.__file__, exported, "a.png", "mask.png"
     runs.run_python(WITHOUT_TORCH, *arguments, folder=tmp_path, flags=("-I",))
@@ -145,16 +131,13 @@ def test_the_example_needs_neither_torch_nor_the_project(exported, tmp_path) -> 
     assert np.array_equal(mask, segment_onnx.segment(segment_onnx.Network(exported), image))
     palette = [value for color in Classes.generic(N_CLASS).palette for value in color]
     assert mask.getpalette()[: len(palette)] == palette
-
-
-def test_the_example_refuses_networks_that_select_patches(exported, tmp_path) -> None:
     about = json.loads((exported / "glnet.json").read_text())
     (tmp_path / "glnet.json").write_text(json.dumps({**about, "coarse_to_fine": True}))
     with pytest.raises(SystemExit, match="coarse to fine"):
         segment_onnx.Network(tmp_path)
 
 
-def test_programs_of_torch_export_compute_the_same(exported, programs, tmp_path, capsys, monkeypatch):
+def test_programs_of_torch_export_compute_the_same_or_leave_nothing(exported, programs, tmp_path, capsys, monkeypatch):
     """Files are compared at sizes that fit no encoder, too."""
     seen, compare = [], export.compare
 
@@ -166,8 +149,8 @@ def test_programs_of_torch_export_compute_the_same(exported, programs, tmp_path,
     export_once(programs, exported.with_suffix(".pth"), tmp_path / "programs", "pt2")
     side_g, side_p = export.ODD_SIZES
     for name, side in (("global", side_g), ("local", side_p), ("refined", side_g)):
-        assert (f"{name}.pt2", (side, side)) in seen
-        assert sum(one[0] == f"{name}.pt2" for one in seen) == 2
+        sizes = [size for file, size in seen if file == f"{name}.pt2"]
+        assert (side, side) in sizes and len(sizes) == 2
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:-1]] == [f"{name}.pt2" for name in PARTS]
     assert json.loads((tmp_path / "programs" / "glnet.json").read_text())["opset"] is None
@@ -175,13 +158,10 @@ def test_programs_of_torch_export_compute_the_same(exported, programs, tmp_path,
     assert compute(torch.rand(3, 3, 33, 40))[0].shape == (3, N_CLASS, 9, 10)
     with pytest.raises(AssertionError, match="Guard failed"):
         compute(torch.rand(3, 3, 32, 40))
-
-
-def test_nothing_stays_of_an_export_that_is_off(exported, programs, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(RunError, match=r"global.pt2: logits differs from the network by 0.0e\+00 of its range"):
-        export_once(programs, exported.with_suffix(".pth"), tmp_path / "programs", "pt2")
-    assert not list(tmp_path.iterdir())
+        export_once(programs, exported.with_suffix(".pth"), tmp_path / "off", "pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["programs"]
 
 
 def test_an_encoder_of_timm_keeps_its_padding_at_every_size(tmp_path) -> None:
@@ -227,26 +207,24 @@ def test_new_folders_appear_whole_or_not_at_all(tmp_path) -> None:
         assert not (tmp_path / "a").exists()
         (beside / "whole").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "whole"]
-    with pytest.raises(InputError, match="a exists already; remove it"), new_folder(tmp_path / "a"):
-        raise AssertionError
-    shutil.rmtree(tmp_path / "a")
-    (tmp_path / "a").touch()
-    with pytest.raises(InputError, match="a exists already; remove it"), new_folder(tmp_path / "a"):
-        raise AssertionError
+    (tmp_path / "file").touch()
+    for name in ("a", "file"):
+        with pytest.raises(InputError, match=f"{name} exists already; remove it"), new_folder(tmp_path / name):
+            raise AssertionError
 
 
 def test_the_example_refuses_pictures_of_more_than_8_bits(tmp_path) -> None:
     deep = np.random.default_rng(0).integers(0, 9999, (90, 80, 3)).astype(np.uint16)
-    written = {name: cv2.imwrite(str(tmp_path / name), deep) for name in ("rgb.png", "rgb.ppm", "rgb.jp2")}
-    written["grey.png"] = cv2.imwrite(str(tmp_path / "grey.png"), deep[..., 0])
-    Image.fromarray(deep[..., 0].astype(np.float32)).save(tmp_path / "float.tif")
-    Image.fromarray(deep[..., 0].astype(np.int32)).save(tmp_path / "int.tif")
-    for name in (*(name for name, done in written.items() if done), "float.tif", "int.tif"):
+    grey, names = deep[..., 0], ["float.tif", "int.tif"]
+    for name, dtype in zip(names, (np.float32, np.int32), strict=True):
+        Image.fromarray(grey.astype(dtype)).save(tmp_path / name)
+    pictures = {"rgb.png": deep, "rgb.ppm": deep, "rgb.jp2": deep, "grey.png": grey}
+    names += [name for name, pixels in pictures.items() if cv2.imwrite(str(tmp_path / name), pixels)]
+    for name in names:
         with pytest.raises(SystemExit, match=f"{name} has samples of more than 8 bits"):
             segment_onnx.read(tmp_path / name)
     plain = save(tmp_path / "a.png", (90, 80))
-    forms = {"a.ppm": "RGB", "a.png": "L", "a.gif": "P", "a.tif": "1", "a.jpg": "CMYK", "a.jp2": "RGB"}
-    for name, mode in forms.items():
-        plain.convert(mode).save(tmp_path / name)
-        read = segment_onnx.read(tmp_path / name)
+    for name, mode in {"ppm": "RGB", "png": "L", "gif": "P", "tif": "1", "jpg": "CMYK", "jp2": "RGB"}.items():
+        plain.convert(mode).save(tmp_path / f"a.{name}")
+        read = segment_onnx.read(tmp_path / f"a.{name}")
         assert (read.mode, read.size) == ("RGB", plain.size)

@@ -3,22 +3,12 @@
 import json
 from collections.abc import Iterator
 
+import golden_network
 import numpy as np
 import pytest
 import torch
-from builders import forward_into
-from golden_network import (
-    GOLDEN,
-    META,
-    STATE,
-    arrays,
-    golden_file,
-    golden_model,
-    golden_sample,
-    golden_settings,
-    golden_state,
-    picture_count,
-)
+from builders import forward_into, gradients
+from golden_network import GOLDEN, META, STATE, arrays, golden_file, golden_model, golden_sample, golden_settings
 from torch import Tensor
 
 from engine.predictor import Predictor
@@ -35,6 +25,7 @@ from utils.stages import STAGES
 from utils.tiling import PatchGrid
 
 MODES = pytest.mark.parametrize("mode", (1, 2, 3))
+PICTURES = sum(name.startswith("image") for name in arrays("pictures"))
 
 SLACK = 1 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 10
 """How much wider bounds on gradients and on weights after them are. Without AVX-512 convolutions round otherwise: the
@@ -72,11 +63,14 @@ def test_released_names_and_shapes_round_trip_bit_for_bit(mode) -> None:
     model = golden_model(mode)
     released = checkpoint.to_released(model.state_dict(), mode)
     assert [(n, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in released.items()] == STATE
-    frozen = golden_state(META["fixed_weight_seed"]) if mode == 3 else {}
+    frozen = golden_network.golden_state(META["fixed_weight_seed"]) if mode == 3 else {}
     plain = [f"module.{r}." for o, r in checkpoint.released_modules(mode).items() if o.startswith("global_.")]
-    for name, tensor in golden_state(META["weight_seed"]).items():
+    for name, tensor in golden_network.golden_state(META["weight_seed"]).items():
         expected = frozen[name] if mode == 3 and name.startswith(tuple(plain)) else tensor
         assert torch.equal(released[name], expected), name
+    if mode == 3:  # the context is the whole global branch of stage 1
+        context = golden_file(META["fixed_weight_seed"]).tensors_of(1)
+        assert all(torch.equal(x, context[f"global_.{name}"]) for name, x in model.global_.state_dict().items())
 
 
 @pytest.mark.parametrize("golden", json.loads((GOLDEN / "grids.json").read_text()), ids=lambda g: str(g["patch"]))
@@ -87,19 +81,12 @@ def test_grids_equal_the_released_corners(golden) -> None:
     assert torch.outer(grid.rows.counts(), grid.columns.counts()).max() == golden["max_cover"]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("gamma3", {}), ("gamma6", {"gamma": 6.0}), ("gamma3_ignore0", {"ignored": 0})]
-)
-def test_focal_loss_equals_the_released_value(name, options) -> None:
+def test_focal_loss_and_its_gradient_equal_the_released_ones() -> None:
     golden = arrays("losses")
-    loss = focal_loss(torch.from_numpy(golden["logits"]), torch.from_numpy(golden["target"]), **options)
-    assert float(loss) == pytest.approx(float(golden[name]), rel=1e-6)
-
-
-def test_focal_loss_gradient_equals_the_released_one() -> None:
-    golden = arrays("losses")
-    logits = torch.from_numpy(golden["logits"]).requires_grad_()
-    focal_loss(logits, torch.from_numpy(golden["target"])).backward()
+    logits, target = torch.from_numpy(golden["logits"]).requires_grad_(), torch.from_numpy(golden["target"])
+    for name, options in {"gamma3": {}, "gamma6": {"gamma": 6.0}, "gamma3_ignore0": {"ignored": 0}}.items():
+        assert float(focal_loss(logits, target, **options)) == pytest.approx(float(golden[name]), rel=1e-6), name
+    focal_loss(logits, target).backward()
     assert_within_range(logits.grad, golden["grad_gamma3"], 1e-6)
 
 
@@ -127,11 +114,16 @@ def test_plain_branch_equals_the_released_one_level_by_level() -> None:
     np.testing.assert_allclose(x, golden["global_input"], atol=1e-7)
     logits, pyramid = golden_model(1).global_(x)
     assert_within_range(logits, golden["global_output"])
-    named = {f"c{5 - i}": c for i, c in enumerate(pyramid.c)} | {"ps3": pyramid.ps3}
-    for kind in ("ps0", "ps1", "ps2"):
-        named |= {f"{kind}_{i}": x for i, x in enumerate(getattr(pyramid, kind))}
-    for name, maps in named.items():
+    for name, maps in {**named_maps(pyramid), "ps3": pyramid.ps3}.items():
         assert_within_range(maps.mean((0, 2, 3)), golden[f"global_{name}_mean"])
+
+
+def named_maps(pyramid: Pyramid, more: str = "") -> dict[str, Tensor]:
+    """The maps below ps3 by their golden names, which `more` follows."""
+    named = {f"c{5 - i}{more}": c for i, c in enumerate(pyramid.c)}
+    for kind in ("ps0", "ps1", "ps2"):
+        named |= {f"{kind}{more}_{i}": x for i, x in enumerate(getattr(pyramid, kind))}
+    return named
 
 
 @pytest.mark.parametrize("form", ("plain", "prepared"))
@@ -142,7 +134,7 @@ def test_evaluation_equals_the_released_predictions(mode, form, monkeypatch) -> 
     merged: list[Pyramid] = []
     monkeypatch.setattr(Mosaic, "merged", lambda self, of=Mosaic.merged: merged.append(of(self)) or merged[-1])
     metrics = StageMetrics(stage, META["n_class"])
-    for i in range(picture_count()):
+    for i in range(PICTURES):
         sample = golden_sample(i)
         found = {name: Scores(tuple(sample.label.shape)) for name in stage.predictions}
         if form == "plain":
@@ -158,20 +150,11 @@ def test_evaluation_equals_the_released_predictions(mode, form, monkeypatch) -> 
     for name, matrix in metrics.matrices.items():
         released = golden[f"mode{mode}_confusion_{name}"]
         assert np.abs(matrix.counts.numpy() - released).sum() <= 2e-3 * released.sum()
-    assert len(merged) == (picture_count() if mode == 3 else 0)
-    for i, pyramid in enumerate(merged):
-        check_merged(pyramid, f"mode3_image{i}_merged")
-
-
-def check_merged(pyramid: Pyramid, prefix: str) -> None:
-    """Every merged map's channel means, and its first two channels whole."""
-    golden = arrays("evaluation")
-    named = {f"c{5 - i}_ext": c for i, c in enumerate(pyramid.c)}
-    for kind in ("ps0", "ps1", "ps2"):
-        named |= {f"{kind}_ext_{i}": x for i, x in enumerate(getattr(pyramid, kind))}
-    for name, maps in named.items():
-        assert_within_range(maps[0].mean((1, 2)), golden[f"{prefix}_{name}_mean"])
-        assert_within_range(maps[0, :2], golden[f"{prefix}_{name}_slice"])
+    assert len(merged) == (PICTURES if mode == 3 else 0)
+    for i, pyramid in enumerate(merged):  # channel means, and the first two channels whole
+        for name, maps in named_maps(pyramid, "_ext").items():
+            assert_within_range(maps[0].mean((1, 2)), golden[f"mode3_image{i}_merged_{name}_mean"])
+            assert_within_range(maps[0, :2], golden[f"mode3_image{i}_merged_{name}_slice"])
 
 
 @MODES
@@ -214,10 +197,6 @@ def record_backpropagated_terms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return values
 
 
-def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 def check_gradients(released: dict[str, Tensor], golden: dict[str, np.ndarray], step: int) -> None:
     """The same tensors have gradients, of the same norms and first entries."""
     prefix = f"step{step}/norm/"
@@ -246,10 +225,3 @@ def check_state(released: dict[str, Tensor], golden: dict[str, np.ndarray], mode
         bound = SLACK * (1e-4 * size if kind == "buffer" else 1e-2 * 2 * rate * tensor.numel())
         # a float32 tensor that did not change still sums to rounding errors of the float64 sum
         assert float(tensor.double().sum()) == pytest.approx(float(expected), abs=bound + 1e-9), key
-
-
-def test_stage_three_reads_the_context_from_stage_one() -> None:
-    model = golden_model(3)
-    frozen = golden_file(META["fixed_weight_seed"]).tensors_of(1)
-    for name, tensor in model.global_.state_dict().items():
-        assert torch.equal(tensor, frozen[f"global_.{name}"]), name
