@@ -51,9 +51,7 @@ def _add_gradients(
         with outside_autocast(settings):
             settings.scaler.scale(reduce(torch.add, terms.values())).backward()
         add_terms(total, terms)
-        for name, logits in scores.items():
-            for part, own in zip(parts, logits.split([len(part.x) for part in parts]), strict=True):
-                part.of.found.add(name, own, part.patches)
+        _add_scores(parts, scores)
     for image in images:
         with outside_autocast(settings):
             torch.autograd.backward(image.taps, image.leaf.grad)
@@ -134,6 +132,16 @@ def _sub_batch_terms(
         "fmreg": settings.lamb_fmreg * distance,
     }
     return terms, {"local": logits.detach(), "ensemble": ensemble.detach()}
+
+
+def _add_scores(parts: Sequence[_Part], scores: dict[str, Tensor]) -> None:
+    """Add the logits of the patches, (n, n_class, h, w) by prediction, to those of their images.
+
+    As a function, it leaves no name behind that would keep the patches until the next sub-batch is computed.
+    """
+    for name, logits in scores.items():
+        for part, own in zip(parts, logits.split([len(part.x) for part in parts]), strict=True):
+            part.of.found.add(name, own, part.patches)
 
 
 def _context(parts: Sequence[_Part]) -> Pyramid:

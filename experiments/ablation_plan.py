@@ -235,5 +235,8 @@ def variants(recipe: Recipe) -> list[Variant]:
 
 
 OTHERS = "local fused global unet deeplab unet_long unet_scores g2l_other g2l_blank g2l_free released_g2l"
-DIFFERENCES = (*(("g2l", other) for other in OTHERS.split()), ("l2g", "g2l"), ("l2g", "l2g_free"))
+OF_STAGE_3 = "g2l local fused global unet deeplab l2g_free"
+DIFFERENCES = tuple(
+    (variant, other) for variant, others in (("g2l", OTHERS), ("l2g", OF_STAGE_3)) for other in others.split()
+)
 """Keys of the variants whose scores are compared image by image: the first minus the second."""
