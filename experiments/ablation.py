@@ -236,8 +236,8 @@ class Experiment:
             print(f"The hours are spent; {len(waiting)} runs are left. The same command goes on.")
 
     def write(self) -> None:
-        """Write the tables of all results, of trials too."""
-        found = [read_json(path) for path in sorted((self.folder / "results").glob("*.json"))]
+        """Write the tables of all results, of trials too; names that begin with a dot are being written."""
+        found = [read_json(path) for path in sorted((self.folder / "results").glob("[!.]*.json"))]
         ablation_tables.write(self.options.output, self.options.data, RECIPES[self.options.data], found)
 
 
