@@ -233,16 +233,15 @@ def export(source: Path, target: Path) -> str:
     header, tensors = file.header, file.tensors
     if header is None:
         raise InputError(f"{source} is a released file already")
-    pyramid = f"--pyramid_width {header.pyramid_width} --pyramid_norm {header.pyramid_norm}"
-    refused = {
-        f"{file.n_bands} bands; released files are of {RGB}": file.n_bands != RGB,
-        f"{header.backbone}; the released code has ResNets only": header.backbone.startswith(PREFIX),
-        f"{pyramid}; the released code has {WIDTH} and none only": pyramid
-        != f"--pyramid_width {WIDTH} --pyramid_norm none",
-    }
-    for reason, holds in refused.items():
-        if holds:
-            raise InputError(f"{source} was made with {reason}")
+    if file.n_bands != RGB:
+        raise InputError(f"{source} was made with {file.n_bands} bands; released files are of {RGB}")
+    if header.backbone.startswith(PREFIX):
+        raise InputError(f"{source} was made with {header.backbone}; the released code has ResNets only")
+    if (header.pyramid_width, header.pyramid_norm) != (WIDTH, "none"):
+        raise InputError(
+            f"{source} was made with --pyramid_width {header.pyramid_width} --pyramid_norm {header.pyramid_norm}; the "
+            f"released code has {WIDTH} and none only"
+        )
     if not children_of(tensors) >= {*STAGES[3].uses}:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
