@@ -23,7 +23,6 @@ from utils.classes import IGNORED, Classes
 from utils.errors import InputError
 
 rasterio = pytest.importorskip("rasterio")
-cogeo = pytest.importorskip("rio_cogeo.cogeo")
 
 SIZE = (1100, 1300)
 CRS = rasterio.CRS.from_epsg(32633)
@@ -48,6 +47,7 @@ def write(path: Path, planes: np.ndarray, reference: Georeference, rows: int = 3
 
 def check(path: Path) -> None:
     """The rules of rio-cogeo: layout, order of the parts of the file, tiles, overviews."""
+    cogeo = pytest.importorskip("rio_cogeo.cogeo")
     valid, errors, warnings = cogeo.cog_validate(path, strict=True, quiet=True)
     assert (valid, errors, warnings) == (True, [], [])
     with rasterio.open(path) as file:

@@ -28,9 +28,6 @@ from utils.errors import InputError
 from utils.stretch import Stretch
 from utils.tiling import Box, Size
 
-rasterio = pytest.importorskip("rasterio")
-shutil = pytest.importorskip("rasterio.shutil")
-
 FILES = 320
 RNG = np.random.default_rng(0)
 SIZE = (37, 53)
@@ -93,6 +90,7 @@ def read_both(file: Stored, rng) -> dict[str, np.ndarray]:
 
 
 def test_random_files_give_what_they_store_in_training_evaluation_and_prediction(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("rasterio")
     rng = np.random.default_rng(11)
     kinds, without = set(), 0
     for k in range(FILES):
@@ -171,6 +169,7 @@ def test_parts_and_held_images_read_the_same_pixels() -> None:
 
 
 def test_colour_tables_are_applied_and_rasters_are_read_in_windows(tmp_path) -> None:
+    rasterio = pytest.importorskip("rasterio")
     values = planes(1, *SIZE) % 2
     path = write_raster(tmp_path / "a.tif", values, **WHERE)
     with rasterio.open(path, "r+") as file:
@@ -184,6 +183,7 @@ def test_colour_tables_are_applied_and_rasters_are_read_in_windows(tmp_path) -> 
 
 @pytest.mark.parametrize("rows", [1, 100, BLOCK, 700])
 def test_what_is_written_by_rows_is_read_back_with_its_georeference(tmp_path, rows) -> None:
+    rasterio = pytest.importorskip("rasterio")
     ids = planes(1, 700, 300) % 7
     reference = read_georeference(probe(write_raster(tmp_path / "a.tif", planes(), **WHERE)))
     writer = RasterWriter(tmp_path / "b.tif", (700, 300), "uint8", 1, reference, 255)
@@ -221,6 +221,7 @@ def test_a_file_of_several_images_is_refused_as_image_and_as_label(tmp_path, cas
         path = several(tmp_path / "a.tif", pillow(), pillow((20, 53)))
     elif case == "nitf":
         path = tmp_path / "a.ntf"
+        shutil = pytest.importorskip("rasterio.shutil")
         shutil.copy(write_raster(tmp_path / "b.tif", planes(1, *SIZE)), path, "NITF", NUMI=2)
     else:
         path = several(tmp_path / f"a.{case}", pillow(), pillow())
@@ -230,6 +231,7 @@ def test_a_file_of_several_images_is_refused_as_image_and_as_label(tmp_path, cas
 
 
 def test_copies_masks_previews_and_overviews_are_not_several_images(tmp_path) -> None:
+    rasterio = pytest.importorskip("rasterio")
     whole, size = pillow((40, 60)), (40, 60)
     late = several(tmp_path / "a.tif", whole, pillow((10, 15)))  # a preview that does not say so
     assert torch.equal(pixels(late), image_tensor(whole))
@@ -248,6 +250,7 @@ def test_copies_masks_previews_and_overviews_are_not_several_images(tmp_path) ->
 @pytest.mark.parametrize("form", ["NC", "NC4"])
 def test_netcdf_and_hdf5_are_read_and_their_parts_can_be_saved(tmp_path, form) -> None:
     """NC4 is HDF5, which Pillow knows by name alone."""
+    shutil = pytest.importorskip("rasterio.shutil")
     values = planes()
     for path, source in ((tmp_path / "one.nc", values[:1]), (tmp_path / "three.nc", values)):
         shutil.copy(write_raster(tmp_path / "a.tif", source, **WHERE), path, "netCDF", FORMAT=form)
@@ -319,7 +322,6 @@ def stored(dtype: str) -> tuple[np.ndarray, np.ndarray]:
     [*((dtype, None) for dtype in TYPES), *product(("uint8", "int32", "float64"), ("deflate", "lerc", "zstd"))],
 )
 def test_ids_of_every_type_are_read_exactly(tmp_path, dtype, compress, monkeypatch) -> None:
-    pytest.importorskip("rasterio")
     values, meant = stored(dtype)
     path = write_raster(tmp_path / "a.tif", values[None], **({"compress": compress} if compress else {}))
     np.testing.assert_array_equal(read_label(path, CLASSES), meant)
@@ -338,7 +340,6 @@ NODATA = [("int16", -9999), ("int32", -9999), ("float32", -9999), ("uint8", 255)
 
 def test_declared_nodata_and_nan_are_left_out_and_other_values_that_are_no_class_refused(tmp_path) -> None:
     """NaN also where nobody declared it."""
-    pytest.importorskip("rasterio")
     kept = RNG.choice(np.array([0, 1, 6]), (23, 31))
     for dtype, nodata in (*NODATA, ("float32", float("nan")), ("float64", float("nan"))):
         values, expected = kept.astype(dtype), kept.astype(np.uint8)
